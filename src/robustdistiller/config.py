@@ -1,0 +1,296 @@
+"""The recipe: every choice of a distillation run, as frozen, validated values with one name from file to code.
+
+A recipe file is YAML with the sections below; each field that it leaves out keeps the default written here. Nothing in a
+recipe is evaluated. ``--set section.field=value`` on the command line overrides a field, with the same validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import UserError, closest
+from .files import write_text
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Range = tuple[float, float]
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, and strict about unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _ordered(name: str, limits: tuple[float, float]) -> None:
+    if limits[0] > limits[1]:
+        raise ValueError(f"{name} must be [lowest, highest], not {list(limits)}")
+
+
+class TeacherConfig(Section):
+    """The frozen model whose hidden layers are the targets."""
+
+    model: str | None = None  # a hub name such as facebook/hubert-base-ls960, or a folder in the same layout
+    layers: tuple[Count, ...] | None = None  # 1-based; None: the paper's 4, 8, 12 scaled to the teacher's depth
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # "layer" removes scale and mean of every frame of a target, which pre-norm teachers (large models, Whisper) need
+    # because a few of their dimensions are a hundred times larger than the rest; "auto" does so for exactly those.
+    target_norm: Literal["auto", "none", "layer"] = "auto"
+
+
+class StudentConfig(Section):
+    """The small encoder that is trained; None means "like the teacher"."""
+
+    layers: Count = 2
+    hidden_size: Count | None = None
+    feed_forward: Count | None = None
+    heads: Count | None = None
+    conv_channels: Count | tuple[Count, ...] | None = None  # one width for all seven convolutions, or seven of them
+    init: Literal["teacher", "random"] = "teacher"
+    architecture: Literal["auto", "hubert", "wavlm"] = "auto"  # "auto": wavlm for a WavLM teacher, else hubert
+    normalize: bool | None = None  # zero-mean, unit-variance input; None: as the teacher's preprocessor config says
+    dropout: Probability = 0.1
+    feature_grad_mult: NonNegative = 0.1  # gradient scale of the convolutions; 1 when they start from random weights
+
+
+class DataConfig(Section):
+    """Where speech, noise and rooms come from, and how they are cut and batched."""
+
+    speech: tuple[str, ...] = ()
+    noise: tuple[str, ...] = ()
+    rooms: tuple[str, ...] = ()
+    valid_fraction: Probability = 0.05  # of speakers, noise recordings and rooms, where manifests name no split
+    valid_seconds: Positive = 300.0  # at most so much held-out speech is used for validation
+    min_seconds: Positive = 0.5
+    crop_seconds: Positive = 15.625  # the official 250 000 samples
+    batch_seconds: Positive = 96.0  # audio per microbatch and process, padding included
+    max_padding: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    workers: Annotated[int, Field(ge=0, le=64)] = 2
+    noise_cache_mb: Positive = 512.0
+
+
+class NoiseMix(Section):
+    """Relative weights of the kinds of noise; recorded noise needs --noise, babble uses the speech itself."""
+
+    recorded: NonNegative = 0.7
+    white: NonNegative = 0.3
+    pink: NonNegative = 0.0
+    brown: NonNegative = 0.0
+    babble: NonNegative = 0.0
+
+
+class EffectsConfig(Section):
+    """Beyond the paper, all off by default: the probability of each device effect and its range."""
+
+    gain: Probability = 0.0
+    gain_db: Range = (-12.0, 6.0)
+    clipping: Probability = 0.0
+    clipping_percent: Range = (0.1, 2.0)  # of samples pushed past the limit
+    band_limit: Probability = 0.0  # telephone or small-microphone band pass
+    low_hz: Range = (50.0, 400.0)
+    high_hz: Range = (3000.0, 7000.0)
+    codec: Probability = 0.0  # 8-bit mu-law (G.711)
+
+    @model_validator(mode="after")
+    def _check(self) -> EffectsConfig:
+        for name in ("gain_db", "clipping_percent", "low_hz", "high_hz"):
+            _ordered(name, getattr(self, name))
+        return self
+
+
+class CurriculumConfig(Section):
+    """From easy to hard (arXiv 2211.06562): over `steps`, the lowest SNR falls and reverberation becomes likelier."""
+
+    steps: Annotated[int, Field(ge=0)] = 0  # 0: no curriculum
+    start_snr_db: float = 20.0
+
+
+class EnvironmentConfig(Section):
+    """What the student hears: the share of the four conditions and how each is drawn (method: paper section 3.1)."""
+
+    clean: NonNegative = 0.25
+    noise: NonNegative = 0.25
+    reverb: NonNegative = 0.25
+    both: NonNegative = 0.25
+    snr_db: Range = (0.0, 20.0)
+    snr_step_db: NonNegative = 1.0  # the paper draws whole decibels; 0 draws any value
+    noises: tuple[Count, Count] = (1, 1)  # how many noises sound at once, lowest and highest
+    noise_kinds: NoiseMix = NoiseMix()
+    noise_in_room: bool = False  # let the noise reach the microphone through a response of the same room
+    babble_voices: tuple[Count, Count] = (3, 7)
+    simulated_rooms: Annotated[int, Field(ge=0)] = 64  # built when there are no recorded ones, or beside them
+    simulated_share: Probability = 0.0  # probability of a simulated room where recorded ones exist
+    t60_seconds: Range = (0.2, 1.0)
+    effects: EffectsConfig = EffectsConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> EnvironmentConfig:
+        for name in ("snr_db", "noises", "babble_voices", "t60_seconds"):
+            _ordered(name, getattr(self, name))
+        if self.t60_seconds[0] < 0.1:
+            raise ValueError("t60_seconds must start at 0.1 s or above")
+        if not self.clean + self.noise + self.reverb + self.both > 0:
+            raise ValueError("one of clean, noise, reverb and both must be above 0")
+        if self.noise + self.both > 0 and not sum(self.noise_kinds.model_dump().values()) > 0:
+            raise ValueError("one of noise_kinds must be above 0")
+        return self
+
+    @property
+    def uses_noise(self) -> bool:
+        return self.noise + self.both > 0
+
+    @property
+    def uses_rooms(self) -> bool:
+        return self.reverb + self.both > 0
+
+
+class EnhancementConfig(Section):
+    """The second task: reconstruct the clean spectrogram from the contaminated input (paper section 3.2)."""
+
+    enabled: bool = True
+    tap: Literal["last", "cnn"] | Annotated[int, Field(ge=1)] = "last"  # the student state that feeds the head
+    loss: Literal["l1", "l2", "mrstft", "sisdr"] = "l1"
+    weight: NonNegative | None = None  # None: the default of that loss, see objectives/enhancement.py
+    hidden: Count = 256  # per direction
+    layers: Count = 3
+    dropout: Probability = 0.1
+
+
+class ObjectivesConfig(Section):
+    """The loss: w_l1 · L1 + w_cos · (-log sigmoid(cos)) + w_corr · correlation + λ · enhancement."""
+
+    l1: NonNegative = 1.0
+    cosine: NonNegative = 1.0
+    correlation: NonNegative = 0.0  # correlation-metric distillation (arXiv 2312.12153)
+    enhancement: EnhancementConfig = EnhancementConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> ObjectivesConfig:
+        if not self.l1 + self.cosine + self.correlation > 0:
+            raise ValueError("one of l1, cosine and correlation must be above 0")
+        return self
+
+
+class TrainingConfig(Section):
+    """The optimisation: AdamW, warm-up, linear decay, clipping (paper section 4.2)."""
+
+    steps: Count = 200_000
+    learning_rate: Positive = 2e-4
+    betas: tuple[Probability, Probability] = (0.9, 0.98)
+    eps: Positive = 1e-6
+    weight_decay: NonNegative = 1e-6
+    warmup: Probability = 0.07  # fraction of the steps
+    clip: Positive = 15.0  # gradient norm
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the processor or GPU has it
+    accumulate: Count = 1
+    seed: Annotated[int, Field(ge=0)] = 0
+    log_every: Count = 50
+    valid_every: Count = 2000
+    save_every: Count = 1000
+    keep: Count = 2  # checkpoints kept besides the best
+    compile: bool = False
+
+
+class Recipe(Section):
+    """A whole distillation run."""
+
+    name: str = "unnamed"
+    notes: str = ""
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    data: DataConfig = DataConfig()
+    environment: EnvironmentConfig = EnvironmentConfig()
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved recipe as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def save(self, path: str | Path) -> None:
+        """Write the resolved recipe as YAML, atomically."""
+        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
+
+
+def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = (), **fields: Any) -> Recipe:
+    """Read a recipe file, apply ``section.field=value`` overrides and then keyword `fields` (dotted with ``__``).
+
+    `path` is a YAML file, the name of a shipped recipe, or None for the defaults. Raises `UserError` with the name of
+    the offending field and the closest valid one.
+    """
+    values = _read(path) if path is not None else {}
+    for item in overrides:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise UserError(f"--set {item!r} has no value: write it as section.field=value.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"The value of --set {item!r} cannot be read as YAML: put it in quotes.") from error
+        _assign(values, name.strip(), value)
+    for name, value in fields.items():
+        if value is not None:
+            _assign(values, name.replace("__", "."), value)
+    return recipe_from_dict(values, str(path) if path else "the recipe")
+
+
+def recipe_from_dict(values: dict[str, Any], where: str = "the recipe") -> Recipe:
+    """Validate plain values, e.g. a recipe read back from a run folder."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_sentence(error, where)) from error
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    from .presets import find_recipe
+
+    file = find_recipe(path)
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the recipe {path} ({error}): check the path.") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        first = str(error).splitlines()[0] if str(error) else "too deeply nested"
+        raise UserError(f"The recipe {path} is not valid YAML ({first}): fix its syntax.") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"The recipe {path} must be a mapping of sections: start from one in recipes/.")
+    return values
+
+
+def _assign(values: dict[str, Any], name: str, value: Any) -> None:
+    *sections, field = name.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"'{name}' names a field inside '{section}', which holds a plain value: check the name.")
+        values = inner
+    values[field] = value
+
+
+def _sentence(error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    trail = [str(part) for part in first["loc"]]
+    name = ".".join(trail)
+    if first["type"] == "extra_forbidden":
+        known = _fields(trail[:-1])
+        return f"Unknown field '{name}' in {where}.{closest(trail[-1], known)} Known here: {', '.join(known)}."
+    message = first["msg"].removeprefix("Value error, ")
+    return f"The field '{name or 'recipe'}' in {where} is wrong: {message[:1].lower()}{message[1:]} (got {first['input']!r:.80})."
+
+
+def _fields(trail: list[str]) -> list[str]:
+    model: Any = Recipe
+    for part in trail:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

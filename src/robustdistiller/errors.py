@@ -1,0 +1,31 @@
+"""The errors a user can cause: each carries one sentence that says what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in the input, the recipe or the surroundings; the command line prints it and exits with 2."""
+
+
+class AudioError(UserError):
+    """A recording that cannot be used; `reason` is a short machine-readable word such as ``corrupt`` or ``empty``."""
+
+    def __init__(self, message: str, reason: str = "corrupt"):
+        super().__init__(message)
+        self.reason = reason
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` for the nearest known name, or an empty string: made to be appended to a sentence."""
+    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def need(module: str, extra: str, purpose: str) -> UserError:
+    """The error for an optional package that is not installed (`extra` is the name in ``robustdistiller[extra]``)."""
+    return UserError(
+        f"{purpose} needs the package '{module}': run  pip install 'robustdistiller[{extra}]'  and try again."
+    )

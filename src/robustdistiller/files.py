@@ -1,0 +1,108 @@
+"""Files that are either whole or absent: atomic replacement, JSON lines, digests."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it replaces `path` in one step, on failure it disappears.
+
+    Raises `UserError` when the disk is full or the folder cannot be written, leaving an older `path` untouched.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix is kept because some writers choose the format by it.
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def disk_error(path: Path, error: OSError) -> UserError:
+    """One sentence for an `OSError` met while writing `path`."""
+    if error.errno == errno.ENOSPC:
+        return UserError(f"The disk is full while writing {path}: free some space and run the same command again.")
+    return UserError(f"Cannot write {path} ({error.strerror or error}): choose another --out or fix its permissions.")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Replace `path` by `text` (UTF-8), atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Replace `path` by `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Replace `path` by one JSON object per line, atomically; `rows` may be a generator of any length."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], what: str = "file") -> Any:
+    """Parse one JSON document; `what` names it in the error."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read the {what} {path} ({error.strerror or error}): check the path.") from error
+    except ValueError as error:
+        raise UserError(f"The {what} {path} is not valid JSON ({error}): restore or regenerate it.") from error
+
+
+def read_jsonl(path: str | os.PathLike[str], what: str = "file") -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield `(line number, object)` of a JSON-lines file; blank lines are passed over."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UserError(
+                        f"Line {number} of the {what} {path} is not valid JSON ({error}): fix that line."
+                    ) from error
+                if not isinstance(row, dict):
+                    raise UserError(
+                        f"Line {number} of the {what} {path} is not a JSON object: write one {{...}} a line."
+                    )
+                yield number, row
+    except UnicodeDecodeError as error:
+        raise UserError(f"The {what} {path} is not UTF-8 text: is it the right file?") from error
+    except OSError as error:
+        raise UserError(f"Cannot read the {what} {path} ({error.strerror or error}): check the path.") from error
+
+
+def digest(value: Any) -> str:
+    """A short hexadecimal digest of a JSON-able value, the same in every process."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
