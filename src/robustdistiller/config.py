@@ -53,6 +53,7 @@ class StudentConfig(Section):
     feed_forward: Count | None = None
     heads: Count | None = None
     conv_channels: Count | tuple[Count, ...] | None = None  # one width for all seven convolutions, or seven of them
+    projection_norm: bool | None = None  # LayerNorm before the projection; the official student has none (false)
     init: Literal["teacher", "random"] = "teacher"
     architecture: Literal["auto", "hubert", "wavlm"] = "auto"  # "auto": wavlm for a WavLM teacher, else hubert
     normalize: bool | None = None  # zero-mean, unit-variance input; None: as the teacher's preprocessor config says
@@ -196,7 +197,6 @@ class TrainingConfig(Section):
     valid_every: Count = 2000
     save_every: Count = 1000
     keep: Count = 2  # checkpoints kept besides the best
-    compile: bool = False
 
 
 class Recipe(Section):

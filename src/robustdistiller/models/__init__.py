@@ -1,0 +1,1 @@
+"""Wave → features: the teacher, the student and its heads."""

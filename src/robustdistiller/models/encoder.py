@@ -1,0 +1,195 @@
+"""Wave → hidden states: any `transformers` convolutional speech encoder, made independent of padding.
+
+HuBERT, wav2vec 2.0, WavLM, data2vec-audio and UniSpeech-SAT share one build: a convolutional feature extractor, a
+projection, a convolutional position embedding and Transformer layers. In the base models the first convolution is followed
+by a GroupNorm over *time*, so that zero padding changes every frame of an utterance (44 % when 4 s are padded to 12 s), even
+with an attention mask. `SpeechEncoder` passes lengths, not masks, from stage to stage, normalises over valid frames only, and
+gives for an utterance in any batch what it gives for the utterance alone.
+
+Shape legend: B utterances, T samples, F frames, C convolution channels, D hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .frames import FrameGrid, mask_from_lengths
+
+
+@dataclass
+class EncoderOutput:
+    """What an encoder hears.
+
+    states: N+1 tensors (B, F, D): the projected CNN output, then the output of each Transformer layer
+    cnn: (B, F, C) the output of the convolutions, before the projection
+    lengths: (B,) valid frames; what lies beyond them is undefined
+    """
+
+    states: tuple[Tensor, ...]
+    cnn: Tensor
+    lengths: Tensor
+
+
+class LengthAwareGroupNorm(nn.GroupNorm):
+    """A GroupNorm with one group per channel, (B, C, F), whose statistics are taken over the valid frames only."""
+
+    def __init__(self, original: nn.GroupNorm):
+        super().__init__(original.num_groups, original.num_channels, original.eps, affine=False)
+        self.affine = original.affine
+        self.weight, self.bias = original.weight, original.bias
+        self.lengths: Tensor | None = None  # (B,) set for one forward pass by SpeechEncoder; None: all frames are valid
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.lengths is None:
+            return super().forward(x)
+        x = x.float()
+        valid = mask_from_lengths(self.lengths, x.shape[-1])[:, None]  # (B, 1, F)
+        count = self.lengths.clamp_min(1)[:, None, None]
+        mean = (x * valid).sum(-1, keepdim=True) / count
+        centred = (x - mean) * valid
+        variance = centred.square().sum(-1, keepdim=True) / count
+        return centred * torch.rsqrt(variance + self.eps) * self.weight[:, None] + self.bias[:, None] * valid
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.scale, None
+
+
+def normalize_wave(wave: Tensor, lengths: Tensor) -> Tensor:
+    """Zero mean and unit variance per utterance over its valid samples, zeros in the padding: `do_normalize` of the hub.
+
+    wave: (B, T); lengths: (B,) samples. The 1e-7 is that of `transformers.Wav2Vec2FeatureExtractor`.
+    """
+    valid = mask_from_lengths(lengths, wave.shape[1])
+    count = lengths.clamp_min(1)[:, None]
+    mean = (wave * valid).sum(1, keepdim=True) / count
+    centred = (wave - mean) * valid
+    variance = centred.square().sum(1, keepdim=True) / count
+    return centred * torch.rsqrt(variance + 1e-7)
+
+
+class SpeechEncoder(nn.Module):
+    """A convolutional speech encoder of `transformers` with lengths in and lengths out.
+
+    model: a HubertModel, Wav2Vec2Model, WavLMModel, Data2VecAudioModel or UniSpeechSatModel
+    normalize: whether the input is brought to zero mean and unit variance first
+    grad_mult: factor on the gradient that reaches the convolutions
+    """
+
+    def __init__(self, model: nn.Module, normalize: bool = False, grad_mult: float = 1.0):
+        super().__init__()
+        missing = [part for part in ("feature_extractor", "feature_projection", "encoder") if not hasattr(model, part)]
+        if missing:
+            raise UserError(
+                f"A {type(model).__name__} is not a convolutional speech encoder (it has no {missing[0]}): use HuBERT, "
+                "WavLM, wav2vec 2.0, data2vec-audio, UniSpeech-SAT or Whisper."
+            )
+        self.model: Any = model
+        self.normalize = normalize
+        self.grad_mult = grad_mult
+        config = self.model.config
+        self.kernels, self.strides = tuple(config.conv_kernel), tuple(config.conv_stride)
+        self.grid = conv_grid(self.kernels, self.strides)
+        # In training mode `transformers` would otherwise ask for a gradient on the waveform itself, which is wasted work
+        # and fails on tensors that are not leaves.
+        self.model.feature_extractor._requires_grad = False
+        first = self.model.feature_extractor.conv_layers[0]
+        if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
+            first.layer_norm = LengthAwareGroupNorm(first.layer_norm)
+        self._group_norm = first.layer_norm if hasattr(first, "layer_norm") else None
+        # "Stable" (pre-norm) encoders normalise after the last layer: that output, not the raw sum, is the last state.
+        self.final_norm = bool(getattr(config, "do_stable_layer_norm", False))
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.model.encoder.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @property
+    def cnn_size(self) -> int:
+        return int(self.model.config.conv_dim[-1])
+
+    def truncate(self, layers: int) -> None:
+        """Drop the Transformer layers above `layers`, with the final normalisation if it no longer follows its layer."""
+        if layers < self.num_layers:
+            self.model.encoder.layers = self.model.encoder.layers[:layers]
+            self.final_norm = False
+
+    def forward(self, wave: Tensor, lengths: Tensor | None = None) -> EncoderOutput:
+        """Encode waveforms (B, T) of which the first `lengths` (B,) samples are valid (None: all of them)."""
+        samples = wave.shape[1]
+        if samples < self.grid.field:
+            raise UserError(f"The audio has {samples} samples; at least {self.grid.field} (25 ms) are needed for one frame.")
+        padded = lengths is not None and bool((lengths != samples).any())
+        if lengths is None:
+            lengths = torch.full((wave.shape[0],), samples, device=wave.device)
+        if self.normalize:
+            wave = normalize_wave(wave, lengths)
+        cnn = self._convolve(wave, lengths if padded else None)  # (B, C, F)
+        if self.training and self.grad_mult != 1.0:
+            cnn = _ScaleGradient.apply(cnn, self.grad_mult)
+        cnn = cnn.transpose(1, 2)  # (B, F, C)
+        projected = self.model.feature_projection(cnn)
+        projected = projected[0] if isinstance(projected, tuple) else projected  # (B, F, D)
+        frames = self.grid.count(lengths)
+        layers = self._transform(projected, mask_from_lengths(frames, cnn.shape[1]) if padded else None)
+        return EncoderOutput((projected, *layers), cnn, frames)
+
+    def _convolve(self, wave: Tensor, lengths: Tensor | None) -> Tensor:
+        if isinstance(self._group_norm, LengthAwareGroupNorm):
+            first = FrameGrid(self.strides[0], 0, self.kernels[0])
+            self._group_norm.lengths = None if lengths is None else first.count(lengths)
+            try:
+                return self.model.feature_extractor(wave)
+            finally:
+                self._group_norm.lengths = None
+        return self.model.feature_extractor(wave)
+
+    def _transform(self, projected: Tensor, valid: Tensor | None) -> list[Tensor]:
+        """Run the Transformer and collect the output of every layer, whatever the version of `transformers` returns."""
+        outputs: list[Tensor] = []
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            outputs.append(output[0] if isinstance(output, tuple) else output)
+
+        def silence(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0] * valid[:, None], *args[1:]) if valid is not None else args  # (B, D, F)
+
+        encoder = self.model.encoder
+        handles = [layer.register_forward_hook(keep) for layer in encoder.layers]
+        # data2vec stacks several position convolutions: padding must be silent before each, not only before the first.
+        stack = getattr(encoder.pos_conv_embed, "layers", ())
+        handles += [layer.register_forward_pre_hook(silence) for layer in stack]
+        try:
+            # The encoder zeroes padded frames in place; the projected features themselves are a state that we keep.
+            out = encoder(projected if valid is None else projected.clone(), attention_mask=valid)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if self.final_norm:
+            outputs[-1] = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        return outputs
+
+
+def conv_grid(kernels: tuple[int, ...], strides: tuple[int, ...]) -> FrameGrid:
+    """The frame grid of a stack of unpadded convolutions."""
+    stride, field = 1, 1
+    for kernel, step in zip(kernels, strides, strict=True):
+        field += (kernel - 1) * stride
+        stride *= step
+    return FrameGrid(stride, field / 2, field)

@@ -1,0 +1,52 @@
+"""Time on the frame axis: how many frames a waveform has, where they are centred, and how to go from one grid to another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..audio.io import SAMPLE_RATE
+
+
+
+@dataclass(frozen=True)
+class FrameGrid:
+    """Frame f of a grid is centred at sample ``stride · f + offset`` and needs ``field`` samples in all."""
+
+    stride: int = 320
+    offset: float = 200.0
+    field: int = 400
+
+    def count(self, samples: Tensor) -> Tensor:
+        """Number of whole frames in `samples` samples, any integer shape; at least 0."""
+        return torch.div(samples - self.field, self.stride, rounding_mode="floor").add(1).clamp_min(0)
+
+    def times(self, frames: int) -> Tensor:
+        """Centres of the first `frames` frames in seconds, (F,)."""
+        return (torch.arange(frames) * self.stride + self.offset) / SAMPLE_RATE
+
+
+GRID = FrameGrid()
+"""The grid of the students and of every convolutional teacher: 20 ms steps, 25 ms fields."""
+
+
+def mask_from_lengths(lengths: Tensor, size: int) -> Tensor:
+    """(B,) lengths → (B, size) boolean mask, True where valid."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def align_frames(features: Tensor, lengths: Tensor, source: FrameGrid, target: FrameGrid, frames: int) -> Tensor:
+    """Move features (..., F, D) with valid `lengths` (B,) from the grid `source` to `frames` frames of the grid `target`.
+
+    Each target frame takes the valid source frame nearest in time, so that a teacher with a frame more or less than the
+    student, or with other frame centres (Whisper), is aligned by time. The leading axis of `features` is the batch.
+    """
+    if source == target and features.shape[-2] == frames:
+        return features
+    wanted = (torch.arange(frames, device=features.device) * target.stride + target.offset - source.offset) / source.stride
+    nearest = torch.floor(wanted + 0.5).long()[None, :]  # (1, F)
+    nearest = torch.minimum(nearest.clamp_min(0), (lengths[:, None] - 1).clamp_min(0))  # (B, F)
+    index = nearest.view(nearest.shape[0], *(1,) * (features.dim() - 3), frames, 1)
+    return torch.gather(features, -2, index.expand(*features.shape[:-2], frames, features.shape[-1]))

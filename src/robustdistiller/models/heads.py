@@ -1,0 +1,113 @@
+"""The two tasks of a student: predicting the teacher's hidden layers, and reconstructing the clean spectrogram.
+
+Both heads can be thrown away after training; they are kept beside the encoder because the predictions are useful features
+and the enhancement head is a speech enhancer. Shape legend: B utterances, T samples, F frames (50 Hz), N spectrogram frames
+(100 Hz), D hidden, L layers, K bins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from .frames import GRID, FrameGrid, align_frames, mask_from_lengths
+
+N_FFT, WINDOW, HOP, BINS = 512, 400, 160, 257
+SPECTRUM_GRID = FrameGrid(stride=HOP, offset=0, field=1)
+
+
+class PredictionHeads(nn.Module):
+    """Linear(D → L·D), GELU, then one Linear(D → D_teacher) per target layer (DistilHuBERT, arXiv 2110.01900, figure 1)."""
+
+    def __init__(self, hidden: int, targets: int, layers: int):
+        super().__init__()
+        self.layers = layers
+        self.shared = nn.Linear(hidden, layers * hidden)
+        self.outputs = nn.ModuleList([nn.Linear(hidden, targets) for _ in range(layers)])
+
+    def forward(self, last: Tensor) -> Tensor:
+        """The student's last state (B, F, D) → predictions (B, L, F, D_teacher)."""
+        split = functional.gelu(self.shared(last)).chunk(self.layers, dim=-1)
+        return torch.stack([output(part) for output, part in zip(self.outputs, split, strict=True)], 1)
+
+
+@dataclass
+class Enhancement:
+    """What the head makes of a contaminated batch.
+
+    magnitude: (B, K, N) estimated clean magnitude; spectrum: (B, K, N) complex, with the contaminated phase;
+    frames: (B,) valid spectrogram frames; lengths: (B,) valid samples
+    """
+
+    magnitude: Tensor
+    spectrum: Tensor
+    frames: Tensor
+    lengths: Tensor
+
+    def waveform(self, samples: int) -> Tensor:
+        """Back to time, (B, `samples`), zeros beyond the valid samples of each utterance."""
+        return istft(self.spectrum, self.frames, self.lengths, samples)
+
+
+class EnhancementHead(nn.Module):
+    """A bidirectional LSTM on a student state estimates a mask in [0, 1] on the contaminated magnitude (paper section 3.2).
+
+    The state at 50 Hz is brought to the spectrogram's 100 Hz by taking, for every spectrogram frame, the student frame
+    nearest in time.
+    """
+
+    def __init__(self, size: int, hidden: int = 256, layers: int = 3, dropout: float = 0.1):
+        super().__init__()
+        self.lstm = nn.LSTM(
+            size, hidden, layers, batch_first=True, bidirectional=True, dropout=dropout if layers > 1 else 0.0
+        )
+        self.mask = nn.Linear(2 * hidden, BINS)
+
+    def forward(self, features: Tensor, frames: Tensor, wave: Tensor, lengths: Tensor) -> Enhancement:
+        """features (B, F, D) with valid `frames` (B,), of the contaminated `wave` (B, T) with valid `lengths` (B,)."""
+        spectrum, valid = stft(wave, lengths)  # (B, K, N)
+        # The LSTM and the spectrogram stay in float32: the losses compare magnitudes over a range of 80 dB.
+        with torch.autocast(wave.device.type, enabled=False):
+            x = align_frames(features.float(), frames, GRID, SPECTRUM_GRID, spectrum.shape[-1])  # (B, N, D)
+            mask = torch.sigmoid(self.mask(self._run(x, valid))).transpose(1, 2)  # (B, K, N)
+        return Enhancement(mask * spectrum.abs(), mask * spectrum, valid, lengths)
+
+    def _run(self, x: Tensor, valid: Tensor) -> Tensor:
+        size = x.shape[1]
+        if bool((valid == size).all()):
+            return self.lstm(x)[0]
+        # The backward direction must start at the end of each utterance, not in the padding.
+        packed = pack_padded_sequence(x, valid.clamp_min(1).cpu(), batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=size)[0]
+
+
+def stft(wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The spectrogram of the enhancement task, (B, T) → complex (B, K, N), zeros beyond the valid frames (B,).
+
+    512 points, Hann window of 400, hop 160, centred; zeros outside the utterance, so that padding changes nothing.
+    """
+    window = torch.hann_window(WINDOW, device=wave.device)
+    with torch.autocast(wave.device.type, enabled=False):
+        spectrum = torch.stft(
+            wave.float(), N_FFT, HOP, WINDOW, window, center=True, pad_mode="constant", return_complex=True
+        )
+    frames = torch.div(lengths, HOP, rounding_mode="floor") + 1
+    if bool((frames != spectrum.shape[-1]).any()):
+        spectrum = spectrum * mask_from_lengths(frames, spectrum.shape[-1])[:, None]
+    return spectrum, frames
+
+
+def istft(spectrum: Tensor, frames: Tensor, lengths: Tensor, samples: int) -> Tensor:
+    """The inverse of `stft` for each utterance by itself: (B, K, N) → (B, `samples`)."""
+    window = torch.hann_window(WINDOW, device=spectrum.device)
+    if bool((lengths == samples).all()):
+        return torch.istft(spectrum, N_FFT, HOP, WINDOW, window, center=True, length=samples)
+    rows = [
+        torch.istft(row[:, :count], N_FFT, HOP, WINDOW, window, center=True, length=length)
+        for row, count, length in zip(spectrum, frames.tolist(), lengths.tolist(), strict=True)
+    ]
+    return torch.stack([functional.pad(row, (0, samples - row.shape[0])) for row in rows])

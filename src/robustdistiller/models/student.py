@@ -1,0 +1,265 @@
+"""The student: a small encoder that any `transformers` user can open, with the heads of its two tasks beside it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..config import EnhancementConfig, StudentConfig
+from ..errors import UserError
+from ..files import read_json, replacing_folder, write_json, write_text
+from .encoder import EncoderOutput, SpeechEncoder
+from .frames import mask_from_lengths
+from .heads import Enhancement, EnhancementHead, PredictionHeads
+from .hub import load_encoder
+from .initialise import Initialisation, initialise_from_teacher
+from .teacher import Teacher, copyable_state
+
+logger = logging.getLogger(__name__)
+
+HEADS = "heads.safetensors"
+HEADS_CONFIG = "heads.json"
+
+
+@dataclass
+class StudentOutput:
+    """encoded: the encoder's states; predictions (B, L, F, D_teacher) and enhancement where asked for, else None."""
+
+    encoded: EncoderOutput
+    predictions: Tensor | None
+    enhancement: Enhancement | None
+
+
+class Student(nn.Module):
+    """Encoder, prediction heads and enhancement head.
+
+    layers: the teacher's layers that the heads predict; tap: the state that feeds the enhancement head, "last", "cnn"
+    (the projected CNN output, as in the official code) or a layer number
+    """
+
+    def __init__(
+        self,
+        encoder: SpeechEncoder,
+        heads: PredictionHeads | None = None,
+        enhancer: EnhancementHead | None = None,
+        layers: tuple[int, ...] = (),
+        tap: str | int = "last",
+        name: str = "student",
+    ):
+        super().__init__()
+        self.encoder, self.heads, self.enhancer = encoder, heads, enhancer
+        self.layers, self.tap, self.name = tuple(layers), tap, name
+        self.hidden_size = encoder.hidden_size
+        self.num_parameters = sum(p.numel() for p in encoder.parameters())
+        if isinstance(tap, int) and tap > encoder.num_layers:
+            raise UserError(f"The student has layers 1 to {encoder.num_layers}, not {tap}: correct objectives.enhancement.tap.")
+
+    @property
+    def states_names(self) -> tuple[str, ...]:
+        """The states shown to downstream tasks, in order."""
+        return ("cnn", *(f"layer {i + 1}" for i in range(self.encoder.num_layers)))
+
+    def forward(
+        self, wave: Tensor, lengths: Tensor | None = None, predict: bool = True, enhance: bool = True
+    ) -> StudentOutput:
+        """Contaminated waveforms (B, T) with valid `lengths` (B,) → states, predictions and enhancement."""
+        if lengths is None:
+            lengths = torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
+        encoded = self.encoder(wave, lengths)
+        predictions = self.heads(encoded.states[-1]) if predict and self.heads is not None else None
+        enhancement = None
+        if enhance and self.enhancer is not None:
+            enhancement = self.enhancer(self._tapped(encoded), encoded.lengths, wave, lengths)
+        return StudentOutput(encoded, predictions, enhancement)
+
+    def _tapped(self, encoded: EncoderOutput) -> Tensor:
+        if self.tap == "cnn":
+            return encoded.states[0]
+        return encoded.states[-1] if self.tap == "last" else encoded.states[int(self.tap)]
+
+    @torch.no_grad()
+    def states(self, wave: Tensor, lengths: Tensor | None = None, predictions: bool = False) -> tuple[Tensor, Tensor]:
+        """Features for downstream tasks: [projected CNN output, layer 1, …] and, if asked, the L predictions.
+
+        wave (B, T), lengths (B,) samples → (B, S, F, D) with zeros beyond the valid frames, and frame lengths (B,).
+        """
+        output = self(wave, lengths, predict=predictions, enhance=False)
+        stacked = torch.stack([state.float() for state in output.encoded.states], 1)
+        if predictions:
+            if output.predictions is None or output.predictions.shape[-1] != stacked.shape[-1]:
+                raise UserError(f"The student {self.name} has no predictions of its own width: use its encoder states.")
+            stacked = torch.cat([stacked, output.predictions.float()], 1)
+        frames = output.encoded.lengths
+        return stacked * mask_from_lengths(frames, stacked.shape[2])[:, None, :, None], frames
+
+    @torch.no_grad()
+    def enhance(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Contaminated waveforms (B, T) → estimated clean speech (B, T), zeros beyond `lengths` (B,)."""
+        if self.enhancer is None:
+            raise UserError(f"The student {self.name} has no enhancement head: distil one with objectives.enhancement.enabled=true.")
+        output = self(wave, lengths, predict=False)
+        assert output.enhancement is not None
+        return output.enhancement.waveform(wave.shape[1])
+
+    def heads_config(self) -> dict[str, Any]:
+        """What is needed to rebuild the heads; plain JSON."""
+        config: dict[str, Any] = {"format": 1, "layers": list(self.layers), "tap": self.tap}
+        if self.heads is not None:
+            config["targets"] = self.heads.outputs[0].out_features
+        if self.enhancer is not None:
+            lstm = self.enhancer.lstm
+            config["enhancement"] = {"hidden": lstm.hidden_size, "layers": lstm.num_layers, "dropout": lstm.dropout}
+        return config
+
+    def save(self, folder: str | os.PathLike[str], texts: dict[str, str] | None = None) -> None:
+        """Write a folder that ``transformers.AutoModel.from_pretrained`` opens; `texts` are further files by name.
+
+        The folder is replaced as a whole; an older one survives until the new one is complete.
+        """
+        from transformers import Wav2Vec2FeatureExtractor
+
+        with replacing_folder(folder) as temporary:
+            self.encoder.model.save_pretrained(temporary)
+            Wav2Vec2FeatureExtractor(
+                do_normalize=self.encoder.normalize,
+                return_attention_mask=self.encoder.model.config.feat_extract_norm == "layer",
+            ).save_pretrained(temporary)
+            tensors = {
+                f"{part}.{name}": value.contiguous()
+                for part, module in (("heads", self.heads), ("enhancer", self.enhancer))
+                if module is not None
+                for name, value in module.state_dict().items()
+            }
+            if tensors:
+                save_file(tensors, temporary / HEADS, metadata={"format": "pt"})
+            write_json(temporary / HEADS_CONFIG, self.heads_config())
+            for name, text in (texts or {}).items():
+                write_text(temporary / name, text)
+
+
+def build_student(
+    teacher: Teacher, config: StudentConfig, enhancement: EnhancementConfig, seed: int = 0
+) -> tuple[Student, Initialisation]:
+    """A new student for `teacher`, initialised from it as far as shapes allow; the rest is drawn from `seed`.
+
+    Raises `UserError` for sizes that cannot be built.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build_model(teacher, config)
+        encoder = SpeechEncoder(
+            model, teacher.normalize if config.normalize is None else config.normalize, config.feature_grad_mult
+        )
+        heads = PredictionHeads(encoder.hidden_size, teacher.hidden_size, len(teacher.layers))
+        enhancer = None
+        if enhancement.enabled:
+            enhancer = EnhancementHead(
+                encoder.hidden_size, enhancement.hidden, enhancement.layers, enhancement.dropout
+            )
+    weights = copyable_state(teacher) if config.init == "teacher" else {}
+    report = initialise_from_teacher(model, weights)
+    return Student(encoder, heads, enhancer, teacher.layers, enhancement.tap), report
+
+
+def _build_model(teacher: Teacher, config: StudentConfig) -> nn.Module:
+    from transformers import HubertConfig, HubertModel, WavLMConfig, WavLMModel
+
+    convolutional = isinstance(teacher.encoder, SpeechEncoder)
+    theirs: Any = teacher.encoder.model.config if convolutional else HubertConfig()
+    hidden = config.hidden_size or teacher.hidden_size
+    same = hidden == teacher.hidden_size
+    heads = config.heads or (_teacher_heads(teacher) if same else max(1, hidden // 64))
+    if hidden % heads:
+        raise UserError(f"student.hidden_size {hidden} is not a multiple of {heads} heads: set student.heads to a divisor.")
+    channels = config.conv_channels if config.conv_channels is not None else tuple(theirs.conv_dim)
+    channels = (channels,) * len(theirs.conv_dim) if isinstance(channels, int) else tuple(channels)
+    if len(channels) != len(theirs.conv_dim):
+        raise UserError(f"student.conv_channels needs one width or {len(theirs.conv_dim)}, not {len(channels)}.")
+    wavlm = config.architecture == "wavlm" or (config.architecture == "auto" and theirs.model_type == "wavlm")
+    # data2vec's stack of five position convolutions has no counterpart in HuBERT, which gets one of the usual size.
+    kernel = theirs.num_conv_pos_embeddings if theirs.model_type != "data2vec-audio" else 128
+    fields: dict[str, Any] = dict(
+        hidden_size=hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=heads,
+        intermediate_size=config.feed_forward or (_teacher_feed_forward(teacher) if same else 4 * hidden),
+        conv_dim=channels,
+        conv_kernel=tuple(theirs.conv_kernel),
+        conv_stride=tuple(theirs.conv_stride),
+        conv_bias=theirs.conv_bias,
+        feat_extract_norm=theirs.feat_extract_norm,
+        feat_extract_activation=theirs.feat_extract_activation,
+        do_stable_layer_norm=bool(getattr(theirs, "do_stable_layer_norm", False)),
+        layer_norm_eps=theirs.layer_norm_eps,
+        hidden_act=theirs.hidden_act,
+        num_conv_pos_embeddings=kernel,
+        num_conv_pos_embedding_groups=_position_groups(hidden),
+        hidden_dropout=config.dropout,
+        activation_dropout=config.dropout,
+        attention_dropout=config.dropout,
+        feat_proj_dropout=0.0,
+        layerdrop=0.0,
+        # SpecAugment stays off, and so does its embedding, which would be a parameter without a gradient.
+        apply_spec_augment=False,
+        mask_time_prob=0.0,
+        mask_feature_prob=0.0,
+    )
+    try:
+        if wavlm:
+            return WavLMModel(WavLMConfig(**fields))
+        norm = bool(getattr(theirs, "feat_proj_layer_norm", True))
+        norm = norm if config.projection_norm is None else config.projection_norm
+        return HubertModel(HubertConfig(**fields, feat_proj_layer_norm=norm))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"This student cannot be built ({error}): check the sizes in the recipe's student section.") from error
+
+
+def _teacher_heads(teacher: Teacher) -> int:
+    config: Any = teacher.encoder.model.config
+    return int(getattr(config, "encoder_attention_heads", None) or config.num_attention_heads)
+
+
+def _teacher_feed_forward(teacher: Teacher) -> int:
+    config: Any = teacher.encoder.model.config
+    return int(getattr(config, "encoder_ffn_dim", None) or config.intermediate_size)
+
+
+def _position_groups(hidden: int) -> int:
+    """Groups of the position convolution: 16 as in the paper, fewer where a group would have under 16 channels."""
+    return next(groups for groups in range(min(16, max(1, hidden // 16)), 0, -1) if hidden % groups == 0)
+
+
+def load_student(folder: str | os.PathLike[str]) -> Student:
+    """Open a student folder, in evaluation mode; a plain HuBERT or WavLM folder or hub name opens without heads.
+
+    Raises `UserError` for a folder that is not a student or whose parts do not fit together.
+    """
+    encoder = load_encoder(folder)
+    if not isinstance(encoder, SpeechEncoder):
+        raise UserError(f"{folder} is a Whisper model, not a student: give the folder that `distill` wrote.")
+    path = Path(folder)
+    if not (path / HEADS_CONFIG).is_file():
+        return Student(encoder, name=str(folder)).eval()
+    config = read_json(path / HEADS_CONFIG, "heads description")
+    try:
+        tensors = load_file(path / HEADS) if (path / HEADS).is_file() else {}
+        layers = tuple(int(layer) for layer in config["layers"])
+        heads = PredictionHeads(encoder.hidden_size, config["targets"], len(layers)) if "targets" in config else None
+        enhancer = EnhancementHead(encoder.hidden_size, **config["enhancement"]) if "enhancement" in config else None
+        for part, module in (("heads", heads), ("enhancer", enhancer)):
+            if module is not None:
+                prefix = f"{part}."
+                module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        return Student(encoder, heads, enhancer, layers, config["tap"], str(folder)).eval()
+    except UserError:
+        raise
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"The heads in {folder} cannot be read ({first[:120]}): copy the student folder again.") from error

@@ -1,0 +1,118 @@
+"""The teacher: a frozen universal speech representation whose clean hidden layers are the targets.
+
+Frozen means frozen: it is in `eval` whatever the trainer does (the official code left its dropout on), needs no gradient,
+stops at the highest target layer, and answers on the student's frame grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import UserError
+from .encoder import SpeechEncoder
+from .frames import GRID, align_frames
+from .hub import load_encoder
+from .precision import autocast, pick_precision
+from .whisper import WhisperEncoder
+
+
+@dataclass
+class TeacherOutput:
+    """Targets: hidden (B, L, F, D) float32 on the student's frame grid, and the valid frames lengths (B,)."""
+
+    hidden: Tensor
+    lengths: Tensor
+
+
+class Teacher(nn.Module):
+    """A frozen encoder with chosen target layers (1-based; layer 0 is the projected CNN output)."""
+
+    def __init__(
+        self,
+        encoder: SpeechEncoder | WhisperEncoder,
+        layers: tuple[int, ...] | None = None,
+        name: str = "teacher",
+        precision: str = "auto",
+        target_norm: str = "auto",
+    ):
+        super().__init__()
+        self.name = name
+        self.num_layers = encoder.num_layers
+        self.num_parameters = sum(p.numel() for p in encoder.parameters())
+        self.layers = tuple(layers) if layers else scaled_layers(self.num_layers)
+        wrong = [layer for layer in self.layers if not 1 <= layer <= self.num_layers]
+        if wrong:
+            raise UserError(f"The teacher {name} has layers 1 to {self.num_layers}, not {wrong[0]}: correct teacher.layers.")
+        if encoder.grid.stride != GRID.stride:
+            raise UserError(f"The teacher {name} has a frame every {encoder.grid.stride} samples; only 320 (20 ms) can be distilled.")
+        self.hidden_size = encoder.hidden_size
+        self.normalize = encoder.normalize
+        self.precision = precision
+        # Pre-norm encoders carry an unnormalised residual stream with a few huge dimensions.
+        self.target_norm = "layer" if target_norm == "layer" or (target_norm == "auto" and encoder.final_norm) else "none"
+        self.encoder = encoder
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """A teacher is always in evaluation mode."""
+        return super().train(False)
+
+    def stop_at_highest(self) -> Teacher:
+        """Free the layers above the highest target: they are computed for nothing during distillation."""
+        self.encoder.truncate(max(self.layers))
+        return self
+
+    @torch.no_grad()
+    def states(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All states [projected CNN output, layer 1, …] on the student's grid, (B, S, F, D) float32, and lengths (B,)."""
+        if lengths is None:
+            lengths = torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
+        frames = GRID.count(lengths)
+        if int(frames.min()) < 1:
+            raise UserError("Some audio is shorter than one frame (400 samples, 25 ms): leave it out.")
+        with autocast(wave.device, pick_precision(self.precision, wave.device, self.encoder)):
+            output = self.encoder(wave, lengths)
+        stacked = torch.stack([state.float() for state in output.states], 1)
+        return align_frames(stacked, output.lengths, self.encoder.grid, GRID, int(GRID.count(torch.tensor(wave.shape[1])))), frames
+
+    def forward(self, wave: Tensor, lengths: Tensor | None = None) -> TeacherOutput:
+        """Clean waveforms (B, T) with valid `lengths` (B,) samples → the target layers."""
+        states, frames = self.states(wave, lengths)
+        hidden = states[:, list(self.layers)]  # (B, L, F, D)
+        if self.target_norm == "layer":
+            hidden = functional.layer_norm(hidden, hidden.shape[-1:])
+        return TeacherOutput(hidden, frames)
+
+
+def scaled_layers(depth: int) -> tuple[int, ...]:
+    """The paper's layers 4, 8, 12 of 12, for a teacher of another depth: a third, two thirds, and the last."""
+    return tuple(sorted({max(1, round(depth * part / 3)) for part in (1, 2, 3)}))
+
+
+def load_teacher(
+    name: str,
+    layers: tuple[int, ...] | None = None,
+    precision: str = "auto",
+    device: torch.device | str | None = None,
+    target_norm: str = "auto",
+) -> Teacher:
+    """Load a teacher by hub name or from a folder: HuBERT, WavLM, wav2vec 2.0, data2vec-audio, UniSpeech-SAT or Whisper.
+
+    layers: 1-based target layers (None: 4, 8, 12 scaled to the depth); precision: auto, fp32, bf16 or fp16.
+    Raises `UserError` for a model that cannot be loaded or a layer that it does not have.
+    """
+    teacher = Teacher(load_encoder(name), layers, name, precision, target_norm)
+    return teacher.to(device) if device is not None else teacher
+
+
+def copyable_state(teacher: Teacher) -> dict[str, Any]:
+    """The teacher's weights by `transformers` names, for initialising a student; empty for Whisper."""
+    if isinstance(teacher.encoder, SpeechEncoder):
+        return dict(teacher.encoder.model.state_dict())
+    return {}

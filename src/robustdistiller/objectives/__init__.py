@@ -1,0 +1,1 @@
+"""Features → loss: the distillation terms, the enhancement terms, and their sum."""
