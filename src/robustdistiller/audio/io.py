@@ -1,0 +1,228 @@
+"""Reading and writing audio files: any rate, any channels, any libsndfile format in; 16 kHz mono float32 out.
+
+Shapes: T samples. Times are in seconds from the start of the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from ..errors import AudioError, UserError
+from ..files import replacing
+
+log = logging.getLogger(__name__)
+
+SAMPLE_RATE = 16_000
+
+SUFFIXES = frozenset(
+    {".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd"}
+)
+SUFFIXES |= {".sph", ".nist", ".w64", ".rf64", ".caf"}
+
+_BLOCK = 1 << 20  # values decoded at a time, over all channels: the memory that a lying header can cost
+_CONTEXT = 1024  # samples (at the lower rate) read around a resampled segment: several times soxr's filter
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What the header of a file says; `frames` counts samples per channel."""
+
+    frames: int
+    sampling_rate: int
+    channels: int
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.sampling_rate
+
+
+def probe(path: str | os.PathLike[str]) -> AudioInfo:
+    """Read the header of `path`. Raises `AudioError` (missing, corrupt, empty)."""
+    with opened(path) as file:
+        info = AudioInfo(file.frames, file.samplerate, file.channels)
+    if info.frames <= 0:
+        raise AudioError(f"{path} holds no samples: remove it or record it again.", "empty")
+    return info
+
+
+def read_audio(
+    path: str | os.PathLike[str],
+    start: float = 0.0,
+    seconds: float | None = None,
+    sampling_rate: int = SAMPLE_RATE,
+    channel: int | None = None,
+) -> np.ndarray:
+    """The part [start, start + seconds) of `path` as a float32 wave (T,) at `sampling_rate`.
+
+    Only the part asked for is decoded. Channels are averaged, or one `channel` (from 0) is taken. A segment equals the
+    same slice of the whole file resampled: T = round(seconds * sampling_rate) wherever the file holds that much, and
+    what there is at its end. Raises `AudioError` (missing, corrupt, empty, too-short, nan).
+    """
+    if start < 0 or (seconds is not None and seconds < 0):
+        raise ValueError(f"start and seconds must not be negative, not {start} and {seconds}")
+    with opened(path) as file:
+        rate, frames = file.samplerate, file.frames
+        if frames <= 0:
+            raise AudioError(f"{path} holds no samples: remove it or record it again.", "empty")
+        first = round(start * sampling_rate)  # on the output's grid, like everything named so below
+        last = math.inf if seconds is None else first + round(seconds * sampling_rate)
+        # The source is entered at a frame where both grids meet, so that a segment falls on the whole file's samples.
+        common = math.gcd(rate, sampling_rate)
+        down, up = rate // common, sampling_rate // common
+        context = 0 if down == up else math.ceil(_CONTEXT * max(1, up / down))
+        cell = max(0, first - context) // up
+        skip = first - cell * up
+        if cell * down >= frames:
+            raise _ends_before(path, start)
+        stop = None if last == math.inf else math.ceil((last + context) * down / up) - cell * down
+        blocks = mono_blocks(file, path, cell * down, stop, channel)
+        if rate != sampling_rate:
+            blocks = _resampled(blocks, rate, sampling_rate)
+        wave = _joined(blocks, skip, last - first)
+    if not len(wave) and last > first:
+        raise _ends_before(path, start)
+    if not np.isfinite(wave).all():
+        raise AudioError(f"{path} holds samples that are not numbers: remove it or convert it again.", "nan")
+    return wave
+
+
+def mono_blocks(
+    file: soundfile.SoundFile,
+    path: str | os.PathLike[str],
+    start: int = 0,
+    frames: int | None = None,
+    channel: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Decode an open file from frame `start` in float32 blocks (T,), of bounded size whatever the header claims."""
+    size = max(1, _BLOCK // file.channels)
+    if channel is not None and not 0 <= channel < file.channels:
+        raise AudioError(f"{path} has {file.channels} channels, so there is no channel {channel}: check its entry.")
+    try:
+        if start:
+            file.seek(start)
+        left = math.inf if frames is None else frames
+        while left > 0:
+            block = file.read(int(min(size, left)), dtype="float32", always_2d=True)  # (T, channels)
+            if not len(block):
+                return
+            left -= len(block)
+            if channel is not None:
+                yield np.ascontiguousarray(block[:, channel])
+            else:
+                yield block[:, 0] if file.channels == 1 else block.mean(axis=1, dtype=np.float32)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise AudioError(f"{path} cannot be decoded ({_reason(error)}): remove it or convert it again.") from error
+
+
+def write_audio(path: str | os.PathLike[str], wave: np.ndarray, sampling_rate: int = SAMPLE_RATE) -> None:
+    """Write a wave (T,) atomically as .wav (16 bits, or float where |x| > 1), .flac (16 bits) or .ogg (Vorbis).
+
+    Raises `UserError` for another suffix, a wave that is not finite, or a disk that is full.
+    """
+    path = Path(path)
+    wave = np.asarray(wave, dtype=np.float32)
+    if wave.ndim != 1:
+        raise ValueError(f"a wave has shape (T,), not {wave.shape}")
+    if not np.isfinite(wave).all():
+        raise AudioError(f"{path} would hold samples that are not numbers: check the input that it comes from.", "nan")
+    loud = bool(len(wave)) and float(np.abs(wave).max()) > 1
+    formats = {".wav": ("WAV", "FLOAT" if loud else "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
+    if path.suffix.lower() not in formats:
+        raise UserError(f"Cannot write {path}: choose a name that ends in .wav, .flac or .ogg.")
+    container, coding = formats[path.suffix.lower()]
+    if loud and container != "WAV":
+        log.warning("%s is clipped at full scale: only .wav keeps samples beyond it", path)
+        wave = wave.clip(-1, 1)
+    with replacing(path) as temporary:
+        try:
+            with soundfile.SoundFile(temporary, "w", sampling_rate, 1, coding, format=container) as file:
+                # In blocks: libsndfile's Vorbis encoder overflows the stack on very long writes.
+                for begin in range(0, len(wave), _BLOCK):
+                    file.write(wave[begin : begin + _BLOCK])
+            whole = soundfile.info(temporary).frames == len(wave)
+        except (soundfile.SoundFileError, RuntimeError, AssertionError) as error:
+            raise _write_error(path, str(error)) from error
+        if not whole:
+            raise _write_error(path, "the file is incomplete")
+
+
+def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
+    """Every audio file under `folder`, by suffix, sorted; hidden files are passed over, links to folders followed."""
+    found: list[Path] = []
+    seen: set[str] = set()  # links may form a circle
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(parent, name)
+            for name in names
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+    """Open a file for decoding, with every failure as an `AudioError` (missing, corrupt, empty)."""
+    path = Path(path)
+    if not path.is_file():
+        raise AudioError(f"{path} does not exist: check the path.", "missing")
+    try:
+        size = path.stat().st_size
+        file = soundfile.SoundFile(path)
+    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
+        if not size:
+            raise AudioError(f"{path} is an empty file: remove it or copy it again.", "empty") from error
+        raise AudioError(f"{path} cannot be read as audio ({_reason(error)}): remove it or convert it.") from error
+    with file:
+        yield file
+
+
+def _resampled(blocks: Iterator[np.ndarray], source: int, target: int) -> Iterator[np.ndarray]:
+    stream = soxr.ResampleStream(source, target, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _joined(blocks: Iterator[np.ndarray], skip: int, length: float) -> np.ndarray:
+    """Samples [skip, skip + length) of a stream; decoding stops as soon as they are there."""
+    parts: list[np.ndarray] = []
+    for block in blocks:
+        dropped = min(skip, len(block))
+        skip -= dropped
+        block = block[dropped : None if length == math.inf else dropped + int(length)]
+        length -= len(block)
+        parts.append(block)
+        if length <= 0:
+            break
+    return parts[0].copy() if len(parts) == 1 else np.concatenate(parts or [np.zeros(0, np.float32)])
+
+
+def _ends_before(path: str | os.PathLike[str], start: float) -> AudioError:
+    return AudioError(f"{path} ends before {start:g} s: check the start and duration of its entry.", "too-short")
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).rsplit(": ", 1)[-1].strip().rstrip(".") or type(error).__name__
+
+
+def _write_error(path: Path, reason: str) -> OSError:
+    free = shutil.disk_usage(path.parent).free
+    return OSError(errno.ENOSPC if free < 1 << 16 else errno.EIO, reason)
