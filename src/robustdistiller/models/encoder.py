@@ -134,7 +134,9 @@ class SpeechEncoder(nn.Module):
         """Encode waveforms (B, T) of which the first `lengths` (B,) samples are valid (None: all of them)."""
         samples = wave.shape[1]
         if samples < self.grid.field:
-            raise UserError(f"The audio has {samples} samples; at least {self.grid.field} (25 ms) are needed for one frame.")
+            raise UserError(
+                f"The audio has {samples} samples; at least {self.grid.field} (25 ms) are needed for one frame."
+            )
         padded = lengths is not None and bool((lengths != samples).any())
         if lengths is None:
             lengths = torch.full((wave.shape[0],), samples, device=wave.device)

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..audio.io import SAMPLE_RATE
 
 
-
 @dataclass(frozen=True)
 class FrameGrid:
     """Frame f of a grid is centred at sample ``stride · f + offset`` and needs ``field`` samples in all."""
@@ -45,7 +44,9 @@ def align_frames(features: Tensor, lengths: Tensor, source: FrameGrid, target: F
     """
     if source == target and features.shape[-2] == frames:
         return features
-    wanted = (torch.arange(frames, device=features.device) * target.stride + target.offset - source.offset) / source.stride
+    wanted = (
+        torch.arange(frames, device=features.device) * target.stride + target.offset - source.offset
+    ) / source.stride
     nearest = torch.floor(wanted + 0.5).long()[None, :]  # (1, F)
     nearest = torch.minimum(nearest.clamp_min(0), (lengths[:, None] - 1).clamp_min(0))  # (B, F)
     index = nearest.view(nearest.shape[0], *(1,) * (features.dim() - 3), frames, 1)

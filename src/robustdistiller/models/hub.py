@@ -31,29 +31,39 @@ def load_encoder(name: str | os.PathLike[str]) -> SpeechEncoder | WhisperEncoder
     if local and not (Path(name) / "config.json").is_file():
         raise UserError(f"The folder {name} holds no config.json: give a model folder in the Hugging Face layout.")
     if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise UserError(f"There is no model folder {name}: check the path, or give a hub name such as facebook/hubert-base-ls960.")
+        raise UserError(
+            f"There is no model folder {name}: check the path, or give a hub name such as facebook/hubert-base-ls960."
+        )
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
-    with _quiet_transformers(), _one_sentence(name):
+    with quiet_transformers(), _one_sentence(name):
         config: Any = AutoConfig.from_pretrained(name)
     kind = config.model_type
     if kind not in SUPPORTED:
-        raise UserError(f"{name} is a '{kind}' model, which is no speech encoder known here: use one of {', '.join(SUPPORTED)}.")
+        raise UserError(
+            f"{name} is a '{kind}' model, which is no speech encoder known here: use one of {', '.join(SUPPORTED)}."
+        )
     if kind != "whisper":
         config.apply_spec_augment = False
         config.layerdrop = 0.0
-    with _quiet_transformers(), _one_sentence(name):
+    with quiet_transformers(), _one_sentence(name):
         # The checkpoint may be half precision; targets are computed from float32 masters, see autocast in `Teacher`.
         model, report = AutoModel.from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True, use_safetensors=True
         )
         extractor = AutoFeatureExtractor.from_pretrained(name) if _has_preprocessor(name, local) else None
-    missing = [key for key in report["missing_keys"] if not key.startswith("decoder.") and "masked_spec_embed" not in key]
+    missing = [
+        key for key in report["missing_keys"] if not key.startswith("decoder.") and "masked_spec_embed" not in key
+    ]
     if missing:
-        raise UserError(f"The weights of {name} lack {len(missing)} tensors of its config ({missing[0]}, …): download it again.")
+        raise UserError(
+            f"The weights of {name} lack {len(missing)} tensors of its config ({missing[0]}, …): download it again."
+        )
     if kind == "whisper":
         if extractor is None:
-            raise UserError(f"{name} has no preprocessor_config.json, which Whisper's log-mel needs: add the file of its hub page.")
+            raise UserError(
+                f"{name} has no preprocessor_config.json, which Whisper's log-mel needs: add the file of its hub page."
+            )
         return WhisperEncoder(model, extractor)
     if extractor is None:
         logger.warning("%s has no preprocessor_config.json: its input is taken as it is, without normalisation", name)
@@ -75,7 +85,7 @@ def _has_preprocessor(name: str, local: bool) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silence the loading bar and notes of `transformers`; our own plan line says what was loaded."""
     from transformers.utils import logging as hub_logging
 

@@ -23,7 +23,11 @@ class Initialisation:
 
     def __str__(self) -> str:
         parts = [f"{len(names)} tensors {kind}" for kind, names in vars(self).items() if names]
-        return ", ".join(parts).replace("copied", "copied from the teacher").replace("thinned", "thinned from the teacher's")
+        return (
+            ", ".join(parts)
+            .replace("copied", "copied from the teacher")
+            .replace("thinned", "thinned from the teacher's")
+        )
 
 
 def initialise_from_teacher(student: nn.Module, teacher: dict[str, Tensor]) -> Initialisation:
@@ -60,7 +64,9 @@ def _thin_front_end(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> d
     inputs = torch.arange(1)
     for position, name in enumerate(convolutions):
         weight = teacher[name]  # (out, in, kernel)
-        reader = teacher[convolutions[position + 1]] if position + 1 < len(convolutions) else teacher[project][:, :, None]
+        reader = (
+            teacher[convolutions[position + 1]] if position + 1 < len(convolutions) else teacher[project][:, :, None]
+        )
         importance = weight.square().sum((1, 2)) * reader.square().sum((0, 2))
         outputs = importance.topk(student[name].shape[0]).indices.sort().values
         result[name] = _keep_energy(weight[outputs], weight[outputs][:, inputs])

@@ -18,7 +18,7 @@ from ..files import read_json, replacing_folder, write_json, write_text
 from .encoder import EncoderOutput, SpeechEncoder
 from .frames import mask_from_lengths
 from .heads import Enhancement, EnhancementHead, PredictionHeads
-from .hub import load_encoder
+from .hub import load_encoder, quiet_transformers
 from .initialise import Initialisation, initialise_from_teacher
 from .teacher import Teacher, copyable_state
 
@@ -59,7 +59,9 @@ class Student(nn.Module):
         self.hidden_size = encoder.hidden_size
         self.num_parameters = sum(p.numel() for p in encoder.parameters())
         if isinstance(tap, int) and tap > encoder.num_layers:
-            raise UserError(f"The student has layers 1 to {encoder.num_layers}, not {tap}: correct objectives.enhancement.tap.")
+            raise UserError(
+                f"The student has layers 1 to {encoder.num_layers}, not {tap}: correct objectives.enhancement.tap."
+            )
 
     @property
     def states_names(self) -> tuple[str, ...]:
@@ -103,7 +105,9 @@ class Student(nn.Module):
     def enhance(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Contaminated waveforms (B, T) → estimated clean speech (B, T), zeros beyond `lengths` (B,)."""
         if self.enhancer is None:
-            raise UserError(f"The student {self.name} has no enhancement head: distil one with objectives.enhancement.enabled=true.")
+            raise UserError(
+                f"The student {self.name} has no enhancement head: distil one with objectives.enhancement.enabled=true."
+            )
         output = self(wave, lengths, predict=False)
         assert output.enhancement is not None
         return output.enhancement.waveform(wave.shape[1])
@@ -126,7 +130,8 @@ class Student(nn.Module):
         from transformers import Wav2Vec2FeatureExtractor
 
         with replacing_folder(folder) as temporary:
-            self.encoder.model.save_pretrained(temporary)
+            with quiet_transformers():
+                self.encoder.model.save_pretrained(temporary)
             Wav2Vec2FeatureExtractor(
                 do_normalize=self.encoder.normalize,
                 return_attention_mask=self.encoder.model.config.feat_extract_norm == "layer",
@@ -160,9 +165,7 @@ def build_student(
         heads = PredictionHeads(encoder.hidden_size, teacher.hidden_size, len(teacher.layers))
         enhancer = None
         if enhancement.enabled:
-            enhancer = EnhancementHead(
-                encoder.hidden_size, enhancement.hidden, enhancement.layers, enhancement.dropout
-            )
+            enhancer = EnhancementHead(encoder.hidden_size, enhancement.hidden, enhancement.layers, enhancement.dropout)
     weights = copyable_state(teacher) if config.init == "teacher" else {}
     report = initialise_from_teacher(model, weights)
     return Student(encoder, heads, enhancer, teacher.layers, enhancement.tap), report
@@ -177,7 +180,9 @@ def _build_model(teacher: Teacher, config: StudentConfig) -> nn.Module:
     same = hidden == teacher.hidden_size
     heads = config.heads or (_teacher_heads(teacher) if same else max(1, hidden // 64))
     if hidden % heads:
-        raise UserError(f"student.hidden_size {hidden} is not a multiple of {heads} heads: set student.heads to a divisor.")
+        raise UserError(
+            f"student.hidden_size {hidden} is not a multiple of {heads} heads: set student.heads to a divisor."
+        )
     channels = config.conv_channels if config.conv_channels is not None else tuple(theirs.conv_dim)
     channels = (channels,) * len(theirs.conv_dim) if isinstance(channels, int) else tuple(channels)
     if len(channels) != len(theirs.conv_dim):
@@ -194,7 +199,7 @@ def _build_model(teacher: Teacher, config: StudentConfig) -> nn.Module:
         conv_kernel=tuple(theirs.conv_kernel),
         conv_stride=tuple(theirs.conv_stride),
         conv_bias=theirs.conv_bias,
-        feat_extract_norm=theirs.feat_extract_norm,
+        feat_extract_norm=getattr(theirs, "feat_extract_norm", "layer"),  # data2vec knows no other
         feat_extract_activation=theirs.feat_extract_activation,
         do_stable_layer_norm=bool(getattr(theirs, "do_stable_layer_norm", False)),
         layer_norm_eps=theirs.layer_norm_eps,
@@ -218,7 +223,9 @@ def _build_model(teacher: Teacher, config: StudentConfig) -> nn.Module:
         norm = norm if config.projection_norm is None else config.projection_norm
         return HubertModel(HubertConfig(**fields, feat_proj_layer_norm=norm))
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"This student cannot be built ({error}): check the sizes in the recipe's student section.") from error
+        raise UserError(
+            f"This student cannot be built ({error}): check the sizes in the recipe's student section."
+        ) from error
 
 
 def _teacher_heads(teacher: Teacher) -> int:
@@ -262,4 +269,6 @@ def load_student(folder: str | os.PathLike[str]) -> Student:
         raise
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"The heads in {folder} cannot be read ({first[:120]}): copy the student folder again.") from error
+        raise UserError(
+            f"The heads in {folder} cannot be read ({first[:120]}): copy the student folder again."
+        ) from error

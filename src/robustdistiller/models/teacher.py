@@ -47,14 +47,20 @@ class Teacher(nn.Module):
         self.layers = tuple(layers) if layers else scaled_layers(self.num_layers)
         wrong = [layer for layer in self.layers if not 1 <= layer <= self.num_layers]
         if wrong:
-            raise UserError(f"The teacher {name} has layers 1 to {self.num_layers}, not {wrong[0]}: correct teacher.layers.")
+            raise UserError(
+                f"The teacher {name} has layers 1 to {self.num_layers}, not {wrong[0]}: correct teacher.layers."
+            )
         if encoder.grid.stride != GRID.stride:
-            raise UserError(f"The teacher {name} has a frame every {encoder.grid.stride} samples; only 320 (20 ms) can be distilled.")
+            raise UserError(
+                f"The teacher {name} has a frame every {encoder.grid.stride} samples; only 320 (20 ms) can be distilled."
+            )
         self.hidden_size = encoder.hidden_size
         self.normalize = encoder.normalize
         self.precision = precision
         # Pre-norm encoders carry an unnormalised residual stream with a few huge dimensions.
-        self.target_norm = "layer" if target_norm == "layer" or (target_norm == "auto" and encoder.final_norm) else "none"
+        self.target_norm = (
+            "layer" if target_norm == "layer" or (target_norm == "auto" and encoder.final_norm) else "none"
+        )
         self.encoder = encoder
         self.requires_grad_(False)
         super().train(False)
@@ -79,7 +85,9 @@ class Teacher(nn.Module):
         with autocast(wave.device, pick_precision(self.precision, wave.device, self.encoder)):
             output = self.encoder(wave, lengths)
         stacked = torch.stack([state.float() for state in output.states], 1)
-        return align_frames(stacked, output.lengths, self.encoder.grid, GRID, int(GRID.count(torch.tensor(wave.shape[1])))), frames
+        return align_frames(
+            stacked, output.lengths, self.encoder.grid, GRID, int(GRID.count(torch.tensor(wave.shape[1])))
+        ), frames
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> TeacherOutput:
         """Clean waveforms (B, T) with valid `lengths` (B,) samples → the target layers."""

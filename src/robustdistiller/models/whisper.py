@@ -35,7 +35,9 @@ class WhisperEncoder(nn.Module):
     def __init__(self, model: nn.Module, extractor: Any):
         super().__init__()
         if extractor.hop_length != 160:
-            raise UserError(f"This Whisper has a hop of {extractor.hop_length} samples; only 160 (20 ms frames) can be aligned.")
+            raise UserError(
+                f"This Whisper has a hop of {extractor.hop_length} samples; only 160 (20 ms frames) can be aligned."
+            )
         self.model: Any = getattr(model, "encoder", model)
         self.n_fft, self.hop = extractor.n_fft, extractor.hop_length
         filters = torch.as_tensor(extractor.mel_filters, dtype=torch.float32)  # (n_fft / 2 + 1, mels)
@@ -76,7 +78,9 @@ class WhisperEncoder(nn.Module):
         frames = torch.div(lengths + 319, 320, rounding_mode="floor").clamp_min(1)
         if int(frames.max()) > self.max_frames:
             limit = self.max_frames / 50
-            raise UserError(f"Whisper hears at most {limit:.0f} s at once; set data.crop_seconds to {limit - 1:.0f} or less.")
+            raise UserError(
+                f"Whisper hears at most {limit:.0f} s at once; set data.crop_seconds to {limit - 1:.0f} or less."
+            )
         context = (frames + TAIL).clamp_max(self.max_frames)  # (B,)
         size = int(context.max())
         with torch.autocast(wave.device.type, enabled=False):

@@ -1,0 +1,105 @@
+"""Laws of the encoder: it equals `transformers`, and padding never changes a valid frame."""
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from robustdistiller.models.encoder import SpeechEncoder, conv_grid, normalize_wave
+from robustdistiller.models.frames import GRID, FrameGrid, align_frames
+from robustdistiller.models.hub import load_encoder
+
+FAMILIES = [
+    ("hubert", False), ("hubert", True), ("wav2vec2", False), ("wav2vec2", True), ("wavlm", False), ("wavlm", True),
+    ("unispeech-sat", False), ("data2vec-audio", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "stable"), FAMILIES)
+def test_states_equal_those_of_transformers(checkpoint, voice, kind, stable):
+    folder = checkpoint(kind, stable=stable)
+    wave = torch.tensor(voice(0.7))[None]
+    encoder = load_encoder(folder).eval()
+    with torch.no_grad():
+        reference = AutoModel.from_pretrained(folder).eval()(wave, output_hidden_states=True)
+        ours = encoder(wave)
+    assert len(ours.states) == len(reference.hidden_states) == 4
+    torch.testing.assert_close(ours.states[-1], reference.last_hidden_state, atol=1e-5, rtol=0)
+    for layer in (1, 2):
+        torch.testing.assert_close(ours.states[layer], reference.hidden_states[layer], atol=1e-5, rtol=0)
+    assert ours.lengths.tolist() == [reference.last_hidden_state.shape[1]]
+
+
+@pytest.mark.parametrize(("kind", "stable"), [*FAMILIES, ("whisper", False)])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_padding_never_changes_a_valid_frame(checkpoint, voice, kind, stable, normalize):
+    encoder = load_encoder(checkpoint(kind, stable=stable)).eval()
+    encoder.normalize = normalize and kind != "whisper"
+    waves = [torch.tensor(voice(seconds, seed)) for seed, seconds in enumerate((0.5, 2.0, 0.03))]
+    lengths = torch.tensor([len(wave) for wave in waves])
+    batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    with torch.no_grad():
+        together = encoder(batch, lengths)
+        for row, wave in enumerate(waves):
+            alone = encoder(wave[None])
+            frames = int(alone.lengths)
+            assert frames == int(together.lengths[row]) > 0
+            for mine, theirs in zip(together.states, alone.states, strict=True):
+                torch.testing.assert_close(mine[row, :frames], theirs[0, :frames], atol=1e-4, rtol=0)
+
+
+def test_what_lies_in_the_padding_is_not_heard(checkpoint, voice):
+    encoder = load_encoder(checkpoint("hubert")).eval()
+    wave = torch.tensor(voice(1.0))[None].repeat(2, 1)
+    lengths = torch.tensor([9000, 16000])
+    noisy = wave.clone()
+    noisy[0, 9000:] = torch.randn(7000)
+    silent = wave.clone()
+    silent[0, 9000:] = 0
+    with torch.no_grad():
+        one, other = encoder(noisy, lengths), encoder(silent, lengths)
+    frames = int(one.lengths[0])
+    torch.testing.assert_close(one.states[-1][0, :frames], other.states[-1][0, :frames], atol=1e-4, rtol=0)
+
+
+def test_normalisation_equals_that_of_the_hub(voice):
+    from transformers import Wav2Vec2FeatureExtractor
+
+    waves = [voice(0.5, 1) + 0.1, voice(0.8, 2) * 0.01]
+    lengths = torch.tensor([len(wave) for wave in waves])
+    batch = torch.nn.utils.rnn.pad_sequence([torch.tensor(wave) for wave in waves], batch_first=True)
+    expected = Wav2Vec2FeatureExtractor(do_normalize=True)(waves, sampling_rate=16_000).input_values
+    ours = normalize_wave(batch, lengths)
+    for row, values in enumerate(expected):
+        torch.testing.assert_close(ours[row, : lengths[row]], torch.tensor(values), atol=1e-4, rtol=0)
+        assert not ours[row, lengths[row] :].any()
+
+
+def test_gradient_of_the_convolutions_is_scaled(checkpoint, voice):
+    folder = checkpoint("hubert")
+    gradients = []
+    for factor in (1.0, 0.1):
+        encoder = SpeechEncoder(AutoModel.from_pretrained(folder), grad_mult=factor).train()
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        for layer in encoder.model.encoder.layers:
+            layer.attention.dropout = 0.0
+        encoder(torch.tensor(voice(0.5))[None]).states[-1].square().sum().backward()
+        convolution = encoder.model.feature_extractor.conv_layers[3].conv.weight.grad
+        gradients.append((convolution.clone(), encoder.model.feature_projection.projection.weight.grad.clone()))
+    torch.testing.assert_close(gradients[0][0] * 0.1, gradients[1][0])
+    torch.testing.assert_close(gradients[0][1], gradients[1][1])
+
+
+def test_the_grid_of_the_paper_is_20_ms():
+    assert conv_grid((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)) == GRID
+    samples = torch.tensor([0, 399, 400, 719, 720, 16000])
+    assert GRID.count(samples).tolist() == [0, 0, 1, 1, 2, 49]
+
+
+def test_frames_are_aligned_by_time_and_never_fail():
+    whisper = FrameGrid(320, 0, 1)
+    features = torch.arange(8.0).view(1, 1, 8, 1)
+    aligned = align_frames(features, torch.tensor([6]), whisper, GRID, 9)[0, 0, :, 0]
+    # centre of frame f: 320 f + 200, nearest of 320 g: g = f + 1; frames past the sixth repeat the last valid one
+    assert aligned.tolist() == [1, 2, 3, 4, 5, 5, 5, 5, 5]

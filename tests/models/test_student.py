@@ -1,0 +1,155 @@
+"""Laws of the student: opened by plain transformers, equal after saving, initialised from its teacher, batch-independent."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoFeatureExtractor, AutoModel
+
+from robustdistiller.config import EnhancementConfig, StudentConfig
+from robustdistiller.errors import UserError
+from robustdistiller.models.student import build_student, load_student
+from robustdistiller.models.teacher import load_teacher
+
+SMALL = EnhancementConfig(hidden=16, layers=2)
+
+
+def build(checkpoint, kind="hubert", enhancement=SMALL, stable=False, normalize=False, **fields):
+    teacher = load_teacher(str(checkpoint(kind, stable=stable, normalize=normalize)), precision="fp32")
+    return teacher, *build_student(teacher, StudentConfig(**fields), enhancement)
+
+
+@pytest.mark.parametrize("kind", ["hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat", "whisper"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_student_folder_opens_in_plain_transformers(checkpoint, voice, tmp_path, kind, normalize):
+    _, student, _ = build(checkpoint, kind, normalize=normalize)
+    student.eval().save(tmp_path / "student")
+    wave = voice(0.8)
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "student")
+    model, report = AutoModel.from_pretrained(tmp_path / "student", output_loading_info=True)
+    assert type(model).__name__ == ("WavLMModel" if kind == "wavlm" else "HubertModel")
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    with torch.no_grad():
+        theirs = model.eval()(extractor(wave, sampling_rate=16_000, return_tensors="pt").input_values).last_hidden_state
+        ours, _ = student.states(torch.tensor(wave)[None])
+    torch.testing.assert_close(theirs, ours[:, -1], atol=1e-5, rtol=0)
+
+
+def test_loading_gives_back_what_was_saved(checkpoint, voice, tmp_path):
+    _, student, _ = build(checkpoint)
+    student.eval().save(tmp_path / "student", texts={"README.md": "# card"})
+    again = load_student(tmp_path / "student")
+    wave = torch.tensor(voice(0.8))[None]
+    torch.testing.assert_close(again.states(wave, predictions=True)[0], student.states(wave, predictions=True)[0])
+    torch.testing.assert_close(again.enhance(wave), student.enhance(wave))
+    assert (again.layers, again.tap) == (student.layers, student.tap)
+    assert (tmp_path / "student" / "README.md").read_text() == "# card"
+
+
+def test_the_student_starts_as_the_first_layers_of_its_teacher(checkpoint, voice):
+    teacher, student, report = build(checkpoint)
+    assert not report.random and not report.thinned
+    wave = torch.tensor(voice(0.8))[None]
+    torch.testing.assert_close(student.eval().states(wave)[0], teacher.states(wave)[0][:, :3])
+
+
+@pytest.mark.parametrize("channels", [16, (16, 16, 16, 24, 24, 32, 32)])
+def test_a_thin_front_end_takes_channels_of_the_teacher_and_keeps_their_energy(checkpoint, channels):
+    teacher, student, report = build(checkpoint, conv_channels=channels)
+    assert any("conv_layers.0.conv.weight" in name for name in report.thinned)
+    first = student.encoder.model.feature_extractor.conv_layers[0].conv.weight
+    source = teacher.encoder.model.feature_extractor.conv_layers[0].conv.weight
+    rows = [int((source - row).abs().sum((1, 2)).argmin()) for row in first]
+    assert len(set(rows)) == 16
+    torch.testing.assert_close(first, source[rows])
+    projection = student.encoder.model.feature_projection.projection.weight
+    full = teacher.encoder.model.feature_projection.projection.weight
+    torch.testing.assert_close(projection.square().sum(1), full.square().sum(1))
+
+
+def test_other_sizes_can_be_built(checkpoint, voice, tmp_path):
+    _, student, report = build(checkpoint, hidden_size=48, heads=3, feed_forward=64, layers=1, conv_channels=24)
+    assert report.random
+    student.eval().save(tmp_path / "student")
+    again = load_student(tmp_path / "student")
+    states, frames = again.states(torch.tensor(voice(0.5))[None])
+    assert states.shape == (1, 2, 24, 48) and frames.tolist() == [24]
+    assert again.states_names == ("cnn", "layer 1")
+    with pytest.raises(UserError, match="predictions"):
+        again.states(torch.tensor(voice(0.5))[None], predictions=True)
+
+
+def test_the_paper_student_has_the_published_size(tmp_path):
+    from transformers import HubertConfig, HubertModel
+
+    from robustdistiller.models.encoder import SpeechEncoder
+    from robustdistiller.models.teacher import Teacher
+
+    teacher = Teacher(SpeechEncoder(HubertModel(HubertConfig(num_hidden_layers=3))))
+    student, _ = build_student(teacher, StudentConfig(projection_norm=False), EnhancementConfig(enabled=False))
+    assert round(student.num_parameters / 1e6, 2) == 23.49
+
+
+@pytest.mark.parametrize("tap", ["last", "cnn", 1])
+def test_enhancement_does_not_depend_on_the_batch(checkpoint, voice, tap):
+    _, student, _ = build(checkpoint, enhancement=EnhancementConfig(hidden=16, layers=2, tap=tap))
+    student.eval()
+    waves = [torch.tensor(voice(seconds, seed)) for seed, seconds in enumerate((0.5, 1.3))]
+    batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    lengths = torch.tensor([len(wave) for wave in waves])
+    together = student.enhance(batch, lengths)
+    for row, wave in enumerate(waves):
+        torch.testing.assert_close(together[row, : len(wave)], student.enhance(wave[None])[0], atol=1e-4, rtol=0)
+    assert not together[0, len(waves[0]) :].any()
+
+
+def test_a_mask_of_ones_gives_the_input_back(checkpoint, voice):
+    _, student, _ = build(checkpoint)
+    torch.nn.init.zeros_(student.enhancer.mask.weight)
+    torch.nn.init.constant_(student.enhancer.mask.bias, 50.0)
+    wave = torch.tensor(voice(1.01))[None]
+    torch.testing.assert_close(student.eval().enhance(wave), wave, atol=1e-5, rtol=0)
+
+
+def test_gradient_of_the_enhancement_reaches_the_transformer_only_when_tapped_there(checkpoint, voice):
+    for tap, reached in (("last", True), (1, False), ("cnn", False)):
+        _, student, _ = build(checkpoint, enhancement=EnhancementConfig(hidden=16, layers=1, tap=tap))
+        output = student.train()(torch.tensor(voice(0.5))[None], predict=False)
+        output.enhancement.magnitude.sum().backward()
+        gradient = student.encoder.model.encoder.layers[1].feed_forward.output_dense.weight.grad
+        assert (gradient is not None and bool(gradient.any())) is reached
+
+
+def test_half_precision_agrees_within_its_bounds(checkpoint, voice):
+    teacher, student, _ = build(checkpoint)
+    wave = torch.tensor(voice(1.0))[None]
+    exact, _ = student.eval().states(wave)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough, _ = student.states(wave)
+    assert torch.nn.functional.cosine_similarity(exact, rough, dim=-1).min() > 0.99
+
+
+def test_a_seed_gives_the_same_student(checkpoint):
+    first, second = (build(checkpoint, "whisper")[1] for _ in range(2))
+    for (name, one), other in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_wrong_students_are_one_sentence(checkpoint, tmp_path, voice):
+    with pytest.raises(UserError, match="multiple of"):
+        build(checkpoint, hidden_size=50, heads=4)
+    with pytest.raises(UserError, match="one width or 7"):
+        build(checkpoint, conv_channels=(8, 8))
+    with pytest.raises(UserError, match="layers 1 to 2, not 5"):
+        build(checkpoint, enhancement=EnhancementConfig(hidden=16, tap=5))
+    _, student, _ = build(checkpoint, enhancement=EnhancementConfig(enabled=False))
+    with pytest.raises(UserError, match="no enhancement head"):
+        student.enhance(torch.tensor(voice(0.5))[None])
+    student.save(tmp_path / "student")
+    heads = tmp_path / "student" / "heads.json"
+    description = json.loads(heads.read_text())
+    heads.write_text(json.dumps({**description, "targets": 7}))
+    with pytest.raises(UserError, match="heads in"):
+        load_student(tmp_path / "student")
+    assert "heads.shared.weight" in load_file(tmp_path / "student" / "heads.safetensors")
