@@ -1,0 +1,180 @@
+"""Which recordings are heard in which step: batches counted in seconds, of nearly equal lengths, at any step directly.
+
+A batch is a pure function of (seed, step): there is no state to save. One *global* batch of
+world * accumulate * batch_seconds is planned and then dealt out, so the same step sees the same crops of the same
+recordings however many processes and microbatches share the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import UserError
+from ..randomness import fraction, generator
+from .io import SAMPLE_RATE
+
+STRIDE, RECEPTIVE_FIELD = 320, 400  # samples: the encoders' frame grid, F = (T - 400) // 320 + 1
+
+# A corpus with less than this many batches of audio is repeated within a plan, so that its batches are filled by
+# recordings of like length rather than by cutting long ones down to short ones.
+_BATCHES_PER_PLAN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """The part of a recording that is heard: `samples` from `start`, counted at 16 kHz from the recording's start."""
+
+    index: int  # of the recording
+    epoch: int  # the visit to this recording: with its id, the key of everything drawn for it
+    start: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatches:
+    """One rank's share of an optimiser step."""
+
+    step: int
+    epoch: int
+    parts: tuple[tuple[Crop, ...], ...]  # one per microbatch, none empty
+    planned_frames: int  # valid frames of the global batch, over all ranks: what a loss that is a mean divides by
+
+
+class LengthBucketSampler:
+    """Batches of at most `max_padding` padding in which every recording is visited once per epoch.
+
+    Recordings are ordered by length, with those of like length shuffled, and cut into batches in that order; longer
+    ones are cropped (at random places) to at most `crop_seconds` and to 1 / (1 - max_padding) of the shortest in their
+    batch, so that no subset of a batch pads more. Then the batches are shuffled. The last batch, of the shortest
+    recordings, is filled up with the next longer ones, so these are visited twice. A small corpus is repeated (each
+    visit with its own epoch number) until it fills several batches. Recordings below `min_seconds` are left out.
+
+    `seconds` holds the durations; `batch_seconds` bounds the audio of one microbatch of one process, padding included,
+    rounded up to a whole recording where the crops do not divide it evenly. Raises `UserError` when nothing is left or
+    one crop exceeds a batch.
+    """
+
+    def __init__(
+        self,
+        seconds: Sequence[float] | np.ndarray,
+        batch_seconds: float,
+        crop_seconds: float,
+        min_seconds: float = 0.0,
+        max_padding: float = 0.05,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+    ):
+        if not 0 <= rank < world or accumulate < 1:
+            raise ValueError(f"rank {rank} of {world} with {accumulate} microbatches does not exist")
+        self.seed, self.rank, self.world, self.accumulate = seed, rank, world, accumulate
+        self.whole = np.floor(np.asarray(seconds, dtype=np.float64) * SAMPLE_RATE + 1e-3).astype(np.int64)  # samples
+        shortest = max(RECEPTIVE_FIELD, round(min_seconds * SAMPLE_RATE))
+        usable = np.flatnonzero(self.whole >= shortest)
+        if not len(usable):
+            raise UserError(
+                f"None of the {len(self.whole)} speech recordings lasts {shortest / SAMPLE_RATE:g} s: "
+                "lower data.min_seconds or give longer recordings."
+            )
+        self.heard = np.minimum(self.whole, round(crop_seconds * SAMPLE_RATE))
+        if self.heard[usable].max() < shortest:
+            raise UserError(f"data.crop_seconds ({crop_seconds:g}) is below data.min_seconds: raise the first.")
+        self.capacity = round(world * accumulate * batch_seconds * SAMPLE_RATE)  # samples of a global batch
+        longest = int(self.heard[usable].max())
+        if self.capacity < world * accumulate * longest:
+            raise UserError(
+                f"data.batch_seconds ({batch_seconds:g}) holds less than one crop of {longest / SAMPLE_RATE:g} s: "
+                "raise it, or lower data.crop_seconds."
+            )
+        self._stretch = 1 / (1 - max_padding)
+        audio = int(self.heard[usable].sum())
+        self.passes = max(1, -(-_BATCHES_PER_PLAN * self.capacity // audio))  # over the corpus, in one plan
+        self._usable = usable
+        self._order_cells()
+        self._cut()
+        self._cached: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def steps_per_plan(self) -> int:
+        """Steps after which every usable recording has been visited `passes` times."""
+        return len(self._first)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Optimiser steps in which every recording is visited once; a mean, where several epochs share batches."""
+        return self.steps_per_plan / self.passes
+
+    def batch(self, step: int, rank: int | None = None) -> Microbatches:
+        """The microbatches of `rank` (by default the sampler's own) in an optimiser step, counted from 0."""
+        rank = self.rank if rank is None else rank
+        plan, place = divmod(step, self.steps_per_plan)
+        entries, limit = self._entries(plan, place)
+        index, visit = self._usable[entries % len(self._usable)], plan * self.passes + entries // len(self._usable)
+        samples = np.minimum(self.heard[index], min(limit, int(self.heard[index].min() * self._stretch)))
+        crops = []
+        for i, epoch, kept in zip(index.tolist(), visit.tolist(), samples.tolist(), strict=True):
+            start = int(fraction(self.seed, "crop", epoch, i) * (self.whole[i] - kept + 1))
+            crops.append(Crop(i, epoch, start, kept))
+        frames = int(((samples - RECEPTIVE_FIELD) // STRIDE + 1).sum())
+        shares = self.world * self.accumulate
+        parts = tuple(
+            tuple(crops[share::shares]) for share in range(rank * self.accumulate, (rank + 1) * self.accumulate)
+        )
+        return Microbatches(step, plan * self.passes, parts, frames)
+
+    def _order_cells(self) -> None:
+        """Cells of like length, longest first: within one, cropping to the padding limit cuts nothing."""
+        mine = self.heard[self._usable]
+        heard = np.sort(mine)[::-1]
+        longest, shortest = np.empty_like(heard), np.empty_like(heard)
+        tops: list[int] = []
+        begin = 0
+        while begin < len(heard):
+            tops.append(int(heard[begin]))
+            end = int(np.searchsorted(-heard, -heard[begin] / self._stretch, side="right"))
+            longest[begin:end], shortest[begin:end] = heard[begin], heard[end - 1]
+            begin = end
+        self._cell = np.searchsorted(-np.array(tops), -mine, side="right") - 1  # of each usable recording
+        # Of the cell at each position in the order of a plan's entries.
+        self._longest: list[int] = np.repeat(longest, self.passes).tolist()
+        self._shortest: list[int] = np.repeat(shortest, self.passes).tolist()
+
+    def _cut(self) -> None:
+        """Where each batch begins in the order by length, how many recordings it takes, and its longest crop."""
+        self._first: list[int] = []
+        self._count: list[int] = []
+        self._limit: list[int] = []
+        total, begin = len(self._longest), 0
+        while begin < total:
+            limit = self._longest[begin]
+            count = self.capacity // limit
+            while begin + count <= total:
+                # Shorter recordings at the batch's end crop the others, which makes room for more.
+                limit = min(limit, int(self._shortest[begin + count - 1] * self._stretch))
+                if self.capacity // limit <= count:
+                    break
+                count = self.capacity // limit
+            if begin + count > total:  # the last batch reaches back to the next longer recordings
+                limit = min(self._longest[begin], int(self._shortest[-1] * self._stretch))
+                count = min(total, self.capacity // limit)
+                self._first.append(total - count)
+            else:
+                self._first.append(begin)
+            self._count.append(count)
+            self._limit.append(limit)
+            begin = self._first[-1] + count
+
+    def _entries(self, plan: int, place: int) -> tuple[np.ndarray, int]:
+        """The entries (recording + pass * number of recordings) of the batch at `place`, and its longest crop."""
+        if self._cached is None or self._cached[0] != plan:
+            random = generator(self.seed, "batches", plan)
+            keys = np.tile(self._cell, self.passes) + random.random(len(self._usable) * self.passes)
+            self._cached = (plan, np.argsort(keys), random.permutation(self.steps_per_plan))
+        _, order, batches = self._cached
+        batch = batches[place]
+        first = self._first[batch]
+        return order[first : first + self._count[batch]], self._limit[batch]

@@ -1,0 +1,130 @@
+"""The laws of the sampler: padding bounded, everybody heard, a batch a function of (seed, step) alone."""
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustdistiller.audio.batching import Crop, LengthBucketSampler, Microbatches
+from robustdistiller.audio.io import SAMPLE_RATE
+from robustdistiller.errors import UserError
+
+corpora = st.lists(st.floats(0.1, 40), min_size=1, max_size=120)
+few = settings(max_examples=40, deadline=None)
+
+
+def everyone(sampler: LengthBucketSampler, step: int) -> list[Crop]:
+    """The global batch: what all ranks and microbatches hear in a step."""
+    return [crop for rank in range(sampler.world) for part in sampler.batch(step, rank).parts for crop in part]
+
+
+@few
+@given(corpora, st.floats(4, 60), st.sampled_from([0.0, 0.05, 0.3]), st.integers(1, 3), st.integers(1, 3))
+def test_padding_stays_below_the_limit_in_every_microbatch(seconds, batch, padding, world, accumulate):
+    sampler = LengthBucketSampler(seconds, batch, min(4, batch), 0.1, padding, 3, 0, world, accumulate)
+    for step in range(min(sampler.steps_per_plan, 30)):
+        for rank in range(world):
+            for part in sampler.batch(step, rank).parts:
+                lengths = np.array([crop.samples for crop in part])
+                assert len(lengths)
+                assert 1 - lengths.mean() / lengths.max() <= padding + 1e-12
+                assert (len(lengths) - 1) * lengths.max() < batch * SAMPLE_RATE
+        whole = everyone(sampler, step)
+        assert len(whole) * max(crop.samples for crop in whole) <= world * accumulate * batch * SAMPLE_RATE + 1
+
+
+@few
+@given(corpora, st.floats(4, 60))
+def test_every_recording_is_visited_once_per_epoch(seconds, batch):
+    sampler = LengthBucketSampler(seconds, batch, 4.0, 0.1, seed=1)
+    for plan in range(2):
+        steps = range(plan * sampler.steps_per_plan, (plan + 1) * sampler.steps_per_plan)
+        visits = Counter((crop.index, crop.epoch) for step in steps for crop in everyone(sampler, step))
+        epochs = range(plan * sampler.passes, (plan + 1) * sampler.passes)
+        assert set(visits) == {(i, e) for i, s in enumerate(seconds) for e in epochs if s >= 0.1}
+        twice = [key for key, count in visits.items() if count > 1]
+        assert set(visits.values()) <= {1, 2}
+        assert len(twice) < max(len(everyone(sampler, step)) for step in steps)
+
+
+def test_an_epoch_of_a_real_sized_corpus_is_one_pass_that_loses_next_to_nothing():
+    seconds = np.random.default_rng(0).gamma(4, 3, size=5000).clip(1, 30)
+    sampler = LengthBucketSampler(seconds, 96, 15.625, 0.5, seed=2)
+    assert sampler.passes == 1
+    batches = [everyone(sampler, step) for step in range(sampler.steps_per_plan)]
+    heard = sum(crop.samples for batch in batches for crop in batch)
+    assert heard >= 0.99 * SAMPLE_RATE * np.minimum(seconds, 15.625).sum()
+    fill = [len(batch) * max(crop.samples for crop in batch) / (96 * SAMPLE_RATE) for batch in batches]
+    assert np.mean(fill) > 0.9
+    orders = [[crop.index for crop in everyone(sampler, step)] for step in (0, sampler.steps_per_plan)]
+    assert orders[0] != orders[1]
+
+
+@few
+@given(corpora, st.integers(0, 10_000), st.integers(0, 3))
+def test_a_batch_is_a_function_of_seed_and_step(seconds, step, seed):
+    options = dict(batch_seconds=20, crop_seconds=5, min_seconds=0.1, seed=seed, world=2)
+    straight = LengthBucketSampler(seconds, **options)
+    for earlier in range(3):  # a different history
+        straight.batch(earlier)
+    resumed = pickle.loads(pickle.dumps(LengthBucketSampler(list(seconds), rank=1, **options)))
+    assert straight.batch(step, rank=1) == resumed.batch(step)
+    assert straight.batch(step) == resumed.batch(step, rank=0)
+
+
+@few
+@given(corpora, st.integers(0, 500))
+def test_the_global_batch_does_not_depend_on_how_the_work_is_shared(seconds, step):
+    def heard(batch_seconds, world, accumulate):
+        sampler = LengthBucketSampler(seconds, batch_seconds, 5.0, 0.1, seed=4, world=world, accumulate=accumulate)
+        crops = everyone(sampler, step)
+        assert len(set(crops)) == len(crops)  # shares are disjoint
+        return set(crops), sampler.batch(step).planned_frames
+
+    reference = heard(24, 1, 1)
+    assert heard(12, 2, 1) == reference
+    assert heard(12, 1, 2) == reference
+    assert heard(6, 2, 2) == reference
+    assert heard(8, 3, 1) == reference
+
+
+@few
+@given(corpora, st.integers(0, 500))
+def test_crops_lie_within_their_recordings_and_frames_are_counted(seconds, step):
+    sampler = LengthBucketSampler(seconds, 30, 5.0, 0.1, world=2)
+    crops = everyone(sampler, step)
+    for crop in crops:
+        assert 0.1 * SAMPLE_RATE - 1 <= crop.samples <= 5 * SAMPLE_RATE
+        assert crop.start >= 0 and crop.start + crop.samples <= seconds[crop.index] * SAMPLE_RATE + 1
+    assert sampler.batch(step).planned_frames == sum((crop.samples - 400) // 320 + 1 for crop in crops)
+
+
+def test_one_recording_fills_batches_with_different_crops():
+    sampler = LengthBucketSampler([3600.0], 20, 5.0, world=2)
+    crops = everyone(sampler, 0)
+    assert len(crops) == 8 and len({crop.start for crop in crops}) == 8 and len({crop.epoch for crop in crops}) == 8
+
+
+def test_seeds_and_epochs_change_the_crops():
+    batch = [LengthBucketSampler([50.0] * 9, 20, 5.0, seed=seed).batch(0) for seed in (0, 1)]
+    assert isinstance(batch[0], Microbatches) and batch[0].parts != batch[1].parts
+
+
+def test_nothing_long_enough_is_the_users_mistake():
+    with pytest.raises(UserError, match="min_seconds"):
+        LengthBucketSampler([0.1, 0.2], 20, 5.0, 0.5)
+    with pytest.raises(UserError, match="min_seconds"):
+        LengthBucketSampler([], 20, 5.0, 0.5)
+    with pytest.raises(UserError, match="batch_seconds"):
+        LengthBucketSampler([30.0], 4, 5.0)
+    with pytest.raises(UserError, match="crop_seconds"):
+        LengthBucketSampler([30.0], 4, 0.2, 0.5)
+
+
+def test_a_million_recordings_are_planned_in_seconds():
+    seconds = np.random.default_rng(0).uniform(0.5, 30, 1_000_000)
+    sampler = LengthBucketSampler(seconds, 96, 15.625, 0.5, world=8)
+    assert len(sampler.batch(sampler.steps_per_plan + 7).parts[0]) >= 6
