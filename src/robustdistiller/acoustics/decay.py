@@ -1,0 +1,75 @@
+"""What a room response is, where its direct path lies, and how long it reverberates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..audio.io import SAMPLE_RATE
+
+LEAD = SAMPLE_RATE // 400  # samples kept before the direct path (2.5 ms): the foot of its wave front
+NEAR = 0.5  # the direct path has at least this share (-6 dB) of the largest amplitude
+FRONT = SAMPLE_RATE // 1000  # samples (1 ms) within which the largest amplitude still belongs to the direct sound
+
+
+@dataclass(frozen=True)
+class Response:
+    """A room impulse response: `samples` (L,) float32, unit energy; `direct` is the index that becomes lag 0."""
+
+    samples: np.ndarray
+    direct: int
+    t60: float | None  # measured, seconds; None where the response is too short or too noisy to tell
+
+    @property
+    def nbytes(self) -> int:
+        return self.samples.nbytes
+
+
+def direct_path(response: np.ndarray) -> int:
+    """Index of the direct sound: the peak of the first wave front, which need not be the largest or positive.
+
+    The first wave front begins where the amplitude first comes within 6 dB of the largest; a reflection may be stronger
+    than the direct sound, noise before it is not.
+    """
+    size = np.abs(response)
+    onset = int(np.argmax(size >= NEAR * size.max()))
+    return onset + int(np.argmax(size[onset : onset + FRONT]))
+
+
+def measure_t60(response: np.ndarray, direct: int | None = None) -> float | None:
+    """Reverberation time in seconds, from the first 20 dB (-5 to -25) of the Schroeder curve after the direct path.
+
+    Where noise hides that, from 10 dB; None where even that is hidden.
+    """
+    direct = direct_path(response) if direct is None else direct
+    power = np.square(response[direct:], dtype=np.float64)
+    if len(power) < SAMPLE_RATE // 50 or not power.sum() > 0:
+        return None
+    floor = _noise_floor(power)
+    decay = np.cumsum((power - floor)[::-1])[::-1]
+    level = 10 * np.log10(np.maximum(decay, 1e-30 * power.sum()) / max(decay[0], 1e-300))
+    for depth in (20.0, 10.0):
+        below_5, below = int(np.argmax(level <= -5.0)), int(np.argmax(level <= -5.0 - depth))
+        if below <= below_5 + 8:
+            continue
+        # The noise floor must lie well below the stretch that is fitted.
+        if floor > 0 and _local_power(power, below) < 4 * floor:
+            continue
+        time = np.arange(below_5, below) / SAMPLE_RATE
+        slope = np.polyfit(time, level[below_5:below], 1)[0]
+        if slope < 0:
+            return float(-60.0 / slope)
+    return None
+
+
+def _noise_floor(power: np.ndarray) -> float:
+    """Mean power of a stationary end of the response; 0 when it decays to the very end."""
+    tenth = len(power) // 10
+    last, before = power[-tenth:].mean(), power[-2 * tenth : -tenth].mean()
+    return float(last) if before < 2 * last else 0.0
+
+
+def _local_power(power: np.ndarray, index: int) -> float:
+    half = SAMPLE_RATE // 100
+    return float(power[max(0, index - half) : index + half].mean())

@@ -1,0 +1,324 @@
+"""The acoustic environment: every contamination drawn as a plain `Scene`, then rendered in batches on any device.
+
+Method: RobustDistiller (arXiv 2302.09437) section 3.1. One of {clean, noise, reverb, both} for each utterance; speech
+is reverberated first, with the direct path at lag 0 and its level kept; then noise is added at an SNR that is measured
+against the reverberant speech over valid samples. Shapes: B utterances, T samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..audio.io import SAMPLE_RATE
+from ..audio.manifest import Recording
+from ..config import EnvironmentConfig
+from ..errors import AudioError, UserError
+from ..randomness import generator
+from .cache import ByteCache
+from .convolution import Array, convolve, powers, rfft
+from .curriculum import keeps_room, snr_at
+from .effects import Effects, apply_effects, draw_effects
+from .noise import SILENCE, NoiseBank, NoiseDraw
+from .rooms import RoomBank
+
+LONGEST_HOURS = 1.0
+SPECTRA_MB = 256
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What happens to one utterance, as plain values: with the same banks it always sounds the same."""
+
+    utterance: str
+    seed: int = 0
+    epoch: int = 0
+    kind: str = "clean"  # clean | noise | reverb | both
+    snr_db: float | None = None  # of the reverberant speech to the mixture of all noises
+    noises: tuple[NoiseDraw, ...] = ()
+    room: str | None = None  # id of the response through which the speech is heard
+    noise_room: str | None = None  # and the noise, if it is heard through one
+    t60: float | None = None  # measured, seconds
+    effects: Effects = field(default_factory=Effects)
+    note: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Scene:
+        """The inverse of `to_dict`, also after a way through JSON."""
+        return cls(
+            **{
+                **values,
+                "noises": tuple(NoiseDraw.from_dict(noise) for noise in values.get("noises", ())),
+                "effects": Effects.from_dict(values.get("effects", {})),
+            }
+        )
+
+    def silenced(self) -> Scene:
+        """This scene for silent speech, which `render` leaves as it is: an SNR could not refer to anything."""
+        return Scene(self.utterance, self.seed, self.epoch, note="silent speech is left as it is")
+
+
+class Environment:
+    """Draws scenes for utterances and renders them. All randomness comes from (`seed`, epoch, utterance)."""
+
+    def __init__(
+        self, config: EnvironmentConfig, noise: NoiseBank | None = None, rooms: RoomBank | None = None, seed: int = 0
+    ) -> None:
+        self.config, self.noise, self.rooms, self.seed = config, noise, rooms, seed
+        self._spectra: ByteCache[Array] = ByteCache(SPECTRA_MB * 2**20)
+
+    @classmethod
+    def build(
+        cls,
+        config: EnvironmentConfig,
+        noise: Iterable[Recording] = (),
+        rooms: Iterable[Recording] = (),
+        speech: Iterable[Recording] = (),
+        seed: int = 0,
+        split: str = "train",
+        cache_mb: float = 512.0,
+    ) -> Environment:
+        """The environment of one `split` with all banks that `config` needs, checked before any work.
+
+        The recordings are those of the split; `speech` is what babble is mixed from. Simulated rooms of different
+        splits are different rooms. Raises `UserError` when the configuration asks for what is not there.
+        """
+        noise_bank = room_bank = None
+        if config.uses_noise:
+            noise_bank = NoiseBank(noise, config.noise_kinds, speech, cache_mb, config.babble_voices)
+        if config.uses_rooms:
+            room_bank = RoomBank(rooms, config.simulated_share)
+            if config.simulated_rooms and (not len(room_bank) or config.simulated_share > 0):
+                room_bank.add_simulated(config.simulated_rooms, config.t60_seconds, seed, split)
+            if not len(room_bank):
+                raise UserError(
+                    "The recipe asks for reverberation but there are no rooms: "
+                    "pass --rooms with a folder of impulse responses, or set environment.simulated_rooms above 0."
+                )
+        return cls(config, noise_bank, room_bank, seed)
+
+    def draw(self, utterance: str, seconds: float, epoch: int, step: int = 0, speaker: str | None = None) -> Scene:
+        """The scene of an utterance of `seconds` in `epoch`; `step` only drives the curriculum.
+
+        A later step changes the same scene smoothly: its SNR limit falls, its reverberation sets in at some point.
+        """
+        config = self.config
+        kind_at, room_at, snr_u, count_u = self._generator(epoch, utterance, "scene").random(4)
+        kind = _condition(config, kind_at)
+        reverb = kind in ("reverb", "both") and keeps_room(config, step, room_at)
+        noisy = kind in ("noise", "both")
+        scene = Scene(
+            utterance,
+            self.seed,
+            epoch,
+            effects=draw_effects(config.effects, self._generator(epoch, utterance, "effects")),
+        )
+        if reverb:
+            if self.rooms is None:
+                raise UserError("Reverberation needs rooms: pass --rooms, or set environment.reverb and .both to 0.")
+            rng = self._generator(epoch, utterance, "room")
+            scene = self._in_room(scene, self.rooms.draw(rng), rng.random(), config.noise_in_room and noisy)
+        if noisy:
+            low, high = config.noises
+            count = low + int(count_u * (high - low + 1))
+            scene = self._with_noise(scene, snr_at(config, step, snr_u), [None] * count, seconds, speaker)
+        return scene
+
+    def fetch(self, scene: Scene, num_samples: int) -> np.ndarray | None:
+        """The noise of a scene before it is scaled: (T,) float32, or None. Reads files: meant for loader workers."""
+        if not scene.noises:
+            return None
+        return self._noise_bank().fetch(scene.noises, num_samples)
+
+    def render(self, clean: Tensor, lengths: Tensor, noise: Tensor | None, scenes: Sequence[Scene]) -> Tensor:
+        """What is heard: (B, T) float32 on the device of `clean`, zero beyond each length; `clean` is not changed.
+
+        `clean` (B, T); `lengths` (B,) valid samples; `noise` (B, T) from `fetch`, rows without noise being anything.
+        A row depends on its own valid samples and scene alone: on a processor its bits are the same in any batch.
+        """
+        if len(scenes) != len(clean) or len(lengths) != len(clean):
+            raise ValueError(f"{len(clean)} utterances, {len(lengths)} lengths and {len(scenes)} scenes do not match.")
+        speech = _rows(clean, lengths)
+        levels = powers(speech)
+        heard = list(speech)
+        audible = [i for i, level in enumerate(levels) if level > SILENCE]
+
+        wet = [i for i in audible if scenes[i].room is not None]
+        for i, row in zip(wet, self._through_rooms(speech, wet, [scenes[i].room for i in wet]), strict=True):
+            heard[i] = row
+        for i, power in zip(wet, powers([heard[i] for i in wet]), strict=True):
+            heard[i] = heard[i] * (levels[i] / power) ** 0.5 if power > 0 else speech[i]
+
+        noisy = [i for i in audible if scenes[i].snr_db is not None]
+        if noisy:
+            if noise is None:
+                raise ValueError("These scenes have noise: pass what `fetch` gave for them.")
+            sounds = _rows(noise.to(clean.device), lengths)
+            inside = [i for i in noisy if scenes[i].noise_room is not None]
+            rooms = [scenes[i].noise_room for i in inside]
+            for i, row in zip(inside, self._through_rooms(sounds, inside, rooms, circular=True), strict=True):
+                sounds[i] = row
+            for i, power in zip(noisy, powers([sounds[i] for i in noisy]), strict=True):
+                if power > 0:
+                    # The speech has the level of the clean speech again, whatever the room.
+                    gain = (levels[i] / power) ** 0.5 * 10 ** (-scenes[i].snr_db / 20)  # type: ignore[operator]
+                    heard[i] = heard[i] + sounds[i] * gain
+
+        for i in audible:
+            if scenes[i].effects:
+                heard[i] = apply_effects(scenes[i].effects, heard[i])
+
+        out = torch.zeros(clean.shape, dtype=torch.float32, device=clean.device)
+        for i, row in enumerate(heard):
+            out[i, : len(row)] = torch.from_numpy(row) if isinstance(row, np.ndarray) else row
+        return out
+
+    def _through_rooms(
+        self, rows: Sequence[Array], members: list[int], rooms: Sequence[str | None], circular: bool = False
+    ) -> list[Array]:
+        if not members:
+            return []
+        responses = [self._room_bank().load(str(room)) for room in rooms]
+        device = getattr(rows[0], "device", "cpu") if isinstance(rows[0], Tensor) else None
+
+        def spectrum(i: int, size: int) -> Array:
+            samples: Array = responses[i].samples
+            if device is not None:
+                samples = torch.from_numpy(responses[i].samples).to(device)
+            return self._spectra.get((rooms[i], size, str(device)), lambda: rfft(samples, size))
+
+        return convolve(
+            [rows[i] for i in members],
+            [len(response.samples) for response in responses],
+            [response.direct for response in responses],
+            spectrum,
+            circular,
+        )
+
+    def _generator(self, epoch: int, utterance: str, *purpose: str | int) -> np.random.Generator:
+        return generator(self.seed, epoch, utterance, *purpose)
+
+    def _in_room(self, scene: Scene, room: str, uniform: float, noise_too: bool) -> Scene:
+        rooms = self._room_bank()
+        noise_room = rooms.neighbour(room, uniform) if noise_too else None
+        return replace(scene, kind="reverb", room=room, noise_room=noise_room, t60=rooms.load(room).t60)
+
+    def _with_noise(
+        self, scene: Scene, snr_db: float, wanted: Sequence[str | None], seconds: float, speaker: str | None
+    ) -> Scene:
+        bank = self._noise_bank()
+        noises = tuple(
+            bank.draw(
+                generator(scene.seed, scene.epoch, scene.utterance, "noise", number),
+                seconds,
+                noise,
+                scene.utterance,
+                speaker,
+            )
+            for number, noise in enumerate(wanted)
+        )
+        return replace(scene, kind="both" if scene.room else "noise", snr_db=float(snr_db), noises=noises)
+
+    def _noise_bank(self) -> NoiseBank:
+        if self.noise is None:
+            raise UserError(
+                "This scene has noise but there is none: pass --noise, or set environment.noise and .both to 0."
+            )
+        return self.noise
+
+    def _room_bank(self) -> RoomBank:
+        if self.rooms is None:
+            raise UserError(
+                "This scene has a room but there are none: pass --rooms, or set environment.reverb and .both to 0."
+            )
+        return self.rooms
+
+
+def fixed_scene(
+    environment: Environment,
+    utterance: str,
+    seconds: float,
+    seed: int = 0,
+    snr_db: float | None = None,
+    noise: str | Sequence[str] | None = None,
+    room: str | None = None,
+    noise_in_room: bool = False,
+    speaker: str | None = None,
+) -> Scene:
+    """A scene whose conditions are given: for evaluation, and to hear something in particular.
+
+    `noise` is a kind (recorded, white, pink, brown, babble), a label or the id of a recording, or several of them, and
+    needs `snr_db` (dB); `room` is the id of a response or a room, of whose responses one is drawn. What is left open
+    (offsets, recordings of a label) depends on (`seed`, `utterance`) alone, so it is the same at every SNR.
+    """
+    if (noise is None) != (snr_db is None):
+        raise UserError("Noise needs an SNR, and an SNR needs noise: give both or neither.")
+    scene = Scene(utterance, seed)
+    if room is not None:
+        pick, neighbour = generator(seed, 0, utterance, "room").random(2)
+        ids = environment._room_bank().find(room)
+        scene = environment._in_room(scene, ids[int(pick * len(ids))], neighbour, noise_in_room and noise is not None)
+    if noise is not None and snr_db is not None:
+        wanted = [noise] if isinstance(noise, str) else list(noise)
+        scene = environment._with_noise(scene, snr_db, wanted, seconds, speaker)
+    return scene
+
+
+def contaminate(
+    wave: np.ndarray,
+    environment: Environment,
+    utterance: str = "utterance",
+    epoch: int = 0,
+    step: int = 0,
+    speaker: str | None = None,
+    scene: Scene | None = None,
+) -> tuple[np.ndarray, Scene]:
+    """Contaminate one utterance (T,) at 16 kHz: what is heard (T,) float32, and the scene, drawn unless given.
+
+    Raises `AudioError` for audio that is empty, longer than an hour, or holds samples that are not numbers.
+    """
+    wave = np.ascontiguousarray(wave, np.float32)
+    if wave.ndim != 1 or not len(wave):
+        raise AudioError("There is no speech to contaminate: give at least one sample of mono audio.", "empty")
+    if len(wave) > LONGEST_HOURS * 3600 * SAMPLE_RATE:
+        raise AudioError("The speech is longer than an hour: cut it into shorter files first.", "too-long")
+    if not np.all(np.isfinite(wave)):
+        raise AudioError("The speech holds samples that are not numbers: repair or leave it out.", "nan")
+    if scene is None:
+        scene = environment.draw(utterance, len(wave) / SAMPLE_RATE, epoch, step, speaker)
+    if not powers([wave])[0] > SILENCE:
+        return wave.copy(), scene.silenced()
+    noise = environment.fetch(scene, len(wave))
+    heard = environment.render(
+        torch.from_numpy(wave)[None],
+        torch.tensor([len(wave)]),
+        None if noise is None else torch.from_numpy(noise)[None],
+        [scene],
+    )
+    return heard[0].numpy(), scene
+
+
+def _condition(config: EnvironmentConfig, uniform: float) -> str:
+    shares = {kind: getattr(config, kind) for kind in ("clean", "noise", "reverb", "both")}
+    threshold = uniform * sum(shares.values())
+    for kind, share in shares.items():
+        threshold -= share
+        if threshold < 0:
+            return kind
+    return max(shares, key=lambda kind: shares[kind])
+
+
+def _rows(waves: Tensor, lengths: Tensor) -> list[Array]:
+    """The valid samples of each row of (B, T), as NumPy views on a processor."""
+    waves = waves.detach().float()
+    data: Array = waves.numpy() if waves.device.type == "cpu" else waves
+    return [data[i, :length] for i, length in enumerate(lengths.tolist())]
