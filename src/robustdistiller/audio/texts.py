@@ -155,8 +155,8 @@ after_breakfast during_the_{season} {number}_years_ago at_{number}_o'clock just_
 # The ten words of the classical keyword task, and others to be told from them: some near in sound, some far.
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 _OTHERS = """dawn town yet less snow note cup pup lift leaf light rice gone own often cough stock top goal girl though
-nine five seven three zero bird house happy follow visual forward marble tree window garden water music pencil yellow seat
-help wrong open shut under ten slow"""
+nine five seven three zero bird house happy follow visual forward marble tree window garden water music pencil yellow
+seat help wrong open shut under ten slow"""
 OTHER_WORDS = tuple(_OTHERS.split())
 CARRIERS = (
     "I said {word} to her.", "The word is {word}, again.", "Please say {word} now.", "Was it {word} or maybe?",
