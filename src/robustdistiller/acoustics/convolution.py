@@ -66,7 +66,7 @@ def convolve(
         groups[fft_size(len(row) + lengths[i] - 1)].append(i)
     out: list[Array] = list(rows)
     for size, members in groups.items():
-        buffer = _zeros_like(rows[0], (len(members), size))
+        buffer = zeros_like(rows[0], (len(members), size))
         for j, i in enumerate(members):
             buffer[j, : len(rows[i])] = rows[i]
         spectra = rfft(buffer, size)
@@ -90,7 +90,8 @@ def _wrap(row: Array, period: int) -> Array:
     return out
 
 
-def _zeros_like(row: Array, shape: tuple[int, ...]) -> Array:
+def zeros_like(row: Array, shape: tuple[int, ...]) -> Array:
+    """Zeros of `shape`, float32, of the kind and on the device of `row`."""
     if isinstance(row, np.ndarray):
         return np.zeros(shape, np.float32)
     return torch.zeros(shape, dtype=torch.float32, device=row.device)

@@ -21,7 +21,7 @@ from ..config import EnvironmentConfig
 from ..errors import AudioError, UserError
 from ..randomness import generator
 from .cache import ByteCache
-from .convolution import Array, convolve, powers, rfft
+from .convolution import Array, convolve, powers, rfft, zeros_like
 from .curriculum import keeps_room, snr_at
 from .effects import Effects, apply_effects, draw_effects
 from .noise import SILENCE, NoiseBank, NoiseDraw
@@ -89,9 +89,14 @@ class Environment:
     ) -> Environment:
         """The environment of one `split` with all banks that `config` needs, checked before any work.
 
-        The recordings are those of the split; `speech` is what babble is mixed from. Simulated rooms of different
-        splits are different rooms. Raises `UserError` when the configuration asks for what is not there.
+        Recordings that name another split are left out, so that training never hears what it will be judged on.
+        `speech` is what babble is mixed from. Simulated rooms of different splits are different rooms. Raises
+        `UserError` when the configuration asks for what is not there.
         """
+        noise, rooms, speech = (
+            [recording for recording in recordings if recording.split in (None, split)]
+            for recordings in (noise, rooms, speech)
+        )
         noise_bank = room_bank = None
         if config.uses_noise:
             noise_bank = NoiseBank(noise, config.noise_kinds, speech, cache_mb, config.babble_voices)
@@ -177,10 +182,10 @@ class Environment:
             if scenes[i].effects:
                 heard[i] = apply_effects(scenes[i].effects, heard[i])
 
-        out = torch.zeros(clean.shape, dtype=torch.float32, device=clean.device)
+        out = zeros_like(speech[0], tuple(clean.shape)) if speech else clean
         for i, row in enumerate(heard):
-            out[i, : len(row)] = torch.from_numpy(row) if isinstance(row, np.ndarray) else row
-        return out
+            out[i, : len(row)] = row
+        return torch.from_numpy(out) if isinstance(out, np.ndarray) else out
 
     def _through_rooms(
         self, rows: Sequence[Array], members: list[int], rooms: Sequence[str | None], circular: bool = False
@@ -188,13 +193,14 @@ class Environment:
         if not members:
             return []
         responses = [self._room_bank().load(str(room)) for room in rooms]
-        device = getattr(rows[0], "device", "cpu") if isinstance(rows[0], Tensor) else None
+        device = rows[0].device if isinstance(rows[0], Tensor) else None
 
         def spectrum(i: int, size: int) -> Array:
-            samples: Array = responses[i].samples
-            if device is not None:
-                samples = torch.from_numpy(responses[i].samples).to(device)
-            return self._spectra.get((rooms[i], size, str(device)), lambda: rfft(samples, size))
+            def transform() -> Array:
+                samples = responses[i].samples
+                return rfft(samples if device is None else torch.from_numpy(samples).to(device), size)
+
+            return self._spectra.get((rooms[i], size, str(device)), transform)
 
         return convolve(
             [rows[i] for i in members],

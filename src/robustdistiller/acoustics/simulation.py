@@ -22,7 +22,9 @@ DISTANCE = (0.5, 4.0)  # m between source and microphone
 WALL = 0.4  # m that both keep from every wall
 TAPS = 40  # half width of the fractional delay filter, samples
 HIGH_PASS_HZ = 40.0  # image sources are all positive, which no loudspeaker is
+FADE = 0.01  # s from single reflections to the diffuse tail
 TWO_POSITIONS = 2
+TRIES = 10
 
 
 def simulate_room(
@@ -33,8 +35,6 @@ def simulate_room(
     The target T60 is uniform in `t60_range` (seconds, at least 0.1); source and microphone are 0.5 to 4 m apart. Each
     response is scaled to unit energy, its direct path is positive and falls on one sample. Same `rng`, same bits.
     """
-    import pyroomacoustics
-
     target = rng.uniform(*t60_range)
     size = rng.uniform(SMALLEST, LARGEST)
     slope = rng.uniform(0.0, 0.2)  # T60 falls with frequency ** -slope
@@ -46,31 +46,21 @@ def simulate_room(
     mixing = max(0.02, 3e-3 * math.sqrt(volume))
     responses = []
     for _ in range(positions):
-        source, distance = _place(rng, size, microphone)
-        reach = distance + SOUND * (mixing + 0.01)
-        order = math.ceil(reach * math.sqrt(float(np.sum(size**-2.0)))) + 2  # every image within reach
-        room = pyroomacoustics.ShoeBox(
-            size, fs=SAMPLE_RATE, materials=pyroomacoustics.Material(absorption), max_order=order
-        )
-        room.add_source(source)
-        room.add_microphone(microphone)
-        room.image_source_model()
-        images, damping = room.sources[0].images, room.sources[0].damping[0]
-        lengths = np.sqrt(np.sum((images - microphone[:, None]) ** 2, axis=0))
-        heard = np.argsort(lengths, kind="stable")
-        heard = heard[lengths[heard] <= reach]
-        early = _impulses((lengths[heard] - distance) / SOUND * SAMPLE_RATE, damping[heard] / lengths[heard])
-        samples = _extend(rng, early, distance, mixing, target, volume)
-        samples = _tilt(samples, target, slope)
-        direct = samples[LEAD]
-        samples = scipy.signal.sosfilt(
-            scipy.signal.butter(2, HIGH_PASS_HZ, "highpass", fs=SAMPLE_RATE, output="sos"), samples
-        )
-        # The bands and the finite tail change the slope by some percent: one exponential puts it right.
-        measured = measure_t60(samples, LEAD)
-        if measured:
-            samples = samples * np.exp(-3 * math.log(10) * (1 / target - 1 / measured) * _seconds(len(samples)))
-        samples = (samples / math.copysign(math.sqrt(float(np.sum(samples**2))), direct)).astype(np.float32)
+        for _ in range(TRIES):
+            source, distance = _place(rng, size, microphone)
+            early = _reflections(size, source, microphone, absorption, distance, mixing)
+            samples = _tilt(_extend(rng, early, distance, mixing, target, volume), target, slope)
+            samples = scipy.signal.sosfilt(
+                scipy.signal.butter(2, HIGH_PASS_HZ, "highpass", fs=SAMPLE_RATE, output="sos"), samples
+            )
+            # The bands and the finite tail change the slope by some percent: one exponential puts it right.
+            measured = measure_t60(samples, LEAD)
+            if measured:
+                samples *= 10 ** (-3 * (1 / target - 1 / measured) * _seconds(len(samples)))
+            # Where reflections pile up to more than the direct sound, listen from another place.
+            if np.argmax(np.abs(samples)) == LEAD:
+                break
+        samples = (samples / math.copysign(math.sqrt(float(np.sum(samples**2))), samples[LEAD])).astype(np.float32)
         responses.append(Response(samples, LEAD, measure_t60(samples, LEAD)))
     return tuple(responses)
 
@@ -92,6 +82,26 @@ def _place(rng: np.random.Generator, size: np.ndarray, microphone: np.ndarray) -
     return source, distance
 
 
+def _reflections(
+    size: np.ndarray, source: np.ndarray, microphone: np.ndarray, absorption: float, distance: float, mixing: float
+) -> np.ndarray:
+    """Direct sound and all reflections of a shoebox until shortly after `mixing` seconds: (T,) float64."""
+    import pyroomacoustics
+
+    reach = distance + SOUND * (mixing + FADE)
+    order = math.ceil(reach * math.sqrt(float(np.sum(size**-2.0)))) + 2  # every image within reach
+    room = pyroomacoustics.ShoeBox(
+        size, fs=SAMPLE_RATE, materials=pyroomacoustics.Material(absorption), max_order=order
+    )
+    room.add_source(source)
+    room.add_microphone(microphone)
+    room.image_source_model()
+    images, damping = room.sources[0].images, room.sources[0].damping[0]
+    ways = np.sqrt(np.sum((images - microphone[:, None]) ** 2, axis=0))
+    heard = np.flatnonzero(ways <= reach)
+    return _impulses((ways[heard] - distance) / SOUND * SAMPLE_RATE, damping[heard] / ways[heard])
+
+
 def _impulses(delays: np.ndarray, gains: np.ndarray) -> np.ndarray:
     """Band-limited impulses `delays` samples after the direct path, which falls on LEAD: (T,) float64."""
     whole = np.floor(delays).astype(int)
@@ -111,7 +121,7 @@ def _extend(
     """Fade from the `early` reflections to a diffuse tail at `mixing` seconds after the direct path."""
     out = np.zeros(LEAD + math.ceil(1.2 * t60 * SAMPLE_RATE))
     time = _seconds(len(out))
-    fade = np.clip((time - mixing) / 0.01, 0, 1) * (np.pi / 2)
+    fade = np.clip((time - mixing) / FADE, 0, 1) * (np.pi / 2)
     early = early[: len(out)]
     out[: len(early)] = early * np.cos(fade[: len(early)])
     # Images of strength 1 / length fill space with one per room volume: power 4 pi c / V a second, damped over the way.

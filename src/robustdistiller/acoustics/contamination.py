@@ -1,0 +1,69 @@
+"""One file in, what the student would hear out, with a list of what was drawn: the verb ``contaminate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..audio.io import SAMPLE_RATE, probe, read_audio, write_audio
+from ..audio.prepare import prepare_all
+from ..config import EnvironmentConfig, NoiseMix
+from ..errors import AudioError, UserError
+from ..files import write_json
+from ..randomness import fraction, generator
+from .curriculum import snr_at
+from .noise import SLOPES, NoiseBank
+from .rooms import RoomBank
+from .scene import LONGEST_HOURS, Environment, Scene, contaminate, fixed_scene
+
+SIMULATED = "simulated"
+
+
+def contaminate_file(
+    speech: str | Path,
+    out: str | Path,
+    noise: Sequence[str] = (),
+    rooms: Sequence[str] = (),
+    snr_db: float | None = None,
+    seed: int = 0,
+    config: EnvironmentConfig = EnvironmentConfig(),
+) -> Scene:
+    """Contaminate the file `speech` into `out`, and write the scene beside it as JSON.
+
+    `noise` and `rooms` are sources as for training (folders, manifests, corpora); `noise` may also name a made kind
+    (white, pink, brown), and `rooms` "simulated". What is given is heard: noise at `snr_db` (drawn from `config.snr_db`
+    if None), the room, or both. Everything drawn depends on `seed` and the name of the file. Raises `UserError`.
+    """
+    if not noise and not rooms:
+        raise UserError("There is nothing to contaminate the speech with: pass --noise, --rooms or both.")
+    if snr_db is not None and not noise:
+        raise UserError("An SNR needs noise: pass --noise with a folder, or --noise white.")
+    if probe(speech).seconds > LONGEST_HOURS * 3600:
+        raise AudioError(f"{speech} is longer than an hour: cut it into shorter files first.", "too-long")
+    wave = read_audio(speech)
+    utterance = Path(speech).name
+
+    made = [name for name in noise if name in SLOPES and not Path(name).exists()]
+    folders = [name for name in noise if name not in made]
+    bank = NoiseBank(prepare_all(folders, "noise").recordings if folders else (), NoiseMix(recorded=1.0, white=1.0))
+    room_folders = [name for name in rooms if name != SIMULATED]
+    room_bank = RoomBank(prepare_all(room_folders, "rooms").recordings if room_folders else ())
+    if SIMULATED in rooms:
+        room_bank.add_simulated(config.simulated_rooms or 1, config.t60_seconds, seed)
+    environment = Environment(config, bank, room_bank, seed)
+    if noise and snr_db is None:
+        snr_db = snr_at(config, config.curriculum.steps, fraction(seed, utterance, "snr"))
+    scene = fixed_scene(
+        environment,
+        utterance,
+        len(wave) / SAMPLE_RATE,
+        seed,
+        snr_db,
+        [*made, *(["recorded"] if folders else [])] or None,
+        room_bank.draw(generator(seed, utterance, "room")) if rooms else None,
+        config.noise_in_room,
+    )
+    heard, scene = contaminate(wave, environment, utterance, scene=scene)
+    write_audio(out, heard)
+    write_json(Path(out).with_suffix(".json"), scene.to_dict())
+    return scene
