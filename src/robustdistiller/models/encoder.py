@@ -108,7 +108,6 @@ class SpeechEncoder(nn.Module):
         first = self.model.feature_extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
             first.layer_norm = LengthAwareGroupNorm(first.layer_norm)
-        self._group_norm = first.layer_norm if hasattr(first, "layer_norm") else None
         # "Stable" (pre-norm) encoders normalise after the last layer: that output, not the raw sum, is the last state.
         self.final_norm = bool(getattr(config, "do_stable_layer_norm", False))
 
@@ -153,14 +152,14 @@ class SpeechEncoder(nn.Module):
         return EncoderOutput((projected, *layers), cnn, frames)
 
     def _convolve(self, wave: Tensor, lengths: Tensor | None) -> Tensor:
-        if isinstance(self._group_norm, LengthAwareGroupNorm):
-            first = FrameGrid(self.strides[0], 0, self.kernels[0])
-            self._group_norm.lengths = None if lengths is None else first.count(lengths)
-            try:
-                return self.model.feature_extractor(wave)
-            finally:
-                self._group_norm.lengths = None
-        return self.model.feature_extractor(wave)
+        norm = getattr(self.model.feature_extractor.conv_layers[0], "layer_norm", None)
+        if lengths is None or not isinstance(norm, LengthAwareGroupNorm):
+            return self.model.feature_extractor(wave)
+        norm.lengths = FrameGrid(self.strides[0], 0, self.kernels[0]).count(lengths)
+        try:
+            return self.model.feature_extractor(wave)
+        finally:
+            norm.lengths = None
 
     def _transform(self, projected: Tensor, valid: Tensor | None) -> list[Tensor]:
         """Run the Transformer and collect the output of every layer, whatever the version of `transformers` returns."""

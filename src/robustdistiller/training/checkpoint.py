@@ -7,7 +7,7 @@ two moments of AdamW by parameter name, and a small JSON (step, best validation,
 
 from __future__ import annotations
 
-import json
+import errno
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -52,8 +53,9 @@ def save(run: Path, module: nn.Module, optimiser: torch.optim.Optimizer, progres
         try:
             save_file({k: v.contiguous() for k, v in module.state_dict().items()}, temporary / "model.safetensors")
             save_file(_moments(module, optimiser), temporary / "optimiser.safetensors")
-        except Exception as error:  # safetensors wraps OS errors in its own type
-            raise OSError(getattr(error, "errno", None) or _errno(error), str(error)) from error
+        except SafetensorError as error:  # which wraps the errors of the operating system
+            full = "os error 28" in str(error)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
         write_json(temporary / "progress.json", asdict(progress))
     for old in available(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -101,8 +103,3 @@ def _restore(module: nn.Module, optimiser: torch.optim.Optimizer, moments: dict[
             optimiser.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in by_name[name].items()
             }
-
-
-def _errno(error: Exception) -> int:
-    text = json.dumps(str(error))
-    return 28 if "os error 28" in text or "No space left" in text else 5

@@ -1,0 +1,1 @@
+"""Loss → weights: the materials of a run, its loop, validation and checkpoints."""

@@ -1,0 +1,104 @@
+"""The student folder of a run: weights, heads, resolved recipe, provenance, and a model card written from what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from .. import __version__
+from ..config import Recipe
+from ..models.student import Student
+from ..models.teacher import Teacher
+from .checkpoint import Progress
+from .environment import Materials
+
+
+def write_student(
+    folder: Path,
+    student: Student,
+    recipe: Recipe,
+    materials: Materials,
+    teacher: Teacher,
+    progress: Progress,
+    metrics: dict[str, float],
+) -> None:
+    """Replace `folder` by the student as it is now."""
+    texts = {
+        "README.md": card(student, recipe, materials, teacher, progress, metrics),
+        "recipe.yaml": yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True),
+        "provenance.json": json.dumps(materials.provenance(), indent=1) + "\n",
+    }
+    student.save(folder, texts)
+
+
+def card(
+    student: Student,
+    recipe: Recipe,
+    materials: Materials,
+    teacher: Teacher,
+    progress: Progress,
+    metrics: dict[str, float],
+) -> str:
+    """A model card in Markdown with the hub's front matter."""
+    environment, objectives = recipe.environment, recipe.objectives
+    shares = {kind: getattr(environment, kind) for kind in ("clean", "noise", "reverb", "both")}
+    total = sum(shares.values())
+    heard = ", ".join(f"{share / total:.0%} {kind}" for kind, share in shares.items() if share)
+    enhancement = objectives.enhancement
+    task = f"{enhancement.loss} on the spectrogram, tapped at {enhancement.tap}" if enhancement.enabled else "none"
+    teacher_name = (
+        teacher.name if teacher.name.count("/") < 2 and not teacher.name.startswith(".") else Path(teacher.name).name
+    )
+    rows = "\n".join(f"| {name} | {metrics[key]:.4g} |" for name, key in _ROWS if key in metrics)
+    return f"""---
+library_name: transformers
+pipeline_tag: feature-extraction
+tags: [speech, distillation, robustness, robustdistiller]
+---
+# {recipe.name}
+
+A speech encoder of {student.num_parameters / 1e6:.2f} M parameters distilled by RobustDistiller {__version__} from
+`{teacher_name}` ({teacher.num_parameters / 1e6:.1f} M), layers {", ".join(map(str, teacher.layers))}.
+It turns 16 kHz mono speech into a {student.hidden_size}-dimensional vector every 20 ms.
+
+```python
+from transformers import AutoModel, AutoFeatureExtractor
+extractor, model = AutoFeatureExtractor.from_pretrained(FOLDER), AutoModel.from_pretrained(FOLDER)
+
+from robustdistiller import load_student      # with the prediction heads and the enhancement head
+student = load_student(FOLDER)
+```
+
+## Training
+
+- Speech: {materials.hours():.2f} h, {len(materials.train)} recordings; {progress.audio_seconds / 3600:.2f} h heard in
+  {progress.step} steps (seed {recipe.training.seed}).
+- Heard as: {heard}; SNR {environment.snr_db[0]:g} to {environment.snr_db[1]:g} dB;
+  {len(materials.noise["train"])} noise recordings, {len(materials.rooms["train"])} room responses.
+- Enhancement task: {task}.
+- Input normalisation (`do_normalize`): {student.encoder.normalize}.
+
+## Validation
+
+On {len(materials.valid)} held-out recordings, under noises and rooms that training never heard, the same for every recipe.
+
+| measure | value |
+| --- | --- |
+{rows}
+
+The exact recipe is in `recipe.yaml`; the speakers, noises and rooms of training are listed in `provenance.json`.
+"""
+
+
+_ROWS = (
+    ("distillation loss, clean speech", "distillation/clean"),
+    ("distillation loss, contaminated speech", "distillation/contaminated"),
+    ("SI-SDR of the contaminated speech (dB)", "si_sdr/in"),
+    ("SI-SDR after enhancement (dB)", "si_sdr/out"),
+    ("STOI of the contaminated speech", "stoi/in"),
+    ("STOI after enhancement", "stoi/out"),
+    ("PESQ of the contaminated speech", "pesq/in"),
+    ("PESQ after enhancement", "pesq/out"),
+)

@@ -1,0 +1,349 @@
+"""The loop: contaminated speech in, the teacher's clean hidden layers out; one function from a recipe to a student folder.
+
+`distill` reads top to bottom: gather the materials, build teacher and student, resume if asked, then per step draw a global
+batch, render its scenes, ask the teacher, take the loss, step, and now and then validate and save. The order of the data,
+every contamination, dropout and the learning rate are pure functions of (seed, step, rank), so a run that was killed and
+resumed ends with the weights of one that was not, and one process, two, or two machines see the same global batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..audio.batching import LengthBucketSampler
+from ..config import Recipe
+from ..errors import UserError
+from ..models.precision import pick_precision
+from ..models.student import Student, build_student
+from ..models.teacher import Teacher, load_teacher
+from ..objectives.total import total_loss
+from ..randomness import integer
+from . import checkpoint
+from .card import write_student
+from .checkpoint import Progress
+from .data import Batch, CropDataset, StepSampler, collate, make_loader
+from .environment import Materials, Reporter, gather
+from .metrics import MetricsLog, validation_at
+from .optimiser import build_optimiser, learning_rate
+from .record import check_resumable, record_run
+from .validation import Validator
+
+logger = logging.getLogger(__name__)
+
+NON_FINITE_LIMIT = 5
+
+
+class Interrupted(UserError):
+    """The run was stopped by a signal after saving; the message says how to go on."""
+
+
+class Observer(Protocol):
+    """Who watches a run, for example the progress bar of the command line."""
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """Long preparation, such as scanning a corpus."""
+
+    def plan(self, plan: Plan) -> None:
+        """Called once, before the first step."""
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Called after every step; `metrics` is empty except at every `log_every`-th."""
+
+    def validated(self, step: int, metrics: dict[str, float], best: bool) -> None:
+        """Called after every validation."""
+
+
+class Silent:
+    """The observer that says nothing."""
+
+    def work(self, what: str, done: int, total: int) -> None: ...
+
+    def plan(self, plan: Plan) -> None: ...
+
+    def step(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def validated(self, step: int, metrics: dict[str, float], best: bool) -> None: ...
+
+
+@dataclass
+class Plan:
+    """What a run is about to do, for the plan line."""
+
+    materials: Materials
+    teacher: Teacher
+    student: Student
+    initialisation: str
+    precision: str
+    device: str
+    processes: int
+    start: int
+    steps: int
+    seconds_per_step: float
+    steps_per_epoch: float
+
+    @property
+    def seconds_left(self) -> float:
+        return (self.steps - self.start) * self.seconds_per_step
+
+
+@dataclass
+class Result:
+    """The end of a run: the student folder, the metrics of its best validation, and where it stood."""
+
+    student: Path
+    metrics: dict[str, float]
+    progress: Progress = field(default_factory=Progress)
+
+
+def distill(
+    recipe: Recipe,
+    out: str | os.PathLike[str],
+    resume: bool = False,
+    observer: Observer | None = None,
+    tensorboard: bool = False,
+    teacher: Teacher | None = None,
+) -> Result:
+    """Run a recipe and leave ``out/student``, a folder that `load_student` and `transformers` open.
+
+    resume: go on from the newest checkpoint in `out` (a run that has ended returns at once); teacher: one that is loaded
+    already, instead of `recipe.teacher.model`. Under ``torchrun`` every process calls this with the same arguments.
+    Raises `UserError` before any work for wrong input, and `Interrupted` after saving on SIGTERM or Ctrl-C.
+    """
+    run, observer = Path(out), observer or Silent()
+    accelerator = _start_engine()
+    main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
+    device = accelerator.device
+    settings = recipe.training
+
+    found = checkpoint.available(run)
+    check_resumable(run, recipe, resume, bool(found))
+    if teacher is None and recipe.teacher.model is None:
+        raise UserError("The recipe names no teacher: give --teacher with a hub name or a model folder.")
+    with accelerator.main_process_first():  # the others then read what the first one scanned
+        materials = gather(recipe, run, _reporter(observer) if main else None)
+    if teacher is None:
+        chosen = recipe.teacher
+        teacher = load_teacher(str(chosen.model), chosen.layers, chosen.precision, None, chosen.target_norm)
+    teacher.stop_at_highest().to(device)
+    student, initialisation = build_student(teacher, recipe.student, recipe.objectives.enhancement, settings.seed)
+    precision = pick_precision(settings.precision, device, student.encoder)
+    sampler = LengthBucketSampler(
+        [r.seconds for r in materials.train], recipe.data.batch_seconds, recipe.data.crop_seconds, recipe.data.min_seconds,
+        recipe.data.max_padding, settings.seed, rank, world, settings.accumulate,
+    )  # fmt: skip
+
+    student.to(device)
+    optimiser = build_optimiser(student, settings)
+    progress = checkpoint.load(found[-1], student, optimiser) if found else Progress()
+    if main:
+        record_run(run, recipe, materials, precision, world, resumed_at=progress.step if found else None)
+    model: Any = accelerator.prepare_model(student)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    if progress.scaler:
+        scaler.load_state_dict(progress.scaler)
+
+    validator = Validator(
+        recipe, materials.valid, materials.valid_environment, teacher, device, rank, world,
+        lambda sums: accelerator.reduce(sums, "sum"),
+    )  # fmt: skip
+    log = MetricsLog(run, progress.step, tensorboard) if main else None
+    dataset = CropDataset(materials.train, materials.train_environment)
+    loader = make_loader(
+        dataset, StepSampler(sampler, progress.step, settings.steps), recipe.data.workers, device.type == "cuda"
+    )
+
+    def losses(batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Forward passes of one microbatch: loss and terms per utterance (B,), and the frames that weight them."""
+        noisy = materials.train_environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)
+        target = teacher(batch.clean, batch.lengths)
+        with torch.autocast(device.type, _DTYPES.get(precision), enabled=precision != "fp32"):
+            output = model(noisy, batch.lengths)
+        loss = total_loss(recipe.objectives, output, target, batch.clean)
+        terms = {name: term.mean(1) if term.dim() > 1 else term for name, term in loss.terms.items()}
+        return loss.total, terms, target.lengths
+
+    def save() -> None:
+        if main:
+            progress.scaler = dict(scaler.state_dict()) if precision == "fp16" else {}
+            checkpoint.save(run, student, optimiser, progress, settings.keep)
+        accelerator.wait_for_everyone()
+
+    def validate() -> dict[str, float]:
+        metrics = validator(student, precision)
+        best = progress.best is None or metrics["loss/contaminated"] < progress.best
+        if best:
+            progress.best, progress.best_step = metrics["loss/contaminated"], progress.step
+        if main:
+            assert log is not None
+            log.write(progress.step, {f"valid/{name}": value for name, value in metrics.items()})
+            if best:
+                write_student(run / "student", student, recipe, materials, teacher, progress, metrics)
+            observer.validated(progress.step, metrics, best)
+        accelerator.wait_for_everyone()
+        return metrics
+
+    batches = iter(loader)
+    running: dict[str, Tensor] = {}
+    failures = since = 0
+    unfinished = progress.step < settings.steps
+    speed = (
+        _measure_speed(_first_batch(sampler, dataset, progress.step).to(device), losses, student) if unfinished else 0.0
+    )
+    if main:
+        observer.plan(
+            Plan(
+                materials, teacher, student, str(initialisation), precision, str(device), world, progress.step,
+                settings.steps, speed * settings.accumulate, sampler.steps_per_epoch,
+            )
+        )  # fmt: skip
+    student.train()
+    clock = time.monotonic()
+    with _stopping() as stop:
+        while progress.step < settings.steps:
+            step = progress.step
+            planned = sampler.batch(step)
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(settings, step)
+            sums: dict[str, Tensor] = {}
+            heard: list[str] = []
+            for micro in range(settings.accumulate):
+                batch: Batch = next(batches).to(device)
+                heard += [scene.utterance for scene in batch.scenes]
+                if main and log is not None and batch.replaced:
+                    log.replaced(batch.replaced)
+                # Dropout is drawn from (seed, step, rank, microbatch): no generator state to save.
+                torch.manual_seed(integer(settings.seed, "dropout", step, rank, micro))
+                last = micro == settings.accumulate - 1
+                with nullcontext() if last else accelerator.no_sync(model):
+                    per_utterance, terms, frames = losses(batch)
+                    # Each utterance weighs its share of the valid frames of the whole global batch, known beforehand; the
+                    # engine averages gradients over ranks, hence the factor `world`.
+                    weights = frames / planned.planned_frames
+                    loss = (per_utterance * weights).sum()
+                    scaler.scale(loss * world).backward()
+                for name, values in {"loss": per_utterance, **terms}.items():
+                    sums[name] = sums.get(name, 0) + (values.detach() * weights).sum()
+                progress.audio_seconds += float(batch.lengths.sum()) / 16_000 * world
+            scaler.unscale_(optimiser)
+            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), settings.clip)
+            finite = bool(torch.isfinite(norm))
+            if finite or scaler.is_enabled():  # the scaler skips the step itself and lowers its scale
+                scaler.step(optimiser)
+            scaler.update()
+            optimiser.zero_grad(set_to_none=True)
+            failures = 0 if finite else failures + 1
+            progress.skipped_steps += not finite
+            progress.step += 1
+            if failures >= NON_FINITE_LIMIT and not scaler.is_enabled():
+                bad = [name for name, value in sums.items() if not bool(torch.isfinite(value))]
+                raise UserError(
+                    f"The gradient was not finite {failures} steps in a row (terms: {', '.join(bad) or 'none alone'}; last heard "
+                    f"{', '.join(heard[:3])}, …): try training.precision=fp32 or a lower training.learning_rate with --resume."
+                )
+
+            running = {name: running.get(name, 0) + value for name, value in sums.items()}
+            since += 1
+            now: dict[str, float] = {}
+            if progress.step % settings.log_every == 0 or progress.step == settings.steps:
+                means = accelerator.reduce(torch.stack(list(running.values())).double() / since, "sum")
+                now = dict(zip(sums, means.tolist(), strict=True))
+                elapsed = time.monotonic() - clock
+                progress.seconds += elapsed
+                clock = time.monotonic()
+                now |= {
+                    "grad_norm": float(norm),
+                    "learning_rate": learning_rate(settings, step),
+                    "seconds_per_step": elapsed / since,
+                    "skipped_steps": progress.skipped_steps,
+                }
+                running, since = {}, 0
+                if log is not None:
+                    log.write(progress.step, {f"train/{name}": value for name, value in now.items()})
+            observer.step(progress.step, now)
+            ended = progress.step == settings.steps
+            if ended or progress.step % settings.valid_every == 0:
+                validate()
+                clock = time.monotonic()
+            stopping = bool(accelerator.reduce(torch.tensor(float(stop.is_set()), device=device), "sum"))
+            if ended or stopping or progress.step % settings.save_every == 0:
+                save()
+            if stopping and not ended:
+                raise Interrupted(
+                    f"Stopped at step {progress.step} of {settings.steps}; everything is saved in {run}. Run the same command "
+                    "with --resume to go on."
+                )
+    if log is not None:
+        log.close()
+    metrics = validation_at(run, progress.best_step)
+    return Result(run / "student", metrics, progress)
+
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _start_engine() -> Any:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        # Without this check, torchrun on a machine without a GPU can start several whole trainings over each other.
+        raise UserError(
+            f"{launched} processes were launched but only {accelerator.num_processes} joined: start with torchrun "
+            "--nproc_per_node N -m robustdistiller …"
+        )
+    return accelerator
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set, so that a run ends after saving; a second Ctrl-C ends it at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        logger.warning("stopping after this step; everything will be saved")
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _first_batch(sampler: LengthBucketSampler, dataset: CropDataset, step: int) -> Batch:
+    return collate([dataset[(step, crop)] for crop in sampler.batch(step).parts[0]])
+
+
+def _measure_speed(batch: Batch, losses: Callable[[Batch], Any], student: Student) -> float:
+    """Seconds of a forward and backward pass on `batch`, the second of two, so that a plan can tell the time left."""
+    seconds = math.inf
+    for _ in range(2):
+        begin = time.monotonic()
+        losses(batch)[0].sum().backward()
+        student.zero_grad(set_to_none=True)
+        seconds = time.monotonic() - begin
+    return seconds
+
+
+def _reporter(observer: Observer) -> Reporter:
+    return lambda what, done, total: observer.work(what, done, total)

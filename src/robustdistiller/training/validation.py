@@ -1,0 +1,194 @@
+"""Held-out speech under fixed contaminations: the losses of every layer, and what the enhancement head gains.
+
+Each validation utterance is heard twice, clean and contaminated; both are a function of the seed alone, so that every
+validation of every recipe on the same data hears exactly the same. Targets are computed once and kept in memory in half
+precision.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..acoustics.scene import Environment
+from ..audio.batching import Crop
+from ..audio.io import SAMPLE_RATE
+from ..audio.manifest import Recording
+from ..config import ObjectivesConfig, Recipe
+from ..errors import AudioError, UserError
+from ..models.precision import autocast
+from ..models.student import Student
+from ..models.teacher import Teacher, TeacherOutput
+from ..objectives.enhancement import si_sdr
+from ..objectives.total import total_loss
+from .data import Batch, collate, load_crop
+
+logger = logging.getLogger(__name__)
+
+BATCH_SECONDS = 60.0
+PERCEPTUAL_UTTERANCES = 16
+"""STOI and PESQ take longer than the model: they are measured on the first so many utterances."""
+
+
+@dataclass
+class Kept:
+    """A validation batch with its contaminated speech (B, T) and its targets in half precision."""
+
+    batch: Batch
+    noisy: Tensor
+    targets: TeacherOutput
+
+
+class Validator:
+    """Fixed validation data for one rank of `world`; call it with a student for the metrics over all ranks.
+
+    reduce: sums a float64 tensor over the ranks
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        recordings: Sequence[Recording],
+        environment: Environment,
+        teacher: Teacher,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        reduce: Callable[[Tensor], Tensor] = lambda x: x,
+    ):
+        self.objectives: ObjectivesConfig = recipe.objectives
+        self.device, self.reduce = device, reduce
+        self.layers = teacher.layers
+        mine = sorted(recordings, key=lambda r: (-r.seconds, r.id))[rank::world]
+        self.kept: list[Kept] = []
+        items = []
+        for index, recording in enumerate(mine):
+            seconds = min(recording.seconds, recipe.data.crop_seconds)
+            crop = Crop(index, 0, 0, int(seconds * SAMPLE_RATE + 1e-3))
+            try:
+                wave = load_crop(recording, crop)
+            except AudioError as error:
+                logger.warning("validation leaves out %s: %s", recording.id, error)
+                continue
+            scene = environment.draw(recording.id, len(wave) / SAMPLE_RATE, epoch=0, speaker=recording.speaker)
+            items.append((wave, scene, environment.fetch(scene, len(wave)), []))
+        if not items and world == 1:
+            raise UserError("No validation recording can be read: check the files of the valid split.")
+        start = 0
+        while start < len(items):
+            size = len(items[start][0])  # the longest comes first, so it bounds the batch
+            count = max(1, int(BATCH_SECONDS * SAMPLE_RATE / size))
+            batch = collate(items[start : start + count]).to(device)
+            noisy = environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)
+            targets = teacher(batch.clean, batch.lengths)
+            self.kept.append(Kept(batch, noisy, TeacherOutput(targets.hidden.half(), targets.lengths)))
+            start += count
+
+    @torch.no_grad()
+    def __call__(self, student: Student, precision: str) -> dict[str, float]:
+        """Metrics by name: loss/…, l1/…/layer, cosine/…/layer, si_sdr, stoi, pesq; "clean" or "contaminated" speech."""
+        was_training = student.training
+        student.eval()
+        # Every rank reports the same names in the same order, also those for which it has no utterance.
+        sums = dict.fromkeys(self._names(student), 0.0)
+        counts = dict.fromkeys(sums, 0.0)
+
+        def add(name: str, values: Tensor | np.ndarray, weights: Tensor | np.ndarray) -> None:
+            values, weights = (torch.as_tensor(x, dtype=torch.float64, device="cpu") for x in (values, weights))
+            sums[name] += float((values * weights).sum())
+            counts[name] += float(weights.sum())
+
+        heard = 0
+        for kept in self.kept:
+            batch, targets = kept.batch, TeacherOutput(kept.targets.hidden.float(), kept.targets.lengths)
+            frames = targets.lengths
+            for condition, wave in (("clean", batch.clean), ("contaminated", kept.noisy)):
+                with autocast(self.device, precision):
+                    output = student(wave, batch.lengths)
+                loss = total_loss(self.objectives, output, targets, batch.clean)
+                distillation = loss.terms["l1"].mean(1) + loss.terms["cosine"].mean(1)
+                add(f"distillation/{condition}", distillation, frames)
+                add(f"loss/{condition}", loss.total, frames)
+                for name in ("l1", "cosine"):
+                    for number, layer in enumerate(self.layers):
+                        add(f"{name}/{condition}/layer{layer}", loss.terms[name][:, number], frames)
+                if output.enhancement is None:
+                    continue
+                add(f"enhancement/{condition}", loss.terms["enhancement"], frames)
+                if condition == "contaminated":
+                    enhanced = output.enhancement.waveform(wave.shape[1])
+                    # Clean speech has no finite SI-SDR against itself: only utterances that were changed count.
+                    changed = torch.tensor([s.kind != "clean" for s in batch.scenes], dtype=torch.float64)
+                    add("si_sdr/in", si_sdr(wave, batch.clean, batch.lengths), changed)
+                    add("si_sdr/out", si_sdr(enhanced, batch.clean, batch.lengths), changed)
+                    left = max(0, PERCEPTUAL_UTTERANCES - heard)
+                    for name, values in perceptual(batch.clean, wave, enhanced, batch.lengths, left).items():
+                        add(name, np.array(values), np.ones(len(values)))
+                    heard += len(batch.scenes)
+        student.train(was_training)
+        return self._means(sums, counts)
+
+    def _names(self, student: Student) -> list[str]:
+        names = []
+        for condition in ("clean", "contaminated"):
+            names += [f"distillation/{condition}", f"loss/{condition}"]
+            names += [f"{term}/{condition}/layer{layer}" for term in ("l1", "cosine") for layer in self.layers]
+            if student.enhancer is not None:
+                names.append(f"enhancement/{condition}")
+        if student.enhancer is not None:
+            names += [f"{measure}/{side}" for measure in ("si_sdr", "stoi", "pesq") for side in ("in", "out")]
+        return names
+
+    def _means(self, sums: dict[str, float], counts: dict[str, float]) -> dict[str, float]:
+        names = list(sums)
+        totals = self.reduce(
+            torch.tensor([[sums[n], counts[n]] for n in names], dtype=torch.float64, device=self.device)
+        )
+        return {name: value / count for name, (value, count) in zip(names, totals.tolist(), strict=True) if count > 0}
+
+
+def perceptual(clean: Tensor, noisy: Tensor, enhanced: Tensor, lengths: Tensor, most: int) -> dict[str, list[float]]:
+    """STOI and PESQ before and after enhancement on the first `most` utterances, as far as their packages are installed."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in range(min(most, clean.shape[0])):
+        length = int(lengths[row])
+        reference = clean[row, :length].double().cpu().numpy()
+        for side, wave in (("in", noisy), ("out", enhanced)):
+            degraded = wave[row, :length].double().cpu().numpy()
+            for name, measure in (("stoi", _stoi), ("pesq", _pesq)):
+                value = measure(reference, degraded)
+                if value is not None:
+                    values[f"{name}/{side}"].append(value)
+    return values
+
+
+def _stoi(reference: Any, degraded: Any) -> float | None:
+    if importlib.util.find_spec("pystoi") is None or len(reference) < SAMPLE_RATE // 2:
+        return None
+    import warnings
+
+    from pystoi import stoi
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # pystoi warns, and returns 1e-5, when too little speech is left to judge
+        try:
+            return float(stoi(reference, degraded, SAMPLE_RATE))
+        except (RuntimeWarning, UserWarning, ValueError):
+            return None
+
+
+def _pesq(reference: Any, degraded: Any) -> float | None:
+    if importlib.util.find_spec("pesq") is None:
+        return None
+    from pesq import PesqError, pesq
+
+    value = pesq(SAMPLE_RATE, reference, degraded, "wb", on_error=PesqError.RETURN_VALUES)
+    return float(value) if value > 0 else None
