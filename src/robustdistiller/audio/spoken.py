@@ -41,10 +41,10 @@ TASKS = ("keywords", "intents", "styles")
 # pitch nor tempo nor brightness alone tells the style.
 STYLES = {
     "neutral": Manner(),
-    "excited": Manner(tempo=1.12, pitch=10, melody=1.6, tilt=0.5),
-    "sad": Manner(tempo=0.86, pitch=-8, melody=0.5, tilt=-1.0, word_gap=2),
-    "angry": Manner(tempo=1.06, pitch=2, melody=0.7, tilt=1.2),
-    "afraid": Manner(tempo=1.12, pitch=10, melody=0.6, tilt=-0.5, tremor=0.5),
+    "excited": Manner(tempo=1.18, pitch=12, melody=1.8, tilt=0.5),
+    "sad": Manner(tempo=0.8, pitch=-10, melody=0.4, tilt=-1.5, word_gap=2),
+    "angry": Manner(tempo=1.1, pitch=0, melody=0.6, tilt=1.5),
+    "afraid": Manner(tempo=1.15, pitch=14, melody=0.5, tilt=-0.5, tremor=0.6),
 }
 
 

@@ -166,27 +166,23 @@ CARRIERS = (
 INTENTS = _rules(
     text="""{ask} {request} | {ask} {request} please | {request} | {request} | {request}, please | {hello}, {request}
 | {hello}, {ask} {request} | {request} {now}""",
-    ask="can you | could you | would you | I want you to | I would like you to | you should | please",
-    hello="hey there | okay house | good morning | listen | hello | right then | excuse me",
-    now="now | right away | for me | for a while | tonight | if you can | straight away",
-    lights="lights | lamps | lamp | light | ceiling light | lighting",
-    heating="heating | heater | radiator | heat | radiators",
-    music="music | radio | song | speakers | stereo",
-    blinds="blinds | curtains | shades | shutters",
+    ask="can you | could you | would you | I want you to | please",
+    hello="hey there | okay house | good morning | listen | excuse me",
+    now="now | right away | for me | for a while | tonight",
+    lights="lights | lights | lamps | lamp | light",
+    heating="heating | heating | heater | radiator",
+    music="music | music | radio | song",
+    blinds="blinds | blinds | curtains | shutters",
     kitchen="in the kitchen | in the kitchen | for the kitchen | by the kitchen table",
     bedroom="in the bedroom | in the bedroom | in my bedroom | next to the bed",
-    lounge="in the lounge | in the living room | in the front room | by the sofa",
-    bathroom="in the bathroom | in the bathroom | for the bathroom | where the bath is",
-    on="""turn on the {it} {there} | turn the {it} on {there} | switch on the {it} {there} | switch the {it} {there}
-on | put the {it} on {there} | start the {it} {there} | activate the {it} {there}""",
-    off="""turn off the {it} {there} | turn the {it} off {there} | switch off the {it} {there} | switch the {it} {there}
-off | shut down the {it} {there} | stop the {it} {there} | deactivate the {it} {there}""",
-    up="""turn up the {it} {there} | turn the {it} up {there} | increase the {it} {there} | make the {it} {there}
-stronger | raise the {it} {there} | give me more {it} {there}""",
-    down="""turn down the {it} {there} | turn the {it} down {there} | decrease the {it} {there} | make the {it} {there}
-weaker | lower the {it} {there} | give me less {it} {there}""",
-    open="open the {it} {there} | pull the {it} {there} open | draw back the {it} {there} | get the {it} open {there}",
-    close="close the {it} {there} | pull the {it} {there} shut | shut the {it} {there} | get the {it} closed {there}",
+    lounge="in the lounge | in the lounge | in the living room | by the sofa",
+    bathroom="in the bathroom | in the bathroom | for the bathroom | by the bath",
+    on="turn on the {it} {there} | turn the {it} on {there} | switch on the {it} {there} | start the {it} {there}",
+    off="turn off the {it} {there} | turn the {it} off {there} | switch off the {it} {there} | stop the {it} {there}",
+    up="turn up the {it} {there} | increase the {it} {there} | increase the {it} {there} | give me more {it} {there}",
+    down="turn down the {it} {there} | reduce the {it} {there} | reduce the {it} {there} | give me less {it} {there}",
+    open="open the {it} {there} | pull the {it} {there} open | open up the {it} {there}",
+    close="close the {it} {there} | pull the {it} {there} shut | shut the {it} {there}",
 )
 ACTIONS = {object_: ("on", "off", "up", "down") for object_ in ("lights", "heating", "music")} | {
     "blinds": ("open", "close")
