@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ SUFFIXES = frozenset(
 )
 SUFFIXES |= {".sph", ".nist", ".w64", ".rf64", ".caf"}
 
+UNKNOWN = (1 << 63) - 1  # the frame count of a file that was written as a stream and does not tell its length
 _BLOCK = 1 << 20  # values decoded at a time, over all channels: the memory that a lying header can cost
 _CONTEXT = 1024  # samples (at the lower rate) read around a resampled segment: several times soxr's filter
 
@@ -51,7 +52,9 @@ class AudioInfo:
 def probe(path: str | os.PathLike[str]) -> AudioInfo:
     """Read the header of `path`. Raises `AudioError` (missing, corrupt, empty)."""
     with opened(path) as file:
-        info = AudioInfo(file.frames, file.samplerate, file.channels)
+        known = file.frames != UNKNOWN
+        frames = file.frames if known else sum(len(block) for block in mono_blocks(file, path))
+        info = AudioInfo(frames, file.samplerate, file.channels)
     if info.frames <= 0:
         raise AudioError(f"{path} holds no samples: remove it or record it again.", "empty")
     return info
@@ -86,7 +89,7 @@ def read_audio(
         skip = first - cell * up
         if cell * down >= frames:
             raise _ends_before(path, start)
-        stop = None if last == math.inf else math.ceil((last + context) * down / up) - cell * down
+        stop = None if seconds is None else math.ceil((last + context) * down / up) - cell * down
         blocks = mono_blocks(file, path, cell * down, stop, channel)
         if rate != sampling_rate:
             blocks = _resampled(blocks, rate, sampling_rate)
@@ -109,12 +112,15 @@ def mono_blocks(
     size = max(1, _BLOCK // file.channels)
     if channel is not None and not 0 <= channel < file.channels:
         raise AudioError(f"{path} has {file.channels} channels, so there is no channel {channel}: check its entry.")
+    left = file.frames - start if frames is None else min(frames, file.frames - start)
     try:
         if start:
             file.seek(start)
-        left = math.inf if frames is None else frames
+        # After each read soundfile seeks to where it already is, which is slow in compressed files and fails at the end
+        # of those that do not tell their length.
+        file.seekable = lambda: False
         while left > 0:
-            block = file.read(int(min(size, left)), dtype="float32", always_2d=True)  # (T, channels)
+            block = file.read(min(size, left), dtype="float32", always_2d=True)  # (T, channels)
             if not len(block):
                 return
             left -= len(block)
@@ -160,7 +166,11 @@ def write_audio(path: str | os.PathLike[str], wave: np.ndarray, sampling_rate: i
 
 def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
     """Every audio file under `folder`, by suffix, sorted; hidden files are passed over, links to folders followed."""
-    found: list[Path] = []
+    return sorted(Path(name) for name in find_files(folder, SUFFIXES))
+
+
+def find_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> Iterator[str]:
+    """Paths under `folder` with one of the lower-case `suffixes`, in no order; hidden ones are passed over."""
     seen: set[str] = set()  # links may form a circle
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -169,12 +179,9 @@ def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name)
-            for name in names
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-        ]
-    return sorted(found)
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
+                yield os.path.join(parent, name)
 
 
 @contextlib.contextmanager

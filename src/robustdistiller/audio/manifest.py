@@ -96,7 +96,7 @@ def recording_from_row(row: dict[str, Any], path: str) -> Recording:
 def read_manifest(
     path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, check_files: bool = False
 ) -> list[Recording]:
-    """Read and validate a manifest; `root` is the folder its relative paths count from, where it is not found by itself.
+    """Read and validate a manifest; `root` is the folder its relative paths count from, else it is found by itself.
 
     Raises `UserError` with the line of the first fault. With `check_files`, every file must exist.
     """

@@ -1,0 +1,250 @@
+"""Preparation: from what a user points at to recordings that are known to be sound, scanned once and in parallel.
+
+A source is a folder (a standard corpus is recognised, see corpora.py), `name:folder` for a corpus by name, a manifest
+(`file.jsonl`, or `file.jsonl::root`), lhotse cuts, or a single audio file. Every file is decoded to its end, in blocks:
+what is corrupt, empty, too short, silent or not a number is skipped and reported, with the reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, closest
+from ..files import digest, read_json, write_json
+from .checking import Skipped, check_all, write_skipped
+from .corpora import CORPORA, Role, scan_corpus
+from .io import SUFFIXES, find_files
+from .lhotse_adapter import is_cuts, read_cuts
+from .manifest import Recording, check_exist, read_manifest, recording_from_row, write_manifest
+from .splits import split_by_group
+
+__all__ = ["Prepared", "Skipped", "prepare", "prepare_all", "split_by_group", "write_skipped"]
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What came of one or several sources."""
+
+    recordings: list[Recording]
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return math.fsum(recording.seconds for recording in self.recordings)
+
+    @property
+    def clipped(self) -> int:
+        """How many recordings are heavily clipped: they are kept, with the share of samples as extra["clipped"]."""
+        return sum("clipped" in recording.extra for recording in self.recordings)
+
+
+def prepare(
+    source: str | os.PathLike[str],
+    role: Role,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    min_seconds: float | None = None,
+) -> Prepared:
+    """Find and check every recording of one `source`; `workers` processes (by default, one per core) decode them.
+
+    `min_seconds` is the shortest that is kept (see `MIN_SECONDS`). Raises `UserError` for a source that does not exist,
+    holds no audio or nothing usable.
+    """
+    announced = _announced(_parsed(str(source)), role)
+    kept: list[Recording] = []
+    skipped: list[Skipped] = []
+    for done, result in enumerate(check_all(announced, role, min_seconds, workers), 1):
+        if isinstance(result, Recording):
+            kept.append(result)
+        else:
+            skipped.append(result)
+        if progress:
+            progress(done, len(announced))
+    if not kept:
+        raise UserError(f"No recording of {source} can be used ({_summary(skipped)}): check the files or the role.")
+    if skipped:
+        log.warning("%s: %d of %d recordings skipped (%s)", source, len(skipped), len(announced), _summary(skipped))
+    return Prepared(kept, skipped)
+
+
+def prepare_all(
+    sources: Sequence[str | os.PathLike[str]],
+    role: Role,
+    cache: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    min_seconds: float | None = None,
+) -> Prepared:
+    """Join the recordings of several sources under unique ids.
+
+    `cache` is a folder that keeps each scan until its files change. Raises `UserError` as `prepare` does, and for a
+    file that two sources share.
+    """
+    if not sources:
+        raise UserError(f"There is no source of {role}: name at least one folder or manifest.")
+    parsed = [_parsed(str(source)) for source in sources]  # all of them, before the first long scan
+    scans = [_cached(source, role, cache, workers, progress, min_seconds) for source in parsed]
+    owners: dict[str, int] = {}
+    resolve = _Resolver()
+    for number, scan in enumerate(scans):
+        for recording in scan.recordings:
+            if owners.setdefault(resolve(recording.path), number) != number:
+                other = sources[owners[resolve(recording.path)]]
+                raise UserError(f"{recording.path} is part of both {other} and {sources[number]}: name it once.")
+    counts = Counter(recording.id for scan in scans for recording in scan.recordings)
+    recordings: list[Recording] = []
+    taken = {name for name, count in counts.items() if count == 1}
+    for source, scan in zip(parsed, scans, strict=True):
+        for recording in scan.recordings:
+            if counts[recording.id] > 1:
+                recording = replace(recording, id=_unique(f"{source.word}/{recording.id}", taken))
+                taken.add(recording.id)
+            recordings.append(recording)
+    return Prepared(recordings, [row for scan in scans for row in scan.skipped])
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a source string means; `path` exists."""
+
+    text: str
+    path: str
+    corpus: str | None = None
+    root: str | None = None
+
+    @property
+    def word(self) -> str:
+        """One word for it, for ids and file names."""
+        place = Path(self.path)
+        stem = place.name.split(".")[0]
+        return (place.parent.name if stem == "manifest" else stem) or "source"
+
+
+def _parsed(text: str) -> _Source:
+    """Read a source string. Raises `UserError` when nothing is there."""
+    if "://" in text:
+        raise UserError(f"{text} is an address: download it and give the folder.")
+    whole = os.path.abspath(os.path.expanduser(text))
+    if os.path.exists(whole):
+        return _Source(text, whole)
+    file, double, root = (os.path.expanduser(part) for part in text.partition("::"))
+    if double and os.path.isfile(file):
+        return _Source(text, os.path.abspath(file), root=os.path.abspath(root))
+    name, colon, folder = (os.path.expanduser(part) for part in text.partition(":"))
+    if colon and os.path.isdir(folder):
+        if name not in CORPORA:
+            raise UserError(f"There is no corpus '{name}'.{closest(name, CORPORA)} Known: {', '.join(CORPORA)}.")
+        return _Source(text, os.path.abspath(folder), corpus=name)
+    raise UserError(f"The source {text} does not exist: check the path.")
+
+
+def _announced(source: _Source, role: Role) -> list[Recording]:
+    """The recordings of a source before their content is known; unknown durations are infinite."""
+    path = source.path
+    if os.path.isdir(path):
+        manifest = os.path.join(path, "manifest.jsonl")
+        if source.corpus is None and os.path.isfile(manifest):
+            log.info("%s: its manifest.jsonl is followed (folder:%s takes all its files)", path, path)
+            return _listed(manifest)
+        if any(name.startswith("cuts.") and ".jsonl" in name for name in os.listdir(path)):
+            raise UserError(
+                f"{path} is a lhotse Shar folder, which cannot be read at random: unpack it with "
+                "robustdistiller.audio.lhotse_adapter.shar_to_manifest and give the manifest."
+            )
+        return _rows(scan_corpus(path, role, source.corpus)[1])
+    if path.endswith((".jsonl", ".jsonl.gz")):
+        return _listed(path, source.root)
+    if os.path.splitext(path)[1].lower() in SUFFIXES:
+        return _rows([{"path": path, "id": Path(path).stem}])
+    raise UserError(f"{path} is no folder, audio file or .jsonl manifest: give one of these.")
+
+
+def _rows(rows: Sequence[dict[str, Any]]) -> list[Recording]:
+    return [replace(recording_from_row({**row, "duration": 1.0}, row["path"]), seconds=math.inf) for row in rows]
+
+
+def _listed(file: str, root: str | None = None) -> list[Recording]:
+    if os.path.isfile(file) and is_cuts(file):
+        recordings = read_cuts(file)
+    else:
+        recordings = read_manifest(file, root)
+    check_exist(recordings, file)
+    return recordings
+
+
+def _cached(
+    source: _Source,
+    role: Role,
+    cache: str | os.PathLike[str] | None,
+    workers: int | None,
+    progress: Progress | None,
+    min_seconds: float | None,
+) -> Prepared:
+    if cache is None:
+        return prepare(source.text, role, workers, progress, min_seconds)
+    key = digest([source.path, source.corpus, source.root, min_seconds])
+    stem = Path(cache) / f"{source.word}-{role}-{key}"
+    manifest, seal = stem.with_name(stem.name + ".jsonl"), stem.with_name(stem.name + ".json")
+    state = _state(source)
+    if seal.is_file() and manifest.is_file():
+        try:
+            kept = read_json(seal, "cached scan")
+            if kept["state"] == state:
+                log.info("%s: scanned before, read from %s", source.text, manifest)
+                recordings = read_manifest(manifest, check_files=True)
+                return Prepared(recordings, [Skipped(**row) for row in kept["skipped"]])
+        except (UserError, KeyError, TypeError):
+            log.warning("%s: the cached scan %s is not usable and made again", source.text, manifest)
+    seal.unlink(missing_ok=True)  # so that it never vouches for another manifest than its own
+    prepared = prepare(source.text, role, workers, progress, min_seconds)
+    write_manifest(manifest, prepared.recordings)
+    write_json(seal, {"source": source.text, "state": state, "skipped": [vars(row) for row in prepared.skipped]})
+    return prepared
+
+
+def _state(source: _Source) -> list[float]:
+    """What changes when the files of a source do: how many there are, their bytes, and the newest time of change."""
+    one = os.path.isfile(source.path)
+    files = [source.path] if one else find_files(source.path, SUFFIXES | {".txt", ".csv", ".jsonl"})
+    count, size, newest = 0, 0, 0.0
+    for file in files:
+        try:
+            stat = os.stat(file)
+        except OSError:
+            continue
+        count, size, newest = count + 1, size + stat.st_size, max(newest, stat.st_mtime, stat.st_ctime)
+    return [count, size, newest]
+
+
+class _Resolver:
+    """`os.path.realpath` of many files, resolving each folder once."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, str] = {}
+
+    def __call__(self, path: str) -> str:
+        folder, name = os.path.split(path)
+        if folder not in self.folders:
+            self.folders[folder] = os.path.realpath(folder)
+        return os.path.join(self.folders[folder], name)
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    if name not in taken:
+        return name
+    return next(candidate for n in range(2, 1 << 62) if (candidate := f"{name}~{n}") not in taken)
+
+
+def _summary(skipped: Sequence[Skipped]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in Counter(row.reason for row in skipped).most_common())

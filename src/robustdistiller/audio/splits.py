@@ -1,0 +1,97 @@
+"""Training, validation and test parts that share no speaker, no noise recording and no room."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..randomness import fraction
+from .manifest import SPLITS, Recording
+
+log = logging.getLogger(__name__)
+
+
+def split_by_group(
+    recordings: Sequence[Recording], valid_fraction: float, test_fraction: float = 0.0, seed: int = 0
+) -> dict[str, list[Recording]]:
+    """Assign every recording to "train", "valid" or "test" so that no unit is in two of them.
+
+    A unit is a speaker, else a group (noise recording, room), else the recordings of one file. Splits that manifests
+    name are honoured, also for the unnamed rest of a unit; the other units follow a hash of (seed, unit). With two
+    units or more, train and valid get at least one each. Where all is one speaker's, single files are the units. Where
+    manifests name no valid part at all, their train parts are split like the unnamed. A `valid_fraction` of 0 holds
+    nothing out.
+    """
+    named = {recording.split for recording in recordings}
+    release = valid_fraction > 0 and "valid" not in named
+    if release and "train" in named:
+        log.info("no recording is marked valid: some of those marked train are held out")
+    fixed = [None if release and recording.split == "train" else recording.split for recording in recordings]
+
+    units = _units(recordings, by_speaker=True)
+    if release and len({unit for unit, split in zip(units, fixed, strict=True) if split != "test"}) == 1:
+        one = next(recording for recording, split in zip(recordings, fixed, strict=True) if split != "test")
+        if one.speaker:  # never a single noise recording or room: those would leak
+            log.warning("all speech is the speaker %s's: validation hears new recordings, not a new voice", one.speaker)
+            units = _units(recordings, by_speaker=False)
+
+    chosen: dict[str, str] = {}
+    torn: set[str] = set()
+    for unit, split in zip(units, fixed, strict=True):
+        if split is not None and chosen.setdefault(unit, split) != split:
+            torn.add(unit)
+    if torn:
+        log.warning("the manifests put parts of %d units (such as '%s') into several splits", len(torn), min(torn))
+    seconds: dict[str, float] = defaultdict(float)
+    for recording, unit in zip(recordings, units, strict=True):
+        if unit not in chosen:
+            seconds[unit] += recording.seconds
+    chosen |= _assigned(dict(seconds), set(chosen.values()), valid_fraction, test_fraction, seed)
+
+    parts: dict[str, list[Recording]] = {name: [] for name in SPLITS}
+    for recording, unit, split in zip(recordings, units, fixed, strict=True):
+        split = split or chosen[unit]
+        parts[split].append(recording if recording.split == split else replace(recording, split=split))
+    return parts
+
+
+def _units(recordings: Sequence[Recording], by_speaker: bool) -> list[str]:
+    files: dict[str, str] = {}
+    for recording in recordings:
+        files.setdefault(recording.path, recording.id)
+    # Tagged, so that a speaker "7" and a room "7" are not taken for one unit.
+    return [
+        f"speaker {recording.speaker}" if by_speaker and recording.speaker
+        else f"group {recording.group}" if recording.group
+        else f"file {files[recording.path]}"
+        for recording in recordings
+    ]  # fmt: skip
+
+
+def _assigned(
+    seconds: dict[str, float], present: set[str], valid_fraction: float, test_fraction: float, seed: int
+) -> dict[str, str]:
+    """Splits of the units that are free to go anywhere; `present` are the splits that have somebody already."""
+    chosen: dict[str, str] = {}
+    total = sum(seconds.values())
+    for unit in seconds:
+        place = fraction(seed, "split", unit)
+        split = "valid" if place < valid_fraction else "test" if place < valid_fraction + test_fraction else "train"
+        # A unit that is most of the corpus is what there is to learn from.
+        chosen[unit] = "train" if seconds[unit] > total / 2 else split
+
+    def ensure(split: str, share: float) -> None:
+        """Give a split without anybody the smallest unit that is a fair share, taken from where it is not the last."""
+        if split in present or split in chosen.values() or share <= 0:
+            return
+        spare = [u for u, s in chosen.items() if s in present or sum(other == s for other in chosen.values()) > 1]
+        if spare:
+            spare.sort(key=lambda unit: (seconds[unit], unit))
+            chosen[next((unit for unit in spare if seconds[unit] >= share * total), spare[-1])] = split
+
+    ensure("train", 1 - valid_fraction - test_fraction)
+    ensure("valid", valid_fraction)
+    ensure("test", test_fraction)
+    return chosen
