@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -205,19 +206,13 @@ class NoiseBank:
                 "Babble is mixed from speech, and there is none: pass --speech, or take another noise kind."
             )
         low, high = self._babble_voices
-        names, note = self._talker_names, None
-        chosen: list[str] = []
-        for _ in range(low + int(rng.random() * (high - low + 1))):
-            for u in rng.random(4 * TRIES):
-                name = names[int(u * len(names))]
-                own = name == speaker or self._talkers[name] == [utterance]
-                # Few speakers may have to talk twice, but never the one who is to be understood, if there is any other.
-                if not own and (name not in chosen or len(chosen) >= len(names) - 1):
-                    break
-            else:
-                if own:
-                    note = "no other speaker for the babble"
-            chosen.append(name)
+        count = low + int(rng.random() * (high - low + 1))
+        names = self._talker_names
+        picked = [names[i] for i in rng.choice(len(names), min(count + 1, len(names)), replace=False, shuffle=True)]
+        others = [name for name in picked if name not in (speaker, f"?{utterance}")][:count]
+        note = None if others else "no other speaker for the babble"
+        # With few speakers some talk twice, but never the one who is to be understood, if there is any other.
+        chosen = list(islice(cycle(others or picked), count))
         voices = tuple(self._draw_voice(rng, name, seconds, utterance) for name in chosen)
         return NoiseDraw("babble", seed=seed, voices=voices, note=note)
 

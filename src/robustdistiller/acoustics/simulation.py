@@ -25,6 +25,10 @@ HIGH_PASS_HZ = 40.0  # image sources are all positive, which no loudspeaker is
 FADE = 0.01  # s from single reflections to the diffuse tail
 TWO_POSITIONS = 2
 TRIES = 10
+CORRECTIONS = 3
+SHORTEST_T60 = 0.1  # s
+TOLERANCE = 0.03  # of the T60
+MOST_ABSORBING = 0.6  # share of the energy that a wall may swallow
 
 
 def simulate_room(
@@ -32,16 +36,18 @@ def simulate_room(
 ) -> tuple[Response, ...]:
     """Responses from `positions` places of a random room to one microphone in it, with their measured T60.
 
-    The target T60 is uniform in `t60_range` (seconds, at least 0.1); source and microphone are 0.5 to 4 m apart. Each
+    The target T60 is uniform in `t60_range` (seconds, from 0.1 on); source and microphone are 0.5 to 4 m apart. Each
     response is scaled to unit energy, its direct path is positive and falls on one sample. Same `rng`, same bits.
     """
+    if t60_range[0] < SHORTEST_T60:
+        raise ValueError(f"a T60 of {t60_range[0]} s is drier than furnished rooms: ask for at least {SHORTEST_T60} s")
     target = rng.uniform(*t60_range)
     size = rng.uniform(SMALLEST, LARGEST)
+    while (absorption := _absorption(size, target)) > MOST_ABSORBING:
+        size = (size + SMALLEST) / 2  # large rooms cannot be that dry
     slope = rng.uniform(0.0, 0.2)  # T60 falls with frequency ** -slope
     microphone = rng.uniform(WALL, size - WALL)
     volume = float(np.prod(size))
-    surface = 2.0 * float(size[0] * size[1] + size[0] * size[2] + size[1] * size[2])
-    absorption = 1.0 - math.exp(-24.0 * math.log(10) * volume / (SOUND * surface * target))  # Eyring
     # Reflections overlap from about sqrt(volume) ms on (Polack); three times that is past any flutter one can hear.
     mixing = max(0.02, 3e-3 * math.sqrt(volume))
     responses = []
@@ -53,16 +59,22 @@ def simulate_room(
             samples = scipy.signal.sosfilt(
                 scipy.signal.butter(2, HIGH_PASS_HZ, "highpass", fs=SAMPLE_RATE, output="sos"), samples
             )
-            # The bands and the finite tail change the slope by some percent: one exponential puts it right.
-            measured = measure_t60(samples, LEAD)
-            if measured:
+            # Single reflections and the bands change the slope by some percent: an exponential puts it right.
+            for _ in range(CORRECTIONS):
+                measured = measure_t60(samples, LEAD) or target
                 samples *= 10 ** (-3 * (1 / target - 1 / measured) * _seconds(len(samples)))
-            # Where reflections pile up to more than the direct sound, listen from another place.
-            if np.argmax(np.abs(samples)) == LEAD:
+            # Another place where reflections pile up to more than the direct sound, or hide behind it altogether.
+            if np.argmax(np.abs(samples)) == LEAD and abs((measure_t60(samples, LEAD) or 0) / target - 1) < TOLERANCE:
                 break
         samples = (samples / math.copysign(math.sqrt(float(np.sum(samples**2))), samples[LEAD])).astype(np.float32)
         responses.append(Response(samples, LEAD, measure_t60(samples, LEAD)))
     return tuple(responses)
+
+
+def _absorption(size: np.ndarray, t60: float) -> float:
+    """Eyring's absorption coefficient of the walls for a reverberation time in seconds."""
+    half_surface = size[0] * size[1] + size[0] * size[2] + size[1] * size[2]
+    return 1 - math.exp(-12 * math.log(10) * float(np.prod(size) / half_surface) / (SOUND * t60))
 
 
 def _place(rng: np.random.Generator, size: np.ndarray, microphone: np.ndarray) -> tuple[np.ndarray, float]:
