@@ -30,7 +30,7 @@ _WHERE = {
     "enhance_files": "apply",
 }
 
-__all__ = ["__version__", *_WHERE]  # noqa: PLE0604
+__all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
     from .acoustics.contamination import contaminate_file

@@ -7,7 +7,7 @@ import logging
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -33,26 +33,26 @@ app = typer.Typer(
 console = Console(stderr=True, highlight=False)
 
 Set = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option(
         "--set", metavar="FIELD=VALUE", help="Override any recipe field, e.g. `training.steps=1000`; repeatable."
     ),
 ]
 SpeechOption = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option(
         "--speech",
         metavar="SOURCE",
-        help="Speech to learn from: a folder, a manifest (`file.jsonl` or `file.jsonl::root`), `corpus:folder`, or lhotse cuts; "
-        "repeatable.",
+        help="Speech to learn from: a folder, a manifest (`file.jsonl` or `file.jsonl::root`), `corpus:folder`, or lhotse "
+        "cuts; repeatable.",
     ),
 ]
 NoiseOption = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option("--noise", metavar="SOURCE", help="Noise recordings: folder, manifest or corpus; repeatable."),
 ]
 RoomsOption = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option(
         "--rooms", metavar="SOURCE", help="Room impulse responses; without any, rooms are simulated. Repeatable."
     ),
@@ -93,15 +93,13 @@ def distill(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")],
     out: Annotated[Path, typer.Option(help="The run folder: student, checkpoints, metrics, manifests.")],
     teacher: Annotated[
-        Optional[str], typer.Option(help="A hub name such as `facebook/hubert-base-ls960`, or a model folder.")
+        str | None, typer.Option(help="A hub name such as `facebook/hubert-base-ls960`, or a model folder.")
     ] = None,
     speech: SpeechOption = None,
     noise: NoiseOption = None,
     rooms: RoomsOption = None,
-    steps: Annotated[Optional[int], typer.Option(help="Optimiser steps; short for `--set training.steps=N`.")] = None,
-    seed: Annotated[
-        Optional[int], typer.Option(help="The seed of everything; short for `--set training.seed=N`.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; short for `--set training.steps=N`.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed of everything; short for `--set training.seed=N`.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out from its newest checkpoint.")
     ] = False,
@@ -151,7 +149,7 @@ def contaminate(
     speech: Annotated[Path, typer.Argument(help="A speech file.")],
     out: Annotated[Path, typer.Option(help="Where to write what is heard; the draws go beside it as JSON.")],
     noise: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             "--noise",
             metavar="SOURCE",
@@ -159,10 +157,10 @@ def contaminate(
         ),
     ] = None,
     rooms: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option("--rooms", metavar="SOURCE", help="Rooms: impulse responses, or `simulated`; repeatable."),
     ] = None,
-    snr: Annotated[Optional[float], typer.Option(help="The SNR in dB; drawn between 0 and 20 when left out.")] = None,
+    snr: Annotated[float | None, typer.Option(help="The SNR in dB; drawn between 0 and 20 when left out.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed and file name give the same contamination.")] = 0,
 ) -> None:
     """Hear what a student hears: one utterance with noise, reverberation or both, and every draw as JSON.
@@ -228,7 +226,7 @@ def prepare(
     source: Annotated[str, typer.Argument(help="A folder, a manifest, `corpus:folder`, or lhotse cuts.")],
     out: Annotated[Path, typer.Option(help="The manifest to write (.jsonl); what is skipped goes beside it.")],
     role: Annotated[str, typer.Option(help="What it holds: speech, noise or rooms.")] = "speech",
-    workers: Annotated[Optional[int], typer.Option(help="Processes that read files; all cores by default.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read files; all cores by default.")] = None,
 ) -> None:
     """Scan audio once and write a manifest: durations, speakers, splits, and what cannot be used.
 

@@ -286,7 +286,8 @@ def _sentence(error: ValidationError, where: str) -> str:
         known = _fields(trail[:-1])
         return f"Unknown field '{name}' in {where}.{closest(trail[-1], known)} Known here: {', '.join(known)}."
     message = first["msg"].removeprefix("Value error, ")
-    return f"The field '{name or 'recipe'}' in {where} is wrong: {message[:1].lower()}{message[1:]} (got {first['input']!r:.80})."
+    message = message[:1].lower() + message[1:]
+    return f"The field '{name or 'recipe'}' in {where} is wrong: {message} (got {first['input']!r:.80})."
 
 
 def _fields(trail: list[str]) -> list[str]:

@@ -1,0 +1,101 @@
+"""Laws of the recipe: strict, immutable, never evaluated, the same after saving."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from robustdistiller.config import Recipe, load_recipe
+from robustdistiller.errors import UserError
+from robustdistiller.presets import recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_are_valid_and_described(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name and recipe.notes
+
+
+def test_the_shipped_recipes_are_those_that_are_promised():
+    promised = {
+        "distilhubert-base", "robust-hubert-base", "robust-wavlm-base-plus", "robust-wav2vec2-base",
+        "robust-whisper-tiny-en", "edge", "smoke",
+    }  # fmt: skip
+    assert promised <= set(recipe_names())
+
+
+def test_the_baseline_differs_from_the_robust_recipe_in_input_and_task_alone():
+    robust, plain = (load_recipe(name).to_dict() for name in ("robust-hubert-base", "distilhubert-base"))
+    differing = {key for key in robust if robust[key] != plain[key]}
+    assert differing == {"name", "notes", "environment", "objectives"}
+    assert {k for k in robust["environment"] if robust["environment"][k] != plain["environment"][k]} == {
+        "clean", "noise", "reverb", "both",
+    }  # fmt: skip
+    assert plain["objectives"] | {"enhancement": 0} == robust["objectives"] | {"enhancement": 0}
+
+
+def test_a_saved_recipe_is_the_same_recipe(tmp_path):
+    recipe = load_recipe("edge", ["training.steps=17", "objectives.enhancement.tap=2", "data.speech=[a, b]"])
+    recipe.save(tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+def test_a_recipe_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        Recipe().training.steps = 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.stps=1", "Unknown field 'training.stps' in smoke. Did you mean 'steps'?"),
+        ("trainin.steps=1", "Unknown field 'trainin' in smoke. Did you mean 'training'?"),
+        ("objectives.enhancement.tapp=last", "Did you mean 'tap'?"),
+        ("training.steps=0", "'training.steps' in smoke is wrong: input should be greater than or equal to 1"),
+        ("environment.snr_db=[20, 0]", "snr_db must be [lowest, highest]"),
+        ("environment.t60_seconds=[0, 1]", "t60_seconds must start at 0.1 s"),
+        ("training.learning_rate=nan", "'training.learning_rate'"),
+        ("training.learning_rate=.inf", "'training.learning_rate'"),
+        ("training.steps", "--set 'training.steps' has no value"),
+        ("name.inner=1", "holds a plain value"),
+        ("name={}", "valid string"),
+        ("training.steps=[", "cannot be read as YAML"),
+        ("training.steps=!!python/object/apply:os.system [ls]", "cannot be read as YAML"),
+    ],
+)
+def test_a_wrong_field_is_one_sentence_with_its_name(override, message):
+    with pytest.raises(UserError) as caught:
+        load_recipe("smoke", [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "must be a mapping"),
+        ("training: {steps: 3", "not valid YAML"),
+        ("training: 3\n", "'training'"),
+        ("!!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("\x00\x01", "not valid YAML"),
+    ],
+)
+def test_a_broken_recipe_file_is_one_sentence(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_recipe(path)
+
+
+def test_an_unknown_recipe_is_named_with_the_closest():
+    with pytest.raises(UserError, match="Did you mean 'robust-hubert-base'"):
+        load_recipe("robust-hubert-bse")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60))
+def test_no_override_ends_in_anything_but_a_recipe_or_a_sentence(text):
+    try:
+        assert isinstance(load_recipe(None, [text]), Recipe)
+    except UserError as error:
+        assert len(str(error)) > 10

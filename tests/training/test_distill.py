@@ -1,0 +1,240 @@
+"""Laws of a run: resume equals a straight run, the same seed gives the same weights, validation is the same for everyone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from robustdistiller.audio.io import write_audio
+from robustdistiller.config import load_recipe
+from robustdistiller.errors import UserError
+from robustdistiller.models.student import load_student
+from robustdistiller.training import checkpoint as checkpoints
+from robustdistiller.training.loop import Silent, distill
+from robustdistiller.training.metrics import MetricsLog, validation_at
+
+FIELDS = [
+    "student.feature_grad_mult=1.0", "data.crop_seconds=1.0", "data.batch_seconds=5.0", "data.valid_seconds=6",
+    "data.workers=0", "data.valid_fraction=0.25", "environment.simulated_rooms=3",
+    "objectives.enhancement.hidden=16", "objectives.enhancement.layers=1", "training.learning_rate=1e-3",
+    "training.precision=fp32", "training.log_every=1", "training.valid_every=4", "training.save_every=3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    """Eight recordings of four speakers as a manifest."""
+    from conftest import speech_like
+
+    folder = tmp_path_factory.mktemp("speech")
+    rows = []
+    for number in range(8):
+        seconds = 1.0 + 0.2 * number
+        write_audio(folder / f"{number}.wav", speech_like(seconds, number))
+        rows.append({"path": f"{number}.wav", "duration": seconds, "speaker": f"s{number // 2}"})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "manifest.jsonl"
+
+
+def make_recipe(checkpoint, speech, *overrides, kind="hubert"):
+    values = [*FIELDS, "training.steps=6", *overrides]
+    return load_recipe(None, values, teacher__model=str(checkpoint(kind)), data__speech=[str(speech)])
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoints.available(run)[-1] / "model.safetensors")
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+class StopAt(Silent):
+    """An accident at a step."""
+
+    def __init__(self, step: int):
+        self.at = step
+
+    def step(self, step, metrics):
+        if step == self.at:
+            raise RuntimeError("accident")
+
+
+@pytest.fixture(scope="module")
+def straight(checkpoint, speech, tmp_path_factory):
+    run = tmp_path_factory.mktemp("straight") / "run"
+    result = distill(make_recipe(checkpoint, speech), run)
+    return run, result
+
+
+@pytest.mark.parametrize("at", [1, 4, 5])
+def test_resume_equals_a_straight_run(checkpoint, speech, straight, tmp_path, at):
+    recipe = make_recipe(checkpoint, speech)
+    with pytest.raises(RuntimeError, match="accident"):
+        distill(recipe, tmp_path / "run", observer=StopAt(at))
+    distill(recipe, tmp_path / "run", resume=True)
+    assert_same(weights(tmp_path / "run"), weights(straight[0]))
+    moments = [
+        load_file(checkpoints.available(run)[-1] / "optimiser.safetensors") for run in (tmp_path / "run", straight[0])
+    ]
+    assert_same(*moments)
+    assert_same(
+        load_file(tmp_path / "run" / "student" / "model.safetensors"),
+        load_file(straight[0] / "student" / "model.safetensors"),
+    )
+    curves = [
+        [{k: v for k, v in json.loads(line).items() if k not in ("time", "train/seconds_per_step")} for line in open(run / "metrics.jsonl")]
+        for run in (tmp_path / "run", straight[0])
+    ]  # fmt: skip
+    assert curves[0] == curves[1]
+
+
+def test_the_result_does_not_depend_on_the_loader_workers(checkpoint, speech, straight, tmp_path):
+    distill(make_recipe(checkpoint, speech, "data.workers=2"), tmp_path / "run")
+    assert_same(weights(tmp_path / "run"), weights(straight[0]))
+
+
+def test_gradient_accumulation_is_a_larger_batch(checkpoint, speech, tmp_path):
+    off = ["student.dropout=0", "objectives.enhancement.dropout=0", "training.steps=3"]
+    distill(make_recipe(checkpoint, speech, *off, "data.batch_seconds=6"), tmp_path / "whole")
+    distill(make_recipe(checkpoint, speech, *off, "data.batch_seconds=3", "training.accumulate=2"), tmp_path / "parts")
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_a_run_leaves_what_a_user_needs(straight, voice):
+    run, result = straight
+    assert result.student == run / "student" and result.progress.step == 6
+    names = {path.name for path in (run / "student").iterdir()}
+    assert names == {
+        "config.json", "model.safetensors", "preprocessor_config.json", "heads.json", "heads.safetensors", "recipe.yaml",
+        "provenance.json", "README.md",
+    }  # fmt: skip
+    assert (run / "run.json").is_file() and (run / "recipe.yaml").is_file()
+    provenance = json.loads((run / "student" / "provenance.json").read_text())
+    rows = [json.loads(line) for line in open(run / "manifests" / "speech-valid.jsonl")]
+    assert provenance["speakers"] and not {row["speaker"] for row in rows} & set(provenance["speakers"])
+    wave = torch.tensor(voice(1.0))[None]
+    plain = AutoModel.from_pretrained(run / "student").eval()
+    ours = load_student(run / "student")
+    with torch.no_grad():
+        torch.testing.assert_close(ours.states(wave)[0][:, -1], plain(wave).last_hidden_state, atol=1e-5, rtol=0)
+    assert result.metrics == validation_at(run, result.progress.best_step)
+    assert {"si_sdr/in", "si_sdr/out", "distillation/clean", "l1/contaminated/layer3"} <= result.metrics.keys()
+
+
+def test_distillation_learns(checkpoint, speech, tmp_path):
+    recipe = make_recipe(
+        checkpoint,
+        speech,
+        "training.steps=60",
+        "training.valid_every=30",
+        "training.save_every=60",
+        "student.init=random",
+    )
+    distill(recipe, tmp_path / "run")
+    rows = [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:5])
+    held_out = [row["valid/distillation/contaminated"] for row in rows if "valid/distillation/contaminated" in row]
+    assert held_out[-1] < held_out[0]
+
+
+def test_validation_hears_the_same_whatever_a_recipe_trains_on(checkpoint, speech, tmp_path):
+    plain = [
+        "environment.noise=0",
+        "environment.reverb=0",
+        "environment.both=0",
+        "objectives.enhancement.enabled=false",
+    ]
+    losses = []
+    for name, overrides in (("robust", []), ("plain", plain)):
+        # A learning rate of nothing leaves both students as they were initialised.
+        recipe = make_recipe(checkpoint, speech, "training.steps=1", "training.learning_rate=1e-12", *overrides)
+        losses.append(distill(recipe, tmp_path / name).metrics)
+    for name in ("distillation/clean", "distillation/contaminated"):
+        assert losses[0][name] == pytest.approx(losses[1][name], abs=1e-5)
+    assert losses[0]["distillation/contaminated"] != pytest.approx(losses[0]["distillation/clean"], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["wavlm", "wav2vec2", "data2vec-audio", "unispeech-sat", "whisper"])
+def test_every_family_of_teachers_can_be_distilled(checkpoint, speech, tmp_path, kind):
+    result = distill(make_recipe(checkpoint, speech, "training.steps=2", kind=kind), tmp_path / "run")
+    assert np.isfinite(result.metrics["loss/contaminated"])
+
+
+@pytest.mark.parametrize("loss", ["l2", "mrstft", "sisdr"])
+def test_every_enhancement_loss_trains(checkpoint, speech, tmp_path, loss):
+    recipe = make_recipe(
+        checkpoint, speech, "training.steps=2", f"objectives.enhancement.loss={loss}", "objectives.correlation=0.1"
+    )
+    assert np.isfinite(distill(recipe, tmp_path / "run").metrics["enhancement/contaminated"])
+
+
+def test_mistakes_stop_before_any_work_with_one_sentence(checkpoint, speech, straight, tmp_path):
+    recipe = make_recipe(checkpoint, speech)
+    with pytest.raises(UserError, match="already holds a run"):
+        distill(recipe, straight[0])
+    with pytest.raises(UserError, match="no speech to learn from"):
+        distill(recipe.model_copy(update={"data": recipe.data.model_copy(update={"speech": ()})}), tmp_path / "a")
+    with pytest.raises(UserError, match="names no teacher"):
+        distill(
+            recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"model": None})}), tmp_path / "b"
+        )
+    with pytest.raises(UserError, match="layers 1 to 3, not 9"):
+        distill(make_recipe(checkpoint, speech, "teacher.layers=[9]"), tmp_path / "c")
+    with pytest.raises(UserError, match="do not fit"):
+        distill(make_recipe(checkpoint, speech, "student.layers=1"), straight[0], resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        distill(recipe, tmp_path / "file")
+
+
+def test_a_harmless_change_on_resume_is_named_and_accepted(checkpoint, speech, straight, caplog):
+    before = weights(straight[0])
+    distill(make_recipe(checkpoint, speech, "training.log_every=2"), straight[0], resume=True)
+    assert "training.log_every=2 instead of 1 (does not touch the result)" in caplog.text
+    assert_same(weights(straight[0]), before)
+
+
+def test_a_damaged_checkpoint_is_named(checkpoint, speech, tmp_path):
+    recipe = make_recipe(checkpoint, speech, "training.steps=3")
+    distill(recipe, tmp_path / "run")
+    newest = checkpoints.available(tmp_path / "run")[-1]
+    model = newest / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-100])
+    with pytest.raises(UserError, match="delete that folder"):
+        distill(recipe, tmp_path / "run", resume=True)
+
+
+def test_recordings_that_vanish_in_mid_run_are_replaced_and_listed(checkpoint, speech, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(speech.parent, tmp_path / "speech")
+
+    class Vanish(Silent):
+        def step(self, step, metrics):
+            (folder / "6.wav").unlink(missing_ok=True)
+
+    recipe = make_recipe(checkpoint, folder / "manifest.jsonl", "data.valid_fraction=0.01", "training.steps=8")
+    distill(recipe, tmp_path / "run", observer=Vanish())
+    rows = [json.loads(line) for line in open(tmp_path / "run" / "skipped.jsonl")]
+    assert rows and all(row["reason"] == "missing" and row["path"].endswith("6.wav") for row in rows)
+
+
+def test_rows_after_the_checkpoint_are_dropped_on_resume(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.write(step, {"train/loss": step})
+    log.close()
+    with open(tmp_path / "metrics.jsonl", "a") as stream:
+        stream.write('{"step": 4, "tra')  # cut by a kill
+    MetricsLog(tmp_path, 2).close()
+    assert [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")] == [1, 2]
