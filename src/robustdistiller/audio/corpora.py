@@ -64,12 +64,16 @@ _URBAN_LEFT_OUT = (2, 9)  # children_playing holds voices and street_music songs
 
 
 def _urbansound8k(matches: Matches, role: Role) -> Iterator[Row]:
-    for path, name in matches:
+    for (
+        path,
+        name,
+    ) in matches:  # the source is a number of freesound.org, as in ESC-50: slices share their group there too
         label = int(name["label"])
         if label in _URBAN_LEFT_OUT or label >= len(_URBAN_CLASSES):
             continue
         fold = re.fullmatch(r"fold(\d+)", path.parent.name)
-        row = {"path": path, "label": _URBAN_CLASSES[label], "group": f"freesound-{name['source']}"}
+        # The source is a number of freesound.org, as it is in ESC-50: what both hold gets the same group.
+        row = {"path": path, "label": _URBAN_CLASSES[label], "group": name["source"]}
         yield row | ({"fold": int(fold[1])} if fold else {})
 
 
@@ -103,7 +107,7 @@ def _esc50(matches: Matches, role: Role) -> Iterator[Row]:
     for path, name in matches:
         table = _cached_table(tables, path.parents[1] / "meta" / "esc50.csv", "filename")
         label = table.get(path.name, {}).get("category") or f"class-{name['label']}"
-        yield {"path": path, "label": label, "group": f"freesound-{name['source']}", "fold": int(name["fold"])}
+        yield {"path": path, "label": label, "group": name["source"], "fold": int(name["fold"])}
 
 
 def _demand(matches: Matches, role: Role) -> Iterator[Row]:

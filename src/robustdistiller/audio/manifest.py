@@ -81,7 +81,7 @@ def recording_from_row(row: dict[str, Any], path: str) -> Recording:
         raise ValueError(f"its start must not be negative, not {start:g}")
     named = {key: _text(rest.pop(key, None), key) for key in ("id", "speaker", "label", "split", "group")}
     for key, aliases in _ALIASES.items():
-        alias = next((a for a in aliases if isinstance(rest.get(a), (str, int))), None)
+        alias = next((a for a in aliases if type(rest.get(a)) in (str, int)), None)
         if key not in row and alias is not None:
             named[key] = _text(rest.pop(alias), alias)
     split = named["split"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -83,13 +83,15 @@ def _assigned(
         chosen[unit] = "train" if seconds[unit] > total / 2 else split
 
     def ensure(split: str, share: float) -> None:
-        """Give a split without anybody the smallest unit that is a fair share, taken from where it is not the last."""
+        """Give a split without anybody the smallest unit that is a fair share, at no earlier split's cost."""
         if split in present or split in chosen.values() or share <= 0:
             return
-        spare = [u for u, s in chosen.items() if s in present or sum(other == s for other in chosen.values()) > 1]
-        if spare:
-            spare.sort(key=lambda unit: (seconds[unit], unit))
-            chosen[next((unit for unit in spare if seconds[unit] >= share * total), spare[-1])] = split
+        order, members = SPLITS.index(split), Counter(chosen.values())
+        spare = [u for u, s in chosen.items() if SPLITS.index(s) > order or s in present or members[s] > 1]
+        spare.sort(key=lambda unit: (seconds[unit], unit))
+        modest = [unit for unit in spare if seconds[unit] <= total / 2] or spare[:1]
+        if modest:
+            chosen[next((unit for unit in modest if seconds[unit] >= share * total), modest[-1])] = split
 
     ensure("train", 1 - valid_fraction - test_fraction)
     ensure("valid", valid_fraction)
