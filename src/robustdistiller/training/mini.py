@@ -1,0 +1,126 @@
+"""The mini teacher as a network: a small HuBERT with heads that predict the layers of a larger encoder.
+
+The heads and the scale of the targets belong to pretraining and are thrown away with it; what is left is a `transformers`
+HubertModel like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..audio.io import SAMPLE_RATE
+from ..config import Count
+from ..models.frames import GRID
+
+
+class MiniConfig(BaseModel):
+    """Size of the mini, and which of its states learn which states of its teacher; state 0 is the projected CNN output."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: Count = 12
+    hidden_size: Count = 256
+    heads: Count = 4
+    feed_forward: Count = 1024
+    channels: Count = 128
+    taps: tuple[int, ...] = (0, 3, 6, 9, 12)
+    targets: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    @model_validator(mode="after")
+    def _check(self) -> MiniConfig:
+        if len(self.taps) != len(self.targets) or not all(0 <= tap <= self.layers for tap in self.taps):
+            raise ValueError("taps must be states of the mini, one for every target")
+        return self
+
+
+def build_mini(config: MiniConfig | None = None) -> Any:
+    """The bare HubertModel with random weights (global generator); 10.3 M parameters by default."""
+    from transformers import HubertConfig, HubertModel
+
+    c = config or MiniConfig()
+    return HubertModel(
+        HubertConfig(
+            hidden_size=c.hidden_size,
+            num_hidden_layers=c.layers,
+            num_attention_heads=c.heads,
+            intermediate_size=c.feed_forward,
+            conv_dim=(c.channels,) * 7,
+            num_conv_pos_embedding_groups=max(1, min(16, c.hidden_size // 16)),  # bf16 needs 16 channels a group
+            feat_extract_norm="group",
+            feat_proj_layer_norm=True,
+            layerdrop=0.0,
+            mask_time_prob=0.0,
+            apply_spec_augment=False,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+            feat_proj_dropout=0.0,
+        )
+    )
+
+
+class Mini(nn.Module):
+    """A HubertModel with one linear head per tap, and the mean and scale that standardise the targets."""
+
+    mean: Tensor  # (L, F, D)
+    scale: Tensor  # (L, 1, D)
+
+    def __init__(self, config: MiniConfig, target_size: int, longest: float):
+        """target_size: dimensions of the teacher's states; longest: seconds of the longest crop."""
+        super().__init__()
+        self.config = config
+        self.model: Any = build_mini(config)
+        self.heads = nn.ModuleList(nn.Linear(config.hidden_size, target_size) for _ in config.taps)
+        self.mask_vector = nn.Parameter(torch.zeros(config.hidden_size))
+        frames = int(GRID.count(torch.tensor(round(longest * SAMPLE_RATE))))
+        self.register_buffer("mean", torch.zeros(len(config.taps), frames, target_size))
+        self.register_buffer("scale", torch.ones(len(config.taps), 1, target_size))
+
+    def forward(self, wave: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalised waves (B, T), frames to hide from the Transformer (B, F) → predictions (B, L, F, D) float32."""
+        encoder = self.model.encoder
+        projected = self.model.feature_projection(self.model.feature_extractor(wave).transpose(1, 2))  # (B, F, hidden)
+        states = [projected]
+        if mask is not None:
+            projected = torch.where(mask[..., None], self.mask_vector.to(projected.dtype), projected)
+        x = encoder.layer_norm(projected + encoder.pos_conv_embed(projected))
+        for layer in encoder.layers:
+            x = layer(x)
+            x = x[0] if isinstance(x, tuple) else x
+            states.append(x)
+        predictions = [head(states[tap]) for head, tap in zip(self.heads, self.config.taps, strict=True)]
+        return torch.stack(predictions, 1).float()
+
+    def standardise(self, states: Tensor) -> Tensor:
+        """The teacher's states (B, S, F, D) → targets (B, L, F, D) of zero mean and unit variance in every dimension.
+
+        Whisper is a pre-norm network: a few dimensions of its residual stream are a hundred times larger than the rest
+        and would be all that a loss sees.
+        """
+        picked = states[:, list(self.config.targets)]
+        return (picked - self.mean[:, : picked.shape[2]]) / self.scale
+
+    @torch.no_grad()
+    def measure(self, batches: Sequence[Tensor]) -> None:
+        """Set mean and scale from the teacher's states (B, S, F, D) of crops of the longest length.
+
+        The mean is taken per position, over all crops and five neighbouring frames: Whisper adds an absolute position
+        to its residual stream, which a network with relative positions cannot know and should not spend itself on.
+        """
+        states = torch.cat([batch[:, list(self.config.targets)] for batch in batches]).double()
+        mean = states.mean(0)  # (L, F, D)
+        around = functional.pad(mean.transpose(1, 2), (2, 2), mode="replicate").unfold(2, 5, 1).mean(-1).transpose(1, 2)
+        self.mean.copy_(around.float())
+        self.scale.copy_((states - around).square().mean((0, 2)).sqrt().clamp_min(1e-4)[:, None].float())
+
+
+def loss_terms(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 and -log sigmoid(cosine), each (L,), of (B, L, F, D): the terms of the distillation loss, kept apart by layer."""
+    cosine = functional.cosine_similarity(prediction, target, dim=-1, eps=1e-6)
+    return (prediction - target).abs().mean((0, 2, 3)), -functional.logsigmoid(cosine).mean((0, 2))

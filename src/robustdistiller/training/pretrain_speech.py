@@ -1,0 +1,133 @@
+"""What the mini teacher hears while it is pretrained: clean crops, each a pure function of its key.
+
+A crop is filled with clips of one pool, one after another with short pauses, each resampled by a random factor. That moves
+pitch, formants and rate together and so makes speakers that nobody recorded. No noise, no room, no effect is ever added.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soxr
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from ..audio.io import SAMPLE_RATE
+from ..audio.manifest import read_manifest
+from ..config import Count, NonNegative, Positive, Probability
+from ..errors import UserError
+from ..randomness import generator
+
+log = logging.getLogger(__name__)
+
+PAUSE = 0.25  # s, the longest silence between two clips of a crop
+
+
+class PoolConfig(BaseModel):
+    """Manifests that are drawn from alike; `exclude` names labels to leave out (recordings that are not speech)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    manifests: tuple[str, ...]
+    weight: Positive
+    exclude: tuple[str, ...] = ()
+
+
+class CropConfig(BaseModel):
+    """How crops are cut; the defaults are those of the shipped mini teacher."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seconds: tuple[Positive, ...] = (1.0, 2.0, 3.0, 5.0)  # one length per step, equal for all of its rows
+    batch_seconds: Positive = 24.0
+    speeds: tuple[Positive, Positive] = (0.87, 1.15)
+    gain_db: NonNegative = 6.0  # between clips that share a crop; the level of the crop as a whole is normalised
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Recordings held in memory as int16, and the probability of drawing from them."""
+
+    name: str
+    waves: tuple[np.ndarray, ...]
+    weight: float
+
+    @property
+    def hours(self) -> float:
+        return sum(wave.size for wave in self.waves) / SAMPLE_RATE / 3600
+
+
+def load_pools(
+    configs: Mapping[str, PoolConfig],
+    roots: Sequence[str | Path],
+    split: str = "train",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Pool]:
+    """Read one split of every pool; a manifest is looked for under each of `roots`, without a split it is all training.
+
+    Pools without recordings of that split are left out. Raises `UserError` for a manifest that is nowhere.
+    """
+    pools, read = [], 0
+    total = sum(len(config.manifests) for config in configs.values())
+    for name, config in configs.items():
+        waves = []
+        for manifest in config.manifests:
+            file = next((Path(root) / manifest for root in roots if (Path(root) / manifest).is_file()), None)
+            if file is None:
+                raise UserError(
+                    f"There is no {manifest} under {', '.join(map(str, roots))}: give its folder with --data, or make it."
+                )
+            for recording in read_manifest(file):
+                if (recording.split or "train") == split and recording.label not in config.exclude:
+                    waves.append((recording.load().clip(-1, 1) * 32767).astype(np.int16))
+            read += 1
+            if progress:
+                progress(read, total)
+        if waves:
+            pools.append(Pool(name, tuple(waves), config.weight))
+            log.info("%s (%s): %d recordings, %.2f h", name, split, len(waves), pools[-1].hours)
+    if not pools:
+        raise UserError(f"No recording of the split '{split}' is left: check the manifests and what they exclude.")
+    return pools
+
+
+def cut(pools: Sequence[Pool], samples: int, config: CropConfig, *key: int | str) -> np.ndarray:
+    """One clean crop (samples,) float32 of zero mean and unit variance; depends on `key` alone."""
+    rng = generator(*key)
+    weights = np.array([pool.weight for pool in pools])
+    waves = pools[rng.choice(len(pools), p=weights / weights.sum())].waves
+    crop = np.zeros(samples, np.float32)
+    position = 0
+    while position < samples:
+        wave = waves[rng.integers(len(waves))]
+        speed = math.exp(rng.uniform(math.log(config.speeds[0]), math.log(config.speeds[1])))
+        need = math.ceil((samples - position) * speed) + 16
+        start = int(rng.integers(0, wave.size - need + 1)) if wave.size > need else 0
+        part = wave[start : start + need].astype(np.float32) / 32768
+        clip = soxr.resample(part, SAMPLE_RATE * speed, SAMPLE_RATE, quality="MQ")[: samples - position]
+        crop[position : position + clip.size] = clip * 10 ** (rng.uniform(-config.gain_db, config.gain_db) / 20)
+        position += clip.size + int(rng.uniform(0, PAUSE) * SAMPLE_RATE)
+    crop -= crop.mean()
+    return crop / (crop.std() + 1e-7)
+
+
+def draw(pools: Sequence[Pool], config: CropConfig, seed: int, step: int | str) -> Tensor:
+    """The batch of a step: (B, T) equally long crops, about `batch_seconds` in total; depends on (seed, step) alone."""
+    seconds = config.seconds[int(generator(seed, "length", step).integers(len(config.seconds)))]
+    rows = max(1, round(config.batch_seconds / seconds))
+    samples = round(seconds * SAMPLE_RATE)
+    return torch.from_numpy(np.stack([cut(pools, samples, config, seed, step, row) for row in range(rows)]))
+
+
+def draw_mask(rows: int, frames: int, share: Probability, span: Count, seed: int, step: int) -> Tensor | None:
+    """Spans of frames to hide, (B, F) boolean, about `share` of all; None when nothing is to be hidden."""
+    if not share:
+        return None
+    starts = generator(seed, "mask", step).random((rows, frames)) < share / span
+    return torch.from_numpy(np.stack([np.convolve(row, np.ones(span))[:frames] > 0 for row in starts]))
