@@ -1,0 +1,497 @@
+"""The benchmark: tasks × conditions × models, in one call that can be interrupted and repeated.
+
+    results/
+      features/<digest>/        averaged features, one stream per model, part of a task and condition (reused)
+      heads/<task>/<model>.safetensors           the heads of all seeds
+      predictions/<task>/<model>/<condition>.jsonl    what every head answered to every utterance
+      audio/<task>/<utterance>/<condition>.wav   what the conditions sound like
+      benchmark.json            everything that the report shows; results.jsonl and results.csv hold its figures
+
+The same call gives the same numbers; work that is already there, for exactly these inputs, is not done again.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..audio.io import write_audio
+from ..errors import UserError, closest
+from ..files import digest, read_json, read_jsonl, write_json, write_jsonl
+from .checks import check_heard
+from .conditions import CLEAN, Condition, load_conditions
+from .enhancement import UNPROCESSED, enhance_and_score, score_enhancement
+from .features import Features, Plan, Stream, extract, make_plan, require_space
+from .heads import HeadConfig, Trained
+from .metrics import METRICS, Scores, TrialScores, available_quality
+from .probes import Probe, Row, confusion, load_heads, make_probe, save_heads
+from .results import AVERAGES, Figure, averaged, figures
+from .similarity import MeanCosine, Similarity
+from .stage import TRAINING, Stage
+from .statistics import Bootstrap
+from .subjects import Subject, open_subjects
+from .tables import write_tables
+from .tasks import Example, Task, TaskConfig, build_task, load_task
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a benchmark depends on besides its models, tasks and conditions."""
+
+    train_on: Literal["clean", "contaminated"] = "clean"  # what the heads hear: the paper trains them on clean speech
+    norm: Literal["none", "layer"] = "none"  # "layer": every frame of every state to zero mean and unit variance first
+    seeds: int = 3  # heads per model and task
+    seed: int = 0
+    replicates: int = (
+        10_000  # of the bootstrap; corrected for a hundred comparisons, fewer could not show a p below 0.05
+    )
+    similarity: int = 48  # utterances per task behind the label-free score; 0: leave it out
+    save_audio: int = 1  # utterances per task that are written out under every condition
+    batch_seconds: float = 48.0
+    heads: HeadConfig = field(default_factory=HeadConfig)
+
+
+def evaluate(
+    models: Sequence[str],
+    tasks: Sequence[str | Path | TaskConfig] = (),
+    conditions: str | Path = "quick",
+    out: str | Path = "results",
+    *,
+    noise: Sequence[str] = (),
+    rooms: Sequence[str] = (),
+    speech: str | None = None,
+    reference: str | None = None,
+    predictions: bool = False,
+    allow_overlap: bool = False,
+    device: str | None = None,
+    settings: Settings = Settings(),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure every model on every task under every condition; returns (and writes to `out`) the whole result.
+
+    models: ``log-mel``, ``mfcc``, student folders, teacher folders or hub names, each optionally as ``name=model``
+    tasks: task files or `TaskConfig` values; without any, `speech` (a source) is enough for the label-free score
+    conditions: a conditions file, or ``paper`` or ``quick``
+    noise, rooms: sources for the recorded noise and the measured rooms of that file
+    reference: the model that the others are compared with; by default the first
+    predictions: show the students' predictions of their teacher's layers to the heads as well
+    allow_overlap: report, instead of refusing, what training and test share
+
+    Raises `UserError`, before any work is done, for whatever cannot be measured or would not be a fair test.
+    """
+    config, folder = load_conditions(conditions)
+    stage = Stage(config, folder, noise, rooms, allow_overlap)
+    loaded = [
+        build_task(task, allow_overlap=allow_overlap)
+        if isinstance(task, TaskConfig)
+        else load_task(task, allow_overlap)
+        for task in tasks
+    ]
+    names = [task.name for task in loaded]
+    if len(set(names)) < len(names):
+        raise UserError("Two tasks have the same name: change the name in one of the task files.")
+    if speech is not None:
+        loaded.append(_unlabelled(speech))
+    if not loaded:
+        raise UserError("There is nothing to evaluate on: name a task, or speech for the label-free score.")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    subjects = open_subjects(models, predictions, place)
+    known = [subject.name for subject in subjects]
+    if reference is not None and reference not in known:
+        raise UserError(
+            f"The reference {reference} is none of the models {', '.join(known)}.{closest(reference, known)}"
+        )
+    notes = [*stage.notes, *check_heard(subjects, loaded, stage, allow_overlap)]
+    for task in loaded:
+        notes += [note if task.name in note else f"{task.name}: {note}" for note in task.notes]
+    for note in notes:
+        logger.warning("%s", note)
+    return _Benchmark(subjects, loaded, stage, Path(out), place, reference or known[0], settings, notes, progress).run()
+
+
+def _unlabelled(source: str) -> Task:
+    config = TaskConfig.model_validate(
+        {"name": "speech", "title": "Unlabelled speech", "kind": "enhancement", "source": source, "test": {"where": {}}}
+    )
+    return build_task(config, allow_overlap=True)
+
+
+class _Benchmark:
+    """One run. `work` counts shards and heads for the progress callback."""
+
+    def __init__(
+        self, subjects: list[Subject], tasks: list[Task], stage: Stage, out: Path, device: torch.device, reference: str,
+        settings: Settings, notes: list[str], progress: Progress | None,
+    ):  # fmt: skip
+        self.subjects, self.tasks, self.stage, self.out, self.device = subjects, tasks, stage, out, device
+        self.reference, self.settings, self.notes, self.progress = reference, settings, notes, progress
+        self.done = self.total = 0
+
+    def run(self) -> dict[str, Any]:
+        self._require_space()
+        self.total = self._work()
+        tasks = []
+        for task in self.tasks:
+            logger.info("task %s", task.name)
+            tasks.append(self._task(task))
+        result = {
+            "format": 1,
+            "version": __version__,
+            "conditions_name": self.stage.config.name,
+            "settings": {**asdict(self.settings), "reference": self.reference},
+            "models": [self._about(subject) for subject in self.subjects],
+            "conditions": [condition.to_dict() for condition in self.stage.conditions],
+            "averages": {name: {"title": AVERAGES[name], "members": members}
+                         for name, members in averaged(self.stage.conditions).items()},
+            "tasks": tasks,
+            "notes": self.notes,
+        }  # fmt: skip
+        write_json(self.out / "benchmark.json", result)
+        write_tables(self.out, result)
+        return result
+
+    def _about(self, subject: Subject) -> dict[str, Any]:
+        about = {name: getattr(subject, name) for name in ("name", "source", "kind", "num_parameters", "digest")}
+        return {**about, "states": list(subject.state_names)}
+
+    # One task
+
+    def _task(self, task: Task) -> dict[str, Any]:
+        told: dict[str, Any] = {
+            "name": task.name,
+            "title": task.title,
+            "kind": task.config.kind,
+            "labelled": task.name != "speech" or task.config.title != "Unlabelled speech",
+            "slots": list(task.slots),
+            "classes": [list(classes) for classes in task.classes] if task.config.kind != "ctc" else [],
+            "utterances": {part: len(task.part(part)) for part in ("train", "valid", "test")},
+            "speakers": len({example.cluster for example in task.test}),
+            "metrics": [],
+            "figures": [],
+            "heads": [],
+            "confusion": [],
+        }
+        if task.config.kind == "enhancement":
+            if told["labelled"]:
+                self._figures(told, task, self._enhancement(task))
+        else:
+            probe = make_probe(task, self._head_config(), self.settings.seed, self.device)
+            rows: dict[str, dict[str, list[Row]]] = {subject.name: {} for subject in self.subjects}
+            heads = self._heads(task, probe)
+            for condition in self.stage.conditions:
+                for name, found in self._predictions(task, probe, heads, condition).items():
+                    rows[name][condition.name] = found
+            self._figures(told, task, {m: {c: probe.score(r) for c, r in by.items()} for m, by in rows.items()})
+            told["heads"] = [self._head_report(subject, heads[subject.name][0]) for subject in self.subjects]
+            told["confusion"] = self._confusions(task, rows)
+        told["similarity"] = self._similarity(task)
+        told["audio"] = self._audio(task)
+        return told
+
+    def _head_config(self) -> HeadConfig:
+        return replace(self.settings.heads, seeds=self.settings.seeds)
+
+    def _figures(
+        self, told: dict[str, Any], task: Task, scored: dict[str, dict[str, list[Scores | TrialScores]]]
+    ) -> None:
+        """Statistics of every metric of a task."""
+        bootstrap = Bootstrap([example.cluster for example in task.test], self.settings.replicates, self.settings.seed)
+        metrics = list(dict.fromkeys(s.metric.name for by in scored.values() for found in by.values() for s in found))
+        reference = self.reference if self.reference in scored else next(iter(scored), None)
+        for name in metrics:
+            measured = {
+                model: {c: s for c, found in by.items() for s in found if s.metric.name == name}
+                for model, by in scored.items()
+            }
+            found: list[Figure] = figures(
+                task.name, METRICS[name], measured, self.stage.conditions, bootstrap, reference
+            )
+            told["metrics"].append(asdict(METRICS[name]))
+            told["figures"] += [figure.to_dict() for figure in found]
+
+    def _confusions(self, task: Task, rows: dict[str, dict[str, list[Row]]]) -> list[dict[str, Any]]:
+        """Clean, and all contaminated conditions together."""
+        if task.config.kind not in ("classification", "slots"):
+            return []
+        found = []
+        for model, by_condition in rows.items():
+            noisy = [row for name, part in by_condition.items() if name != CLEAN.name for row in part]
+            for what, members in (("clean", by_condition.get(CLEAN.name, [])), ("contaminated", noisy)):
+                for slot, classes in enumerate(task.classes):
+                    if members and len(classes) <= 24:
+                        counts = confusion(members, slot, classes)
+                        found.append({"model": model, "condition": what, "slot": task.slots[slot], "counts": counts})
+        return found
+
+    # Features and heads
+
+    def _stream(self, subject: Subject, task: Task, part: str, condition: Condition, pooled: bool) -> Stream:
+        key = {
+            "model": subject.digest,
+            "about": f"{subject.name}, {task.name} {part}, {condition.title}",
+            "audio": task.fingerprints[part],
+            "condition": self.stage.digest(condition, task, part),
+            "pooled": pooled,
+            "norm": self.settings.norm,
+            "batch_seconds": self.settings.batch_seconds,
+            "version": __version__,
+        }
+        return Stream(self.out / "features", key)
+
+    def _extract(
+        self, subjects: Sequence[Subject], task: Task, part: str, condition: Condition, pooled: bool
+    ) -> dict[str, Features]:
+        """The features of some models, computed where they are missing."""
+        streams = [self._stream(subject, task, part, condition, pooled) for subject in subjects]
+        todo = [k for k, stream in enumerate(streams) if not stream.finished]
+        plan = self._plan(task.part(part))
+        if todo:
+            extract(
+                [subjects[k] for k in todo], [streams[k] for k in todo], plan,
+                self.stage.render(condition, task, part, task.part(part)), pooled, self.settings.norm, self.device,
+                self._tick,
+            )  # fmt: skip
+        else:
+            self._tick(len(plan.shards))
+        return {subject.name: stream.open() for subject, stream in zip(subjects, streams, strict=True)}
+
+    def _plan(self, examples: Sequence[Example]) -> Plan:
+        return make_plan([example.recording.seconds for example in examples], self.settings.batch_seconds)
+
+    def _heads(self, task: Task, probe: Probe) -> dict[str, list[Trained]]:
+        """The heads of every model, trained where there are none for exactly these inputs."""
+        condition = CLEAN if self.settings.train_on == "clean" else TRAINING
+        files = {s.name: self.out / "heads" / task.name / f"{_file_name(s.name)}.safetensors" for s in self.subjects}
+        keys = {s.name: self._head_key(s, task, probe, condition) for s in self.subjects}
+        heads = {name: load_heads(file, keys[name]) for name, file in files.items()}
+        missing = [subject for subject in self.subjects if heads[subject.name] is None]
+        parts = {}
+        for part in ("train", "valid"):
+            parts[part] = self._extract(missing, task, part, condition, probe.pooled) if missing else {}
+        for subject in missing:
+            logger.info("heads of %s for %s", subject.name, task.name)
+            trained = probe.fit(parts["train"][subject.name], parts["valid"][subject.name], self._tick)
+            save_heads(files[subject.name], trained, keys[subject.name])
+            heads[subject.name] = trained
+        return {name: found for name, found in heads.items() if found is not None}
+
+    def _head_key(self, subject: Subject, task: Task, probe: Probe, condition: Condition) -> str:
+        streams = [self._stream(subject, task, part, condition, probe.pooled).key for part in ("train", "valid")]
+        answers = [[list(e.target) for e in task.part(part)] for part in ("train", "valid")]
+        return digest([streams, answers, asdict(self._head_config()), self.settings.seed, type(probe).__name__])
+
+    def _head_report(self, subject: Subject, trained: Trained) -> dict[str, Any]:
+        weights = trained.state["mix.weights"].softmax(0).tolist()
+        return {
+            "model": subject.name,
+            "states": list(subject.state_names),
+            "weights": [round(weight, 4) for weight in weights],
+            "learning_rate": trained.learning_rate,
+            "weight_decay": trained.weight_decay,
+            "validation": trained.validation,
+        }
+
+    # Predictions
+
+    def _predictions(
+        self, task: Task, probe: Probe, heads: dict[str, list[Trained]], condition: Condition
+    ) -> dict[str, list[Row]]:
+        """What every model's heads answer under a condition, from the files where these are up to date."""
+        found: dict[str, list[Row]] = {}
+        missing = []
+        for subject in self.subjects:
+            key = digest([self._head_key(subject, task, probe, CLEAN if self.settings.train_on == "clean" else TRAINING),
+                          self._stream(subject, task, "test", condition, probe.pooled).key,
+                          [list(e.target) for e in task.test], task.config.trials])  # fmt: skip
+            rows = _read_rows(self._rows_file(task, subject.name, condition), key)
+            if rows is None:
+                missing.append((subject, key))
+            else:
+                found[subject.name] = rows
+        if not missing:
+            self._tick(len(self._plan(task.test).shards))
+            return found
+        features = self._extract([subject for subject, _ in missing], task, "test", condition, probe.pooled)
+        for subject, key in missing:
+            rows = probe.predict(heads[subject.name], features[subject.name])
+            _write_rows(self._rows_file(task, subject.name, condition), rows, key)
+            found[subject.name] = rows
+            if not probe.pooled:  # every frame of every condition would fill the disk, and is not needed again
+                del features[subject.name]
+                shutil.rmtree(self._stream(subject, task, "test", condition, probe.pooled).folder)
+        return found
+
+    def _rows_file(self, task: Task, model: str, condition: Condition) -> Path:
+        return self.out / "predictions" / task.name / _file_name(model) / f"{condition.name}.jsonl"
+
+    def _enhancement(self, task: Task) -> dict[str, dict[str, list[Scores | TrialScores]]]:
+        able = [subject for subject in self.subjects if subject.can_enhance]
+        wanted = list(task.config.measures or available_quality())
+        names = [UNPROCESSED, *(subject.name for subject in able)]
+        scored: dict[str, dict[str, list[Scores | TrialScores]]] = {name: {} for name in names}
+        if len(able) < len(self.subjects):
+            without = ", ".join(s.name for s in self.subjects if not s.can_enhance)
+            self.notes.append(f"{task.name}: {without} cannot enhance speech and take no part.")
+        for condition in self.stage.conditions:
+            told = [task.fingerprints["test"], self.stage.digest(condition, task, "test"), wanted, __version__]
+            keys = {UNPROCESSED: digest(told)} | {s.name: digest([*told, s.digest]) for s in able}
+            rows = {name: _read_rows(self._rows_file(task, name, condition), keys[name]) for name in names}
+            plan = self._plan(task.test)
+            todo = [subject for subject in able if rows[subject.name] is None]
+            if todo or rows[UNPROCESSED] is None:
+                new = enhance_and_score(todo, task, self.stage, condition, plan, wanted, self.device, self._tick)
+                for name, values in new.items():
+                    _write_rows(self._rows_file(task, name, condition), values, keys[name])
+                    rows[name] = values
+            else:
+                self._tick(len(plan.shards))
+            for name in names:
+                scored[name][condition.name] = score_enhancement(rows[name] or [], wanted)
+        return scored
+
+    # Without labels
+
+    def _similarity(self, task: Task) -> list[dict[str, Any]]:
+        """Cosine and CKA of clean and contaminated features per state, on the first test utterances."""
+        count = min(self.settings.similarity, len(task.test))
+        contaminated = [c for c in self.stage.conditions if c.kind != "clean"]
+        if not count or not contaminated:
+            return []
+        # Every k-th utterance, so that all speakers of a sorted list are heard.
+        examples = [task.test[int(i * len(task.test) / count)] for i in range(count)]
+        plan = self._plan(examples)
+        told = [task.fingerprints["test"], [e.id for e in examples], self.settings.batch_seconds, __version__]
+        found = []
+        for subject in self.subjects:
+            file = self.out / "similarity" / f"{task.name}-{_file_name(subject.name)}.json"
+            key = digest([told, subject.digest, [self.stage.digest(c, task, "test") for c in contaminated]])
+            kept = read_json(file) if file.is_file() else {}
+            if kept.get("key") != key:
+                rows = self._similarities(subject, task, examples, plan, contaminated)
+                kept = {"key": key, "rows": rows}
+                write_json(file, kept)
+            self._tick(len(contaminated))
+            found += kept["rows"]
+        return found
+
+    def _similarities(
+        self, subject: Subject, task: Task, examples: list[Example], plan: Plan, conditions: Sequence[Condition]
+    ) -> list[dict[str, Any]]:
+        batches = [batch for shard in plan.shards for batch in shard]
+        total, count = torch.zeros(()), 0
+        for batch in batches:
+            states, frames = self._states(subject, *self.stage.load([examples[i] for i in batch], task))
+            valid = torch.arange(states.shape[2], device=states.device) < frames[:, None]
+            total = total.to(states.device) + (states.double() * valid[:, None, :, None]).sum((0, 2))
+            count += int(valid.sum())
+        centre = (total / count).float().cpu()
+        rows = []
+        for condition in conditions:
+            cosine, alignment = MeanCosine(centre), Similarity()
+            for batch in batches:
+                chosen = [examples[i] for i in batch]
+                clean, lengths = self.stage.load(chosen, task)
+                noisy = self.stage.contaminate(clean, lengths, condition, task, "test", chosen)
+                states, frames = self._states(subject, clean, lengths)
+                changed, _ = self._states(subject, noisy, lengths)
+                cosine.add(states, changed, frames)
+                alignment.add(states, changed, frames)
+            rows.append(
+                {"model": subject.name, "condition": condition.name,
+                 "cosine": [round(v, 5) for v in cosine.value()], "cka": [round(v, 5) for v in alignment.cka()]}
+            )  # fmt: skip
+        return rows
+
+    def _states(self, subject: Subject, wave: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return subject.states(wave.to(self.device), lengths.to(self.device))
+
+    # What the conditions sound like
+
+    def _audio(self, task: Task) -> list[dict[str, Any]]:
+        clips = []
+        for example in _spread(task.test, self.settings.save_audio):
+            clean, lengths = self.stage.load([example], task)
+            for condition in self.stage.conditions:
+                wave = self.stage.contaminate(clean, lengths, condition, task, "test", [example])[0].numpy()
+                place = Path("audio") / task.name / _file_name(example.id) / f"{condition.name}.wav"
+                write_audio(self.out / place, wave * np.float32(min(1.0, 0.95 / max(1e-9, np.abs(wave).max()))))
+                clips.append(
+                    {"utterance": example.id, "condition": condition.name, "file": place.as_posix(),
+                     "answer": " ".join(example.target) if task.config.kind in ("classification", "slots") else ""}
+                )  # fmt: skip
+        return clips
+
+    # Progress and space
+
+    def _tick(self, units: int = 1) -> None:
+        self.done = min(self.done + units, self.total)
+        if self.progress:
+            self.progress(self.done, self.total)
+
+    def _work(self) -> int:
+        total = 0
+        conditions = self.stage.conditions
+        for task in self.tasks:
+            test = len(self._plan(task.test).shards) * len(conditions)
+            total += test
+            if task.config.kind != "enhancement":
+                heads = len(self.settings.heads.learning_rates) * len(self.settings.heads.weight_decays)
+                total += sum(len(self._plan(task.part(part)).shards) for part in ("train", "valid"))
+                total += len(self.subjects) * (heads + self.settings.seeds - 1)
+            if self.settings.similarity:
+                total += len(self.subjects) * sum(c.kind != "clean" for c in conditions)
+        return max(1, total)
+
+    def _require_space(self) -> None:
+        needed = 0.0
+        for task in self.tasks:
+            if task.config.kind == "enhancement":
+                continue
+            per_subject = 0.0
+            for part in ("train", "valid", "test"):
+                seconds = sum(example.recording.seconds for example in task.part(part))
+                if task.config.kind == "ctc":
+                    per_subject += 50 * seconds * 2  # one condition of the test part at a time
+                else:
+                    per_subject += 4 * len(task.part(part)) * (len(self.stage.conditions) if part == "test" else 1)
+            needed += sum(per_subject * np.prod(subject.shape) for subject in self.subjects)
+        require_space(self.out, needed)
+
+
+def _spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """`count` examples of different answers, where there are so many, in an order that never changes."""
+    chosen: dict[tuple[str, ...], Example] = {}
+    for example in examples:
+        chosen.setdefault(example.target or (example.id,), example)
+    return list(chosen.values())[:count]
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-=" else "_" for c in text)
+
+
+def _write_rows(file: Path, rows: Sequence[Row], key: str) -> None:
+    """Rows, and beside them the key of what they were made from; a row file without its key counts as absent."""
+    seal = file.with_suffix(".key")
+    seal.unlink(missing_ok=True)
+    write_jsonl(file, rows)
+    write_json(seal, key)
+
+
+def _read_rows(file: Path, key: str) -> list[Row] | None:
+    seal = file.with_suffix(".key")
+    if not (file.is_file() and seal.is_file()) or read_json(seal) != key:
+        return None
+    return [row for _, row in read_jsonl(file, "predictions")]

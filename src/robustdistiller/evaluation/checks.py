@@ -1,0 +1,47 @@
+"""What a student heard in training must not be tested as unheard: its provenance against tasks and conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import UserError
+from .stage import Stage
+from .subjects import Subject
+from .tasks import Task
+
+
+def check_heard(subjects: Sequence[Subject], tasks: Sequence[Task], stage: Stage, allow: bool) -> list[str]:
+    """Notes about the provenance of every student; refuses (or, with `allow`, reports) what training and test share.
+
+    Speakers of test utterances, and the noise recordings and rooms of conditions marked unseen, are compared.
+    """
+    notes = []
+    for subject in subjects:
+        if subject.kind != "student":
+            continue
+        if subject.heard is None:
+            notes.append(
+                f"The folder of {subject.name} does not tell what it heard in training: no overlap can be checked."
+            )
+            continue
+        pairs = [
+            (
+                f"speaker(s) of the task {task.name}",
+                subject.heard.speakers,
+                {e.recording.speaker or "" for e in task.test} - {""},
+            )
+            for task in tasks
+        ]
+        pairs.append(("noise recording(s) marked unseen", subject.heard.noise_groups, stage.groups("noise")))
+        pairs.append(("room(s) marked unseen", subject.heard.room_groups, stage.groups("rooms")))
+        for what, heard, tested in pairs:
+            shared = sorted(heard & tested)
+            if not shared:
+                continue
+            sentence = f"The student {subject.name} was trained on {len(shared)} {what} (for example {shared[0]})"
+            if not allow:
+                raise UserError(
+                    f"{sentence}: test on others, mark what is seen as seen, or pass --allow-overlap to report it loudly."
+                )
+            notes.append(f"OVERLAP: {sentence}; its figures there are too good.")
+    return notes

@@ -1,0 +1,206 @@
+"""The acoustic conditions of a benchmark as plain values: clean, noise type × SNR, room × T60 bin, and both.
+
+A conditions file is YAML; `conditions/paper.yaml` and `conditions/quick.yaml` are shipped and can be given by name:
+
+    seed: 0
+    clean: true
+    noise:
+      sources:
+        - {name: white, kind: white, seen: true}            # seen: was it part of training? a claim, checked where possible
+        - {name: babble, kind: babble}                      # other test speakers talking
+        - {name: drills, kind: recorded, source: data/noise.jsonl, where: {label: drilling}}
+        - {name: recorded, kind: recorded}                  # what --noise names; left out, with a note, without it
+      snr_db: [0, 10, 20]
+    rooms:
+      sources:
+        - {name: simulated, simulated: 24}
+        - {name: measured}                                  # what --rooms names
+      t60: [[0.2, 0.5], [0.5, 1.0]]                         # seconds
+    both: {noise: [babble], rooms: [simulated], snr_db: [10], t60: [[0.2, 1.0]]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ..config import EnvironmentConfig
+from ..errors import UserError, closest
+from .options import Options, load_options
+
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
+Decibels = Annotated[float, Field(ge=-30, le=60)]
+Bin = tuple[Annotated[float, Field(ge=0.05)], Annotated[float, Field(le=10)]]
+
+
+class NoiseSource(Options):
+    """A type of noise; recorded noise and babble come from recordings, the others are made."""
+
+    name: Name
+    kind: Literal["white", "pink", "brown", "babble", "recorded"]
+    source: str | None = None  # recorded: None means --noise; babble: None means the other test utterances of the task
+    root: str | None = None
+    where: dict[str, Any] = Field(
+        default_factory=dict
+    )  # without it, the test part of a source that has splits, or else its valid part
+    by: str | None = None  # recorded: one type per value of this field, such as label
+    seen: bool = False
+
+
+class RoomSource(Options):
+    """A set of rooms: simulated ones (so many in every T60 bin), or measured responses."""
+
+    name: Name
+    simulated: Annotated[int, Field(ge=1)] | None = None
+    source: str | None = None  # None, and not simulated: --rooms
+    root: str | None = None
+    where: dict[str, Any] = Field(default_factory=dict)
+    seen: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> RoomSource:
+        if self.simulated and self.source:
+            raise ValueError("a room source is either simulated or has a source")
+        return self
+
+
+class NoiseGrid(Options):
+    """Every noise source at every SNR (dB, against the speech as it arrives, reverberation included)."""
+
+    sources: tuple[NoiseSource, ...] = ()
+    snr_db: tuple[Decibels, ...] = ()
+
+
+class RoomGrid(Options):
+    """Every room source in every bin of T60 (seconds, measured; lower end included)."""
+
+    sources: tuple[RoomSource, ...] = ()
+    t60: tuple[Bin, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> RoomGrid:
+        for low, high in self.t60:
+            if low >= high:
+                raise ValueError(f"a T60 bin must be [lowest, highest], not {[low, high]}")
+        return self
+
+
+class BothGrid(Options):
+    """Noise in a room: names of sources (None: all), SNRs and T60 bins (None: those of `rooms`)."""
+
+    noise: tuple[str, ...] | None = None
+    rooms: tuple[str, ...] | None = None
+    snr_db: tuple[Decibels, ...] = ()
+    t60: tuple[Bin, ...] | None = None
+
+
+class ConditionsConfig(Options):
+    """A conditions file."""
+
+    name: str = "conditions"
+    seed: Annotated[int, Field(ge=0)] = 0
+    clean: bool = True
+    noise: NoiseGrid = NoiseGrid()
+    rooms: RoomGrid = RoomGrid()
+    both: BothGrid = BothGrid()
+    training: EnvironmentConfig = EnvironmentConfig()  # what heads hear with train_on: contaminated
+
+    @model_validator(mode="after")
+    def _check(self) -> ConditionsConfig:
+        for what, sources, named in (
+            ("noise", self.noise.sources, self.both.noise),
+            ("rooms", self.rooms.sources, self.both.rooms),
+        ):
+            names = [source.name for source in sources]
+            if len(set(names)) < len(names):
+                raise ValueError(f"two {what} sources have the same name")
+            for name in named or ():
+                if name not in names:
+                    raise ValueError(f"both.{what} names '{name}', which is no source of {what}.{closest(name, names)}")
+        if not (self.clean or (self.noise.sources and self.noise.snr_db) or (self.rooms.sources and self.rooms.t60)):
+            raise ValueError("there is no condition: set clean, noise or rooms")
+        return self
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One cell of the grid."""
+
+    name: str  # short, unique, fit for a file name
+    title: str
+    kind: str  # clean | noise | reverb | both
+    noise: str | None = None  # name of the noise type
+    snr_db: float | None = None
+    rooms: str | None = None  # name of the room source
+    t60: tuple[float, float] | None = None  # seconds
+    seen: str | None = None  # seen | unseen | partly seen
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+CLEAN = Condition("clean", "clean", "clean")
+
+
+def conditions_folder() -> Path:
+    """The folder of shipped conditions: ``conditions/`` of a checkout, or the copy inside an installed package."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conditions"
+    return inside if inside.is_dir() else package.parents[1] / "conditions"
+
+
+def load_conditions(path: str | Path) -> tuple[ConditionsConfig, Path]:
+    """Read a conditions file given by path or by the name of a shipped one; also the folder its paths start from."""
+    file = Path(path)
+    if not file.is_file():
+        shipped = conditions_folder() / f"{file.stem}.yaml"
+        if not shipped.is_file():
+            names = sorted(p.stem for p in conditions_folder().glob("*.yaml"))
+            raise UserError(
+                f"There is no conditions file {path}.{closest(file.stem, names)} Shipped: {', '.join(names)}."
+            )
+        file = shipped
+    return load_options(file, ConditionsConfig, "conditions"), file.parent
+
+
+def grid(config: ConditionsConfig, noises: dict[str, tuple[str, bool]], rooms: dict[str, bool]) -> Iterator[Condition]:
+    """All cells of a file in reading order.
+
+    noises: type → (its source, seen), for the types that exist; rooms: source → seen, for those that exist.
+    """
+    if config.clean:
+        yield CLEAN
+    for noise, (_, seen) in noises.items():
+        for snr in config.noise.snr_db:
+            yield _noise(noise, snr, seen)
+    for room, seen in rooms.items():
+        for t60 in config.rooms.t60:
+            yield _reverb(room, t60, seen, len(rooms) > 1)
+    for noise, (source, noise_seen) in noises.items():
+        for room, room_seen in rooms.items():
+            if source in (config.both.noise or (source,)) and room in (config.both.rooms or (room,)):
+                for t60 in config.both.t60 or config.rooms.t60:
+                    for snr in config.both.snr_db:
+                        wet = _reverb(room, t60, room_seen, len(rooms) > 1)
+                        dry = _noise(noise, snr, noise_seen)
+                        mark = dry.seen if dry.seen == wet.seen else "partly seen"
+                        name, title = f"{dry.name}_{wet.name}", f"{dry.title}, {wet.title}"
+                        yield Condition(name, title, "both", noise, snr, room, t60, mark)
+
+
+def _noise(noise: str, snr: float, seen: bool) -> Condition:
+    return Condition(f"{noise}_{snr:g}dB", f"{noise} {snr:g} dB", "noise", noise, snr, seen=_seen(seen))
+
+
+def _reverb(room: str, t60: tuple[float, float], seen: bool, say_which: bool) -> Condition:
+    low, high = t60
+    title = f"T60 {low:g}–{high:g} s" + (f" {room}" if say_which else "")
+    return Condition(f"{room}_{low:g}-{high:g}s", title, "reverb", None, None, room, (low, high), _seen(seen))
+
+
+def _seen(seen: bool) -> str:
+    return "seen" if seen else "unseen"

@@ -1,0 +1,71 @@
+"""The enhancement task: the student's second head heard as a speech enhancer, against the contaminated input itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .conditions import Condition
+from .features import Plan
+from .metrics import METRICS, Scores, TrialScores, speech_quality
+from .stage import Stage
+from .subjects import Subject
+from .tasks import Task
+
+UNPROCESSED = "unprocessed"
+"""The name under which the contaminated input takes part: what enhancement has to beat."""
+
+Row = dict[str, Any]
+
+
+def enhance_and_score(
+    subjects: Sequence[Subject],
+    task: Task,
+    stage: Stage,
+    condition: Condition,
+    plan: Plan,
+    wanted: Sequence[str],
+    device: torch.device | str = "cpu",
+    tick: Callable[[], None] | None = None,
+) -> dict[str, list[Row]]:
+    """The measures of every test utterance, for the input itself and for every subject: name → rows in task order.
+
+    The reference is the clean utterance, whose direct path the contaminated one shares.
+    """
+    rows: dict[str, list[Row]] = {name: [{}] * len(task.test) for name in (UNPROCESSED, *(s.name for s in subjects))}
+    for shard in plan.shards:
+        for batch in shard:
+            examples = [task.test[i] for i in batch]
+            clean, lengths = stage.load(examples, task)
+            heard = stage.contaminate(clean, lengths, condition, task, "test", examples)
+            estimates: dict[str, Tensor] = {UNPROCESSED: heard}
+            for subject in subjects:
+                estimates[subject.name] = subject.enhance(heard.to(device), lengths.to(device)).cpu()
+            for name, estimate in estimates.items():
+                for row, (index, length) in enumerate(zip(batch, lengths.tolist(), strict=True)):
+                    heard_wave, clean_wave = (x[row, :length].double().numpy() for x in (estimate, clean))
+                    values = speech_quality(heard_wave, clean_wave, wanted)
+                    example = task.test[index]
+                    rows[name][index] = {"id": example.id, "speaker": example.recording.speaker, **_finite(values)}
+        if tick:
+            tick()
+    return rows
+
+
+def score_enhancement(rows: Sequence[Row], wanted: Sequence[str]) -> list[Scores | TrialScores]:
+    """Means over the utterances for which a measure is defined."""
+    scores: list[Scores | TrialScores] = []
+    for name in wanted:
+        values = np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=np.float64)
+        defined = np.isfinite(values)
+        if defined.any():
+            scores.append(Scores(METRICS[name], np.where(defined, values, 0.0)[None], defined.astype(np.float64)))
+    return scores
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: round(value, 5) if np.isfinite(value) else None for name, value in values.items()}

@@ -1,0 +1,181 @@
+"""The measures: accuracy, equal error rate, word and phone error rate, SI-SDR, STOI, PESQ, DNSMOS.
+
+Whatever the task, a model's performance under one condition is kept as `Scores`, per utterance, so that every figure can be
+recomputed on resampled utterances: that is where the intervals come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..audio.io import SAMPLE_RATE
+from ..errors import need
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a figure is called, whether more is better, and how it is written."""
+
+    name: str
+    title: str
+    unit: str = "%"
+    higher_is_better: bool = True
+    ceiling: float | None = 1.0  # the best value, from which errors are counted; None: no such value
+    scale: float = 100.0
+    decimals: int = 1
+
+    def error(self, value: Any) -> Any:
+        """Distance to perfection, for relative error reductions; None where there is no perfection."""
+        return None if self.ceiling is None else abs(self.ceiling - value)
+
+
+ACCURACY = Metric("accuracy", "Accuracy")
+EER = Metric("eer", "Equal error rate", higher_is_better=False, ceiling=0.0)
+WER = Metric("wer", "Word error rate", higher_is_better=False, ceiling=0.0)
+CER = Metric("cer", "Character error rate", higher_is_better=False, ceiling=0.0)
+PER = Metric("per", "Phone error rate", higher_is_better=False, ceiling=0.0)
+SI_SDR = Metric("si_sdr", "SI-SDR", unit="dB", ceiling=None, scale=1.0)
+STOI = Metric("stoi", "STOI", unit="", scale=1.0, decimals=3)
+PESQ = Metric("pesq", "PESQ", unit="MOS", ceiling=None, scale=1.0, decimals=2)
+DNSMOS = Metric("dnsmos", "DNSMOS overall", unit="MOS", ceiling=None, scale=1.0, decimals=2)
+METRICS = {m.name: m for m in (ACCURACY, EER, WER, CER, PER, SI_SDR, STOI, PESQ, DNSMOS)}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per utterance and head seed: `total` (R, N) over `count` (N,); the figure is sum(total) / sum(count).
+
+    Accuracy: 1 or 0 over 1; error rates: wrong units over reference units; enhancement: the measure itself over 1.
+    """
+
+    metric: Metric
+    total: Array
+    count: Array
+
+    def value(self) -> float:
+        """The figure over all utterances, averaged over head seeds."""
+        return float(self.total.sum(1).mean() / self.count.sum())
+
+
+@dataclass(frozen=True)
+class TrialScores:
+    """Speaker verification: P pairs of utterances `left`, `right` (P,), whether one speaker said both, `same` (P,), and their
+    `similarity` (R, P) for every head seed."""
+
+    metric: Metric
+    similarity: Array
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    same: NDArray[np.bool_]
+
+    def value(self) -> float:
+        """The equal error rate, averaged over head seeds."""
+        return float(np.mean([RankedTrials(s, self.same).equal_error_rate() for s in self.similarity]))
+
+
+class RankedTrials:
+    """Pairs sorted by similarity once, for the equal error rate under many weightings."""
+
+    def __init__(self, similarity: Array, same: NDArray[np.bool_]):
+        self.order = np.argsort(-similarity, kind="stable")
+        ranked = similarity[self.order]
+        self.same = same[self.order]
+        self.step = np.r_[ranked[1:] != ranked[:-1], True]  # pairs of equal similarity are accepted together
+
+    def equal_error_rate(self, weights: Array | None = None) -> float:
+        """The rate at which as many different pairs are accepted as same pairs are rejected, linear between thresholds.
+
+        weights: (P,) how often each pair counts, in the order given; nan without both kinds of pairs.
+        """
+        ranked = np.ones(len(self.same)) if weights is None else weights[self.order]
+        targets, impostors = np.cumsum(ranked * self.same), np.cumsum(ranked * ~self.same)
+        if targets[-1] <= 0 or impostors[-1] <= 0:
+            return float("nan")
+        missed = np.r_[1.0, 1.0 - targets[self.step] / targets[-1]]
+        accepted = np.r_[0.0, impostors[self.step] / impostors[-1]]
+        k = int(np.argmax(accepted >= missed))  # at least 1: nothing is accepted at first
+        before, after = missed[k - 1] - accepted[k - 1], accepted[k] - missed[k]
+        share = before / (before + after) if before + after > 0 else 0.0
+        return float(accepted[k - 1] + share * (accepted[k] - accepted[k - 1]))
+
+
+def unit_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[int, int]:
+    """(substitutions + deletions + insertions, reference units) of two sequences of words, phones or characters."""
+    try:
+        import jiwer
+    except ImportError as error:
+        raise need("jiwer", "eval", "A word or phone error rate") from error
+    if not reference:
+        return len(hypothesis), 0
+    # jiwer splits at spaces; units are opaque here, so a private code point stands for each.
+    code = {unit: chr(0xE000 + k) for k, unit in enumerate(dict.fromkeys([*reference, *hypothesis]))}
+    counts = jiwer.process_words(" ".join(code[u] for u in reference), " ".join(code[u] for u in hypothesis))
+    return counts.substitutions + counts.deletions + counts.insertions, len(reference)
+
+
+def si_sdr(estimate: Array, reference: Array) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019), means removed; both (T,)."""
+    estimate, reference = estimate - estimate.mean(), reference - reference.mean()
+    target = (estimate @ reference) / max(float(reference @ reference), 1e-12) * reference
+    noise = estimate - target
+    return float(10 * np.log10(max(float(target @ target), 1e-12) / max(float(noise @ noise), 1e-12)))
+
+
+def speech_quality(estimate: Array, reference: Array, wanted: Sequence[str]) -> dict[str, float]:
+    """The enhancement measures `wanted` of one utterance at 16 kHz; nan where a measure is not defined (no speech)."""
+    values: dict[str, float] = {}
+    for name in wanted:
+        if name == "si_sdr":
+            values[name] = si_sdr(estimate, reference)
+        elif name == "stoi":
+            values[name] = _stoi(estimate, reference)
+        elif name == "pesq":
+            values[name] = _pesq(estimate, reference)
+        elif name == "dnsmos":
+            values[name] = _dnsmos(estimate)
+    return values
+
+
+def available_quality() -> list[str]:
+    """The enhancement measures whose packages are installed; SI-SDR always is."""
+    import importlib.util
+
+    packages = {"stoi": "pystoi", "pesq": "pesq", "dnsmos": "speechmos"}
+    return ["si_sdr", *(name for name, package in packages.items() if importlib.util.find_spec(package))]
+
+
+def _stoi(estimate: Array, reference: Array) -> float:
+    import warnings
+
+    from pystoi import stoi
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "error", RuntimeWarning
+        )  # pystoi warns, and answers 1e-5, when there is too little speech
+        try:
+            return float(stoi(reference, estimate, SAMPLE_RATE))
+        except RuntimeWarning:
+            return float("nan")
+
+
+def _pesq(estimate: Array, reference: Array) -> float:
+    from pesq import PesqError, pesq
+
+    try:
+        return float(pesq(SAMPLE_RATE, reference, estimate, "wb"))
+    except (PesqError, ValueError, ZeroDivisionError):
+        return float("nan")
+
+
+def _dnsmos(estimate: Array) -> float:
+    from speechmos import dnsmos
+
+    return float(dnsmos.run(np.clip(estimate, -1, 1), sr=SAMPLE_RATE)["ovrl_mos"])

@@ -1,0 +1,235 @@
+"""One task on one model: from features to heads, from heads to predictions per utterance, from predictions to scores.
+
+Predictions are plain rows, written to disk; scores are computed from these rows alone, so anyone can check a figure against
+the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ..errors import UserError
+from ..files import replacing
+from . import ctc, heads
+from .features import Features
+from .heads import HeadConfig, Trained
+from .metrics import ACCURACY, CER, EER, PER, WER, RankedTrials, Scores, TrialScores, unit_errors
+from .tasks import Example, Task
+from .verification import make_trials, similarities
+
+Row = dict[str, Any]
+Tick = Callable[[], None] | None
+
+
+class Probe(Protocol):
+    """How one kind of task trains and reads its heads; `pooled` says which features it wants."""
+
+    pooled: bool
+
+    def fit(self, train: Features, valid: Features, tick: Tick = None) -> list[Trained]:
+        """Heads for every seed."""
+        ...
+
+    def predict(self, trained: Sequence[Trained], test: Features) -> list[Row]:
+        """One row per test utterance (verification: per pair), with the predictions of every head."""
+        ...
+
+    def score(self, rows: Sequence[Row]) -> list[Scores | TrialScores]:
+        """The task's measures, the main one first."""
+        ...
+
+
+def make_probe(task: Task, config: HeadConfig, seed: int, device: torch.device | str = "cpu") -> Probe:
+    """The probe for a task with heads (all kinds but enhancement)."""
+    if task.config.kind == "ctc":
+        return RecognitionProbe(task, config, seed, device)
+    if task.config.kind == "verification":
+        return VerificationProbe(task, config, seed)
+    return UtteranceProbe(task, config, seed)
+
+
+class UtteranceProbe:
+    """Classification and slots: correct where every slot is."""
+
+    pooled = True
+
+    def __init__(self, task: Task, config: HeadConfig, seed: int):
+        self.task, self.config, self.seed = task, config, seed
+        self.sizes = [len(classes) for classes in task.classes]
+
+    def _targets(self, examples: Sequence[Example]) -> NDArray[np.int64]:
+        codes = [{name: k for k, name in enumerate(classes)} for classes in self.task.classes]
+        rows = [[code[answer] for code, answer in zip(codes, e.target, strict=True)] for e in examples]
+        return np.array(rows, dtype=np.int64)
+
+    def fit(self, train: Features, valid: Features, tick: Tick = None) -> list[Trained]:
+        task = self.task
+        return heads.fit_utterance_heads(
+            train, self._targets(task.train), valid, self._targets(task.valid), self.sizes, self.config, self.seed, tick
+        )
+
+    def predict(self, trained: Sequence[Trained], test: Features) -> list[Row]:
+        shape = test.rows.shape[1:]
+        found = [heads.predict(heads.load_head(t, heads.UtteranceHead, shape, self.sizes), test) for t in trained]
+        rows = []
+        for k, example in enumerate(self.task.test):
+            answers = [
+                [classes[code] for classes, code in zip(self.task.classes, codes[k], strict=True)] for codes in found
+            ]
+            rows.append({**_about(example), "target": list(example.target), "predictions": answers})
+        return rows
+
+    def score(self, rows: Sequence[Row]) -> list[Scores | TrialScores]:
+        right = [[found == row["target"] for row, found in zip(rows, column, strict=True)] for column in _by_seed(rows)]
+        return [Scores(ACCURACY, np.array(right, dtype=np.float64), np.ones(len(rows)))]
+
+
+class RecognitionProbe:
+    """CTC: phone error rate, or word and character error rate."""
+
+    pooled = False
+
+    def __init__(self, task: Task, config: HeadConfig, seed: int, device: torch.device | str = "cpu"):
+        # A CTC head costs a hundred times a linear one: decay hardly matters to it and is not searched.
+        from dataclasses import replace
+
+        self.config = replace(config, weight_decays=config.weight_decays[:1], epochs=max(config.epochs, 30), steps=0)
+        self.task, self.seed, self.device = task, seed, device
+        self.recurrent = task.config.units == "characters"
+        self.code = {unit: k + 1 for k, unit in enumerate(task.classes[0])}
+
+    def _targets(self, examples: Sequence[Example]) -> list[NDArray[np.int64]]:
+        return [np.array([self.code[u] for u in e.target if u in self.code], dtype=np.int64) for e in examples]
+
+    def fit(self, train: Features, valid: Features, tick: Tick = None) -> list[Trained]:
+        return ctc.fit_ctc_heads(
+            train, self._targets(self.task.train), valid, self._targets(self.task.valid), len(self.code),
+            self.recurrent, self.config, self.seed, self.device, tick,
+        )  # fmt: skip
+
+    def predict(self, trained: Sequence[Trained], test: Features) -> list[Row]:
+        names = self.task.classes[0]
+        found = []
+        for t in trained:
+            states, size = test.rows.shape[1:]
+            head = ctc.CTCHead(states, size, len(names), self.recurrent)
+            head.load_state_dict(t.state)
+            paths = ctc.decode(head.eval().to(self.device), test, self.device)
+            found.append([[names[code - 1] for code in path] for path in paths])
+        return [
+            {**_about(e), "target": list(e.target), "predictions": [units[k] for units in found]}
+            for k, e in enumerate(self.task.test)
+        ]
+
+    def score(self, rows: Sequence[Row]) -> list[Scores | TrialScores]:
+        if self.task.config.units == "phones":
+            return [_error_rate(PER, rows, list)]
+        return [_error_rate(WER, rows, lambda units: "".join(units).split()), _error_rate(CER, rows, list)]
+
+
+class VerificationProbe:
+    """Speaker verification: one row per compared pair."""
+
+    pooled = True
+
+    def __init__(self, task: Task, config: HeadConfig, seed: int):
+        self.task, self.config, self.seed = task, config, seed
+        self.speakers = task.classes[0]
+        self.trials = make_trials([e.target[0] for e in task.test], task.config.trials, seed)
+
+    def fit(self, train: Features, valid: Features, tick: Tick = None) -> list[Trained]:
+        code = {name: k for k, name in enumerate(self.speakers)}
+        targets = np.array([[code[e.target[0]]] for e in self.task.train], dtype=np.int64)
+        left, right, same = make_trials([e.target[0] for e in self.task.valid], self.task.config.trials, self.seed)
+
+        def score(embeddings: torch.Tensor) -> float:
+            rate = RankedTrials(similarities(embeddings, left, right), same).equal_error_rate()
+            return -1.0 if np.isnan(rate) else -rate
+
+        return heads.fit_speaker_heads(train, targets, len(self.speakers), score, valid, self.config, self.seed, tick)
+
+    def predict(self, trained: Sequence[Trained], test: Features) -> list[Row]:
+        left, right, same = self.trials
+        shape, sizes = test.rows.shape[1:], [len(self.speakers)]
+        values = np.stack(
+            [
+                similarities(heads.embeddings(heads.load_head(t, heads.SpeakerHead, shape, sizes), test), left, right)
+                for t in trained
+            ]
+        )
+        ids = [example.id for example in self.task.test]
+        return [
+            {"left": ids[a], "right": ids[b], "same": bool(one), "similarity": values[:, k].round(6).tolist()}
+            for k, (a, b, one) in enumerate(zip(left, right, same, strict=True))
+        ]
+
+    def score(self, rows: Sequence[Row]) -> list[Scores | TrialScores]:
+        left, right, same = self.trials
+        return [TrialScores(EER, np.array([row["similarity"] for row in rows]).T, left, right, same)]
+
+
+def _about(example: Example) -> Row:
+    return {"id": example.id, "speaker": example.recording.speaker}
+
+
+def _by_seed(rows: Sequence[Row]) -> list[list[Any]]:
+    """Predictions of every head, [seed][utterance]."""
+    return [list(column) for column in zip(*(row["predictions"] for row in rows), strict=True)]
+
+
+def _error_rate(metric: Any, rows: Sequence[Row], units: Callable[[Any], list[str]]) -> Scores:
+    total = [[unit_errors(units(row["target"]), units(found))[0] for row, found in zip(rows, column, strict=True)]
+             for column in _by_seed(rows)]  # fmt: skip
+    return Scores(metric, np.array(total, dtype=np.float64), np.array([len(units(r["target"])) for r in rows], float))
+
+
+def confusion(rows: Sequence[Row], slot: int, classes: Sequence[str]) -> list[list[float]]:
+    """Rows: what was said; columns: what was answered; counts averaged over head seeds."""
+    code = {name: k for k, name in enumerate(classes)}
+    counts = np.zeros((len(classes), len(classes)))
+    for row in rows:
+        for answer in row["predictions"]:
+            counts[code[row["target"][slot]], code[answer[slot]]] += 1 / len(row["predictions"])
+    return counts.round(3).tolist()  # type: ignore[no-any-return]
+
+
+def save_heads(path: Path, trained: Sequence[Trained], key: str) -> None:
+    """Write the heads of all seeds into one safetensors file."""
+    tensors = {f"{k}.{name}": value.contiguous() for k, t in enumerate(trained) for name, value in t.state.items()}
+    first = trained[0]
+    told = {
+        "key": key, "seeds": str(len(trained)), "learning_rate": repr(first.learning_rate),
+        "weight_decay": repr(first.weight_decay), "validation": " ".join(repr(t.validation) for t in trained),
+    }  # fmt: skip
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=told)
+
+
+def load_heads(path: Path, key: str) -> list[Trained] | None:
+    """The heads that were trained for exactly this `key`, or None."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = file.metadata() or {}
+            if told.get("key") != key:
+                return None
+            states: list[dict[str, torch.Tensor]] = [{} for _ in range(int(told["seeds"]))]
+            for name in file.keys():  # noqa: SIM118
+                number, _, inner = name.partition(".")
+                states[int(number)][inner] = file.get_tensor(name)
+    except Exception as error:
+        raise UserError(f"The heads in {path} are damaged: delete that file and run the same command again.") from error
+    rate, decay = float(told["learning_rate"]), float(told["weight_decay"])
+    return [
+        Trained(state, rate, decay, float(value))
+        for state, value in zip(states, told["validation"].split(), strict=True)
+    ]

@@ -1,0 +1,131 @@
+"""Intervals and differences: a paired bootstrap over speakers and head seeds.
+
+Utterances of one speaker are not independent, so whole speakers are drawn with replacement, and with them everything that
+they said, under every condition and for every model alike (hence "paired"). Each replicate also draws the head seeds with
+replacement: the interval covers both the choice of test speakers and the luck of the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..randomness import generator
+from .metrics import RankedTrials, Scores, TrialScores
+
+Array = NDArray[np.float64]
+CHUNK = 1000  # replicates computed at once
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval, and the standard deviation over head seeds where there are several."""
+
+    value: float
+    low: float
+    high: float
+    seed_std: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference to the reference model: its interval, its two-sided p, and p corrected over all that were tested (Holm)."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    p_holm: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        return (self.p if self.p_holm is None else self.p_holm) < 0.05
+
+
+class Bootstrap:
+    """Draws over the speakers of one test set; the same draws serve every model, condition and metric.
+
+    clusters: (N,) the speaker of every test utterance.
+    """
+
+    def __init__(self, clusters: Sequence[str], replicates: int = 10_000, seed: int = 0):
+        names, self.cluster = np.unique(np.asarray(clusters), return_inverse=True)
+        self.size, self.replicates, self.seed = len(names), replicates, seed
+        # How often each speaker was drawn, (K, speakers); a byte holds any count that will ever come up.
+        self.weights = np.empty((replicates, self.size), np.uint8)
+        chances = np.full(self.size, 1 / self.size)
+        for number, part in enumerate(self._chunks()):
+            rng = generator(seed, "bootstrap clusters", number)
+            self.weights[part] = np.minimum(rng.multinomial(self.size, chances, size=part.stop - part.start), 255)
+
+    def _chunks(self) -> list[slice]:
+        starts = range(0, self.replicates, CHUNK)
+        return [slice(start, min(start + CHUNK, self.replicates)) for start in starts]
+
+    def replicate(self, scores: Scores | TrialScores, model: str = "") -> Array:
+        """The figure in every replicate, (K,). `model` names whose head seeds are drawn."""
+        return self._trials(scores, model) if isinstance(scores, TrialScores) else self._ratio(scores, model)
+
+    def _seed_weights(self, seeds: int, model: str) -> Array:
+        draws = generator(self.seed, "bootstrap head seeds", model).multinomial(
+            seeds, np.full(seeds, 1 / seeds), size=self.replicates
+        )
+        return draws / seeds  # (K, R)
+
+    def _ratio(self, scores: Scores, model: str) -> Array:
+        sums = np.zeros((self.size, len(scores.total)))
+        np.add.at(sums, self.cluster, scores.total.T)
+        counts = np.zeros(self.size)
+        np.add.at(counts, self.cluster, scores.count)
+        luck = self._seed_weights(len(scores.total), model)
+        values = np.empty(self.replicates)
+        for part in self._chunks():
+            weights = self.weights[part].astype(np.float64)
+            total, count = ((weights @ sums) * luck[part]).sum(1), weights @ counts
+            values[part] = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+        return values
+
+    def _trials(self, scores: TrialScores, model: str) -> Array:
+        """A pair counts as often as its two speakers were drawn together."""
+        left, right = self.cluster[scores.left], self.cluster[scores.right]
+        seeds = generator(self.seed, "bootstrap head seeds", model).integers(
+            len(scores.similarity), size=self.replicates
+        )
+        ranked = [RankedTrials(similarity, scores.same) for similarity in scores.similarity]
+        values = []
+        for weights, seed in zip(self.weights, seeds, strict=True):
+            drawn = weights.astype(np.float64)
+            pairs = np.where(scores.same, drawn[left], drawn[left] * drawn[right])
+            values.append(ranked[seed].equal_error_rate(pairs))
+        return np.array(values)
+
+
+def interval(value: float, replicates: Array, seed_values: Sequence[float] = ()) -> Interval:
+    """The percentile interval of an estimate; it always holds the estimate itself."""
+    finite = replicates[np.isfinite(replicates)]
+    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (value, value)
+    spread = float(np.std(seed_values, ddof=1)) if len(seed_values) > 1 else None
+    return Interval(value, float(min(low, value)), float(max(high, value)), spread)
+
+
+def difference(value: float, replicates: Array) -> Difference:
+    """A difference with its percentile interval and the two-sided bootstrap p of "no difference"."""
+    finite = replicates[np.isfinite(replicates)]
+    if not len(finite):
+        return Difference(value, value, value, 1.0)
+    low, high = np.percentile(finite, [2.5, 97.5])
+    tail = min((finite <= 0).sum(), (finite >= 0).sum())
+    return Difference(value, float(low), float(high), float(min(1.0, 2 * (tail + 1) / (len(finite) + 1))))
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's correction of a family of p values: the chance of even one false alarm stays below the level asked."""
+    corrected: dict[str, float] = {}
+    highest = 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p))
+        corrected[name] = highest
+    return corrected

@@ -1,0 +1,425 @@
+"""A downstream task: which utterances, which answers, which of them train the head, select it and test it.
+
+A task file is YAML:
+
+    name: intents
+    kind: slots                          # classification | slots | ctc | verification | enhancement
+    slots: [action, object, location]    # all of them right = correct
+    source: fluent_speech_commands:data/fluent_speech_commands   # or a manifest, or a folder
+    train: {where: {split: train}}
+    valid: {where: {split: valid}}       # or {hold_out: 0.15}: that share of the training speakers
+    test:  {where: {split: test}}
+
+Every split may name a `source` and `root` of its own. Relative paths start at the task file, or else at the working folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ..audio.corpora import Role
+from ..audio.manifest import Recording, read_manifest
+from ..errors import UserError, closest
+from ..files import digest
+from ..randomness import fraction
+from .options import Options, load_options
+from .phones import FOLDINGS
+
+Kind = Literal["classification", "slots", "ctc", "verification", "enhancement"]
+PARTS = ("train", "valid", "test")
+
+
+class SplitConfig(Options):
+    """Where the utterances of one split are."""
+
+    source: str | None = None  # None: the task's
+    root: str | None = None
+    where: dict[str, Any] = Field(default_factory=dict)  # field: value, or field: [values]; all must hold
+    hold_out: Annotated[float, Field(gt=0, lt=1)] | None = None  # valid only: this share of the training speakers
+    limit: Annotated[int, Field(ge=1)] | None = None  # at most so many, balanced over labels, always the same ones
+
+
+class TaskConfig(Options):
+    """A task file."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    title: str | None = None
+    kind: Kind
+    source: str | None = None
+    root: str | None = None
+    label: str = "label"  # classification: the field with the class; dots enter nested fields
+    slots: tuple[str, ...] = ()  # slots: one field each; a single field that holds a mapping stands for all its keys
+    text: str = "text"  # ctc: a string, a list of units, or a list of [start, end, unit]
+    units: Literal["characters", "phones"] = "characters"
+    fold: str | None = None  # ctc: a named folding of phones, such as timit39
+    train: SplitConfig = SplitConfig(where={"split": "train"})
+    valid: SplitConfig = SplitConfig(where={"split": "valid"})
+    test: SplitConfig = SplitConfig(where={"split": "test"})
+    level_dbfs: Annotated[float, Field(ge=-60, le=-10)] | None = None  # RMS level every utterance is brought to
+    min_seconds: Annotated[float, Field(ge=0.1)] = 0.1
+    max_seconds: Annotated[float, Field(gt=0.1)] = 29.0  # longer utterances are cut
+    measures: tuple[Literal["si_sdr", "stoi", "pesq", "dnsmos"], ...] | None = None  # enhancement; None: all installed
+    trials: Annotated[int, Field(ge=10)] = (
+        20_000  # verification: pairs compared, half of them of one speaker if possible
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TaskConfig:
+        if self.kind == "slots" and not self.slots:
+            raise ValueError("a task of kind slots must list its slots")
+        if self.fold is not None and self.fold not in FOLDINGS:
+            raise ValueError(f"fold must be one of {', '.join(FOLDINGS)}")
+        if self.train.hold_out or self.test.hold_out:
+            raise ValueError("hold_out belongs to valid")
+        return self
+
+    @property
+    def speakers_are_classes(self) -> bool:
+        """Closed-set speaker identification: the one task whose test speakers must be known from training."""
+        return self.kind == "classification" and self.label == "speaker"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One utterance with its answer: a class per slot, the units of a transcript, or nothing (enhancement)."""
+
+    recording: Recording
+    target: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return self.recording.id
+
+    @property
+    def cluster(self) -> str:
+        """The unit that statistics resample: the speaker, or the utterance itself where no speaker is known."""
+        return self.recording.speaker or f"utterance {self.id}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A loaded and checked task. `classes` has the sorted answers of training per slot (ctc: one list of all units)."""
+
+    config: TaskConfig
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+    test: tuple[Example, ...]
+    slots: tuple[str, ...] = ()
+    classes: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def title(self) -> str:
+        return self.config.title or self.config.name
+
+    def part(self, name: str) -> tuple[Example, ...]:
+        return getattr(self, name)  # type: ignore[no-any-return]
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """A digest of the audio of each part: what the features of that part depend on, besides model and condition."""
+        shape = [self.config.level_dbfs, self.config.max_seconds]
+        return {name: digest([shape, fingerprint(e.recording for e in self.part(name))]) for name in PARTS}
+
+
+def fingerprint(recordings: Iterable[Recording]) -> list[Any]:
+    """What identifies audio on disk: paths, segments, file sizes and times of change."""
+    rows = []
+    for recording in recordings:
+        try:
+            status = Path(recording.path).stat()
+        except OSError as error:
+            raise UserError(
+                f"The recording {recording.path} is missing: restore it or correct its manifest."
+            ) from error
+        rows.append(
+            [recording.id, str(recording.path), recording.start, recording.seconds, status.st_size, status.st_mtime_ns]
+        )
+    return rows
+
+
+def load_task(path: str | Path, allow_overlap: bool = False) -> Task:
+    """Read a task file with its manifests and check it.
+
+    allow_overlap: turn the refusal of speakers or files that training and test share into a note of the task.
+    Raises `UserError` for a missing file, an utterance without its field, a split without utterances, one class only,
+    a label that training never had, and an overlap of the splits.
+    """
+    file = Path(path)
+    if not file.is_file():
+        known = [str(p) for p in sorted(file.parent.glob("*.yaml"))] if file.parent.is_dir() else []
+        raise UserError(f"There is no task file {path}.{closest(str(path), known)} Give the path of a YAML task file.")
+    return build_task(load_options(file, TaskConfig, "task"), file.parent, allow_overlap)
+
+
+def build_task(config: TaskConfig, folder: Path = Path(), allow_overlap: bool = False) -> Task:
+    """`load_task` for values that are already validated; `folder` is where relative paths start."""
+    read = _cached_reader(folder)
+    parts: dict[str, list[Recording]] = {}
+    for name in PARTS:
+        if not (name == "train" and config.kind == "enhancement") and not (name == "valid" and _no_valid(config)):
+            parts[name] = _select(config, name, read)
+    if config.valid.hold_out is not None and config.kind != "enhancement":
+        parts["train"], parts["valid"] = _hold_out(parts["train"], config.valid.hold_out, config.speakers_are_classes)
+    for name, recordings in parts.items():
+        if not recordings:
+            raise UserError(
+                f"The {name} split of the task {config.name} has no utterances: check its source and where."
+            )
+    slots = _slot_fields(config, parts)
+    targets = {name: [Example(r, _target(config, slots, r)) for r in recordings] for name, recordings in parts.items()}
+    limited = {name: _limit(examples, getattr(config, name).limit) for name, examples in targets.items()}
+    classes = _classes(config, limited.get("train", []), len(slots))
+    train, valid, test = (tuple(limited.get(name, ())) for name in PARTS)
+    task = Task(config, train, valid, test, tuple(name.rpartition(".")[2] for name in slots), classes)
+    notes = [*_check_answers(task), *_check_overlap(task, allow_overlap), *_remark_speakers(task)]
+    return replace(task, notes=tuple(notes))
+
+
+def _no_valid(config: TaskConfig) -> bool:
+    return config.valid.hold_out is not None or config.kind == "enhancement"
+
+
+def _cached_reader(folder: Path) -> Callable[[str, str | None], list[Recording]]:
+    known: dict[tuple[str, str | None], list[Recording]] = {}
+
+    def read(source: str, root: str | None) -> list[Recording]:
+        key = (source, root)
+        if key not in known:
+            known[key] = read_source(source, "speech", folder, root)
+        return known[key]
+
+    return read
+
+
+def read_source(source: str, role: Role, folder: Path = Path(), root: str | None = None) -> list[Recording]:
+    """Recordings of a manifest, a folder, or ``corpus:folder``; relative paths start at `folder` or the working folder.
+
+    role: speech, noise or rooms. Raises `UserError` when there is nothing at that place.
+    """
+    corpus, colon, rest = source.partition(":")
+    named = bool(colon) and re.fullmatch(r"[a-z0-9_]+", corpus) is not None and not rest.startswith(":")
+    place = rest if named else source
+    place, _, inline_root = place.partition("::")
+    path = next((p for p in (folder / place, Path(place)) if p.exists()), None)
+    if path is None:
+        raise UserError(f"There is no {role} at {place}: correct the source in the task or conditions file.")
+    root = root or inline_root or None
+    base = next((p for p in (folder / root, Path(root)) if p.is_dir()), None) if root else None
+    if root and base is None:
+        raise UserError(f"There is no folder {root}, named as root of {place}: correct it.")
+    if path.suffix == ".jsonl":
+        return read_manifest(path, base)
+    from ..audio.prepare import prepare
+
+    return list(prepare(f"{corpus}:{path}" if named else str(path), role).recordings)
+
+
+def value_of(recording: Recording, name: str) -> Any:
+    """The field `name` of a recording: one of its own, or an extra one, with dots for nesting; None when absent."""
+    head, *rest = name.split(".")
+    value: Any = recording.extra.get(head)
+    if value is None:
+        value = getattr(recording, head, None)
+    for part in rest:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def matches(recording: Recording, where: dict[str, Any]) -> bool:
+    """Whether every field of `where` has the value, or one of the values, that is asked."""
+    for name, wanted in where.items():
+        values = wanted if isinstance(wanted, list) else [wanted]
+        if str(value_of(recording, name)) not in [str(v) for v in values]:
+            return False
+    return True
+
+
+def _select(config: TaskConfig, name: str, read: Callable[[str, str | None], list[Recording]]) -> list[Recording]:
+    split: SplitConfig = getattr(config, name)
+    source = split.source or config.source
+    if source is None:
+        raise UserError(f"The task {config.name} names no source for its {name} split: add 'source' to the task file.")
+    # A split with its own source is that whole source unless it says otherwise.
+    where = {} if split.source and "where" not in split.model_fields_set else split.where
+    recordings = read(source, split.root or config.root)
+    for field_name in where:
+        if recordings and all(value_of(r, field_name) is None for r in recordings):
+            raise UserError(
+                f"No utterance of {source} has the field '{field_name}' that the {name} split of the task {config.name} "
+                "filters by: correct 'where'."
+            )
+    kept = [r for r in recordings if matches(r, where) and r.seconds >= config.min_seconds]
+    return [r if r.seconds <= config.max_seconds else _cut(r, config.max_seconds) for r in kept]
+
+
+def _cut(recording: Recording, seconds: float) -> Recording:
+    return replace(recording, seconds=seconds)
+
+
+def _hold_out(recordings: list[Recording], share: float, by_utterance: bool) -> tuple[list[Recording], list[Recording]]:
+    """Give `share` of the training speakers (or utterances) to validation: always the same ones, at least one."""
+
+    def unit(recording: Recording) -> str:
+        return f"utterance {recording.id}" if by_utterance or not recording.speaker else recording.speaker
+
+    units = sorted({unit(r) for r in recordings}, key=lambda u: fraction("hold out", u))
+    if len(units) < 2:
+        raise UserError("hold_out needs at least two training speakers: name a validation source instead.")
+    held = set(units[: max(1, round(share * len(units)))])
+    return [r for r in recordings if unit(r) not in held], [r for r in recordings if unit(r) in held]
+
+
+def _slot_fields(config: TaskConfig, parts: dict[str, list[Recording]]) -> tuple[str, ...]:
+    if config.kind == "classification":
+        return (config.label,)
+    if config.kind == "verification":
+        return ("speaker",)
+    if config.kind != "slots":
+        return ()
+    if len(config.slots) == 1:
+        inner = [value_of(r, config.slots[0]) for r in parts["train"]]
+        if inner and all(isinstance(value, dict) for value in inner):
+            keys = sorted({key for value in inner for key in value})
+            return tuple(f"{config.slots[0]}.{key}" for key in keys)
+    return config.slots
+
+
+def _target(config: TaskConfig, slots: Sequence[str], recording: Recording) -> tuple[str, ...]:
+    if config.kind == "enhancement":
+        return ()
+    if config.kind == "ctc":
+        return _units(config, recording)
+    answers = []
+    for name in slots:
+        value = value_of(recording, name)
+        if value is None and config.kind != "slots":
+            raise UserError(
+                f"Utterance {recording.id} of the task {config.name} has no field '{name}': add it to the manifest, or "
+                "leave the utterance out with 'where'."
+            )
+        answers.append("none" if value is None else str(value))
+    return tuple(answers)
+
+
+def _units(config: TaskConfig, recording: Recording) -> tuple[str, ...]:
+    value = value_of(recording, config.text)
+    if value is None:
+        raise UserError(
+            f"Utterance {recording.id} of the task {config.name} has no field '{config.text}': correct 'text' in the task file."
+        )
+    if isinstance(value, str):
+        if config.units == "characters":
+            return tuple(re.sub(r"[^\w' ]+|_", " ", value.lower()).strip().replace("  ", " "))
+        value = value.split()
+    units = [str(item[2] if isinstance(item, list | tuple) else item) for item in value]
+    folding = FOLDINGS[config.fold] if config.fold else {}
+    folded = [folding.get(unit, unit) for unit in units]
+    return tuple(unit for unit in folded if unit)
+
+
+def _limit(examples: list[Example], limit: int | None) -> list[Example]:
+    """At most `limit` examples, taken in turn from every answer in an order that depends on ids alone."""
+    if limit is None or len(examples) <= limit:
+        return examples
+    groups: dict[tuple[str, ...], list[Example]] = defaultdict(list)
+    for example in sorted(examples, key=lambda e: fraction("limit", e.id)):
+        groups[example.target[:1]].append(example)
+    ranked = sorted((rank, key, e.id) for key, group in groups.items() for rank, e in enumerate(group))
+    kept = {name for _, _, name in ranked[:limit]}
+    return [e for e in examples if e.id in kept]
+
+
+def _classes(config: TaskConfig, train: list[Example], slots: int) -> tuple[tuple[str, ...], ...]:
+    if config.kind == "ctc":
+        return (tuple(sorted({unit for e in train for unit in e.target})),)
+    return tuple(tuple(sorted({e.target[k] for e in train})) for k in range(slots))
+
+
+def _check_answers(task: Task) -> list[str]:
+    """One class only, or answers that training never had."""
+    for slot, classes in zip(task.slots, task.classes, strict=False):
+        if len(classes) < 2:
+            only = f" ({classes[0]!r})" if classes else ""
+            raise UserError(
+                f"The task {task.name} has only one class{only} in '{slot}' of its training split: give it at least two."
+            )
+    if task.config.kind in ("classification", "slots"):
+        for part in ("valid", "test"):
+            for k, slot in enumerate(task.slots):
+                new = Counter(e.target[k] for e in task.part(part)).keys() - set(task.classes[k])
+                if new:
+                    raise UserError(
+                        f"The {part} split of the task {task.name} has the {slot} {sorted(new)[0]!r} that training never "
+                        "had: add training examples or leave it out with 'where'."
+                    )
+    if task.config.kind == "ctc":
+        unknown = Counter(u for e in task.test for u in e.target if u not in set(task.classes[0]))
+        if unknown:
+            return [
+                f"{sum(unknown.values())} test units ({', '.join(sorted(unknown))}) never occur in training: always errors."
+            ]
+    if task.config.kind == "verification":
+        counts = Counter(e.target for e in task.test)
+        if len(counts) < 2 or max(counts.values()) < 2:
+            raise UserError(f"The task {task.name} needs at least two test speakers, one of them with two utterances.")
+    return []
+
+
+def _check_overlap(task: Task, allow: bool) -> list[str]:
+    """Speakers, groups and files that training and test share."""
+    notes = []
+    for learnt in ("train", "valid"):
+        for what, of in (("recording", _segment), ("speaker", _speaker), ("group", _group)):
+            if what == "speaker" and task.config.speakers_are_classes:
+                continue
+            shared = {of(e) for e in task.part(learnt)} & {of(e) for e in task.test} - {None}
+            if shared:
+                example = sorted(str(s) for s in shared)[0]
+                sentence = (
+                    f"The task {task.name} tests on {len(shared)} {what}{'s' * (len(shared) > 1)} of its {learnt} split "
+                    f"(for example {example})"
+                )
+                if not allow:
+                    raise UserError(f"{sentence}: separate the splits, or pass --allow-overlap to report it loudly.")
+                notes.append(f"OVERLAP: {sentence}; its figures are too good.")
+    return notes
+
+
+def _segment(example: Example) -> str:
+    recording = example.recording
+    return f"{Path(recording.path).resolve()} at {recording.start:g} s"
+
+
+def _speaker(example: Example) -> str | None:
+    return example.recording.speaker
+
+
+def _group(example: Example) -> str | None:
+    return example.recording.group
+
+
+def _remark_speakers(task: Task) -> list[str]:
+    notes = []
+    unknown = sum(e.recording.speaker is None for e in task.test)
+    if unknown:
+        notes.append(
+            f"{unknown} of {len(task.test)} test utterances have no speaker: no overlap can be checked for them, and "
+            "statistics resample each alone."
+        )
+    clusters = len({e.cluster for e in task.test})
+    if clusters < 10:
+        notes.append(f"Only {clusters} test speakers: intervals over so few are rough, and rather too narrow.")
+    return notes

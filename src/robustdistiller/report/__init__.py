@@ -1,0 +1,1 @@
+"""Numbers → tables, pictures and one self-contained page."""
