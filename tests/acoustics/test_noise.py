@@ -132,6 +132,10 @@ def test_babble_avoids_the_speaker_and_the_utterance(talk: list) -> None:
     for seed in range(50):
         sources = [s for v in bank.draw(generator(seed), 2.0, utterance="ann/1").voices for s in v.sources]
         assert "ann/1" not in sources
+    bank = NoiseBank((), NoiseMix(recorded=0, white=0, babble=1), talk)
+    for seed in range(20):  # the speaker of a known recording need not be told
+        sources = [s for v in bank.draw(generator(seed), 2.0, utterance="bob/1").voices for s in v.sources]
+        assert not any(source.startswith("bob") for source in sources)
 
 
 def test_babble_of_a_single_speaker_says_so(talk: list) -> None:

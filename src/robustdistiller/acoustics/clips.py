@@ -16,8 +16,8 @@ from ..audio.manifest import Recording
 from ..errors import AudioError
 from .cache import ByteCache
 
-BLOCK = 30 * SAMPLE_RATE  # samples decoded at once
-WHOLE = 45.0  # a recording of at most so many seconds is one block
+BLOCK = 10 * SAMPLE_RATE  # samples decoded at once
+WHOLE = 30.0  # a recording of at most so many seconds is one block
 PROBES = 16  # seconds of a long recording that stand for its level
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..audio.io import SAMPLE_RATE, probe, read_audio, write_audio
@@ -27,12 +27,14 @@ def contaminate_file(
     snr_db: float | None = None,
     seed: int = 0,
     config: EnvironmentConfig = EnvironmentConfig(),
+    progress: Callable[[int, int], None] | None = None,
 ) -> Scene:
     """Contaminate the file `speech` into `out`, and write the scene beside it as JSON.
 
     `noise` and `rooms` are sources as for training (folders, manifests, corpora); `noise` may also name a made kind
     (white, pink, brown), and `rooms` "simulated". What is given is heard: noise at `snr_db` (drawn from `config.snr_db`
-    if None), the room, or both. Everything drawn depends on `seed` and the name of the file. Raises `UserError`.
+    if None), the room, or both. Everything drawn depends on `seed` and the name of the file; `progress` follows the
+    scan of the sources. Raises `UserError`.
     """
     if not noise and not rooms:
         raise UserError("There is nothing to contaminate the speech with: pass --noise, --rooms or both.")
@@ -45,9 +47,12 @@ def contaminate_file(
 
     made = [name for name in noise if name in SLOPES and not Path(name).exists()]
     folders = [name for name in noise if name not in made]
-    bank = NoiseBank(prepare_all(folders, "noise").recordings if folders else (), NoiseMix(recorded=1.0, white=1.0))
+    bank = NoiseBank(
+        prepare_all(folders, "noise", progress=progress).recordings if folders else (),
+        NoiseMix(recorded=1.0, white=1.0),
+    )
     room_folders = [name for name in rooms if name != SIMULATED]
-    room_bank = RoomBank(prepare_all(room_folders, "rooms").recordings if room_folders else ())
+    room_bank = RoomBank(prepare_all(room_folders, "rooms", progress=progress).recordings if room_folders else ())
     if SIMULATED in rooms:
         room_bank.add_simulated(config.simulated_rooms or 1, config.t60_seconds, seed)
     environment = Environment(config, bank, room_bank, seed)

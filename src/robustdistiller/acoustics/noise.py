@@ -63,7 +63,7 @@ class NoiseBank:
     """All noises that may be heard: `recordings`, the shares of the `kinds`, and `speech` for babble.
 
     A kind that lacks its recordings gives its weight to the others; if none is left, `UserError`. `cache_mb` bounds the
-    decoded audio held in memory. The order of the recordings does not matter.
+    decoded audio held in memory by a process. The order of the recordings does not matter.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class NoiseBank:
         self._talker_names = sorted(self._talkers)
         self._babble_voices = babble_voices
         self._clips = Clips(cache_mb)
+        self._complained: set[str] = set()
         self.weights = self._usable(kinds)
 
     def __len__(self) -> int:
@@ -139,7 +140,8 @@ class NoiseBank:
             wave = self._make(draw, num_samples)
             power = powers([wave])[0]
             if not power > SILENCE:
-                log.warning("Noise %s is silent here: white noise takes its place.", draw.source or draw.kind)
+                name = draw.source or draw.kind
+                self._complain(name, f"Noise {name} is silent here: white noise takes its place.")
                 wave = coloured("white", draw.seed, num_samples)
                 power = powers([wave])[0]
             total += wave * np.float32(power**-0.5)
@@ -161,6 +163,12 @@ class NoiseBank:
                     total += wave * np.float32(power**-0.5)
             return total
         return coloured(draw.kind, draw.seed, num_samples)
+
+    def _complain(self, id: str, sentence: str) -> None:
+        """Log once for each recording: it may be met in every epoch."""
+        if id not in self._complained:
+            self._complained.add(id)
+            log.warning(sentence)
 
     def _matching(self, noise: str) -> list[str]:
         if noise in self._recordings:
@@ -194,7 +202,7 @@ class NoiseBank:
                 note = f"{id} is silent wherever it was tried: white noise in its place"
                 break
             except AudioError as error:
-                log.warning("Noise recording %s is passed over: %s", id, error)
+                self._complain(id, f"Noise recording {id} is passed over: {error}")
                 note = f"{id} cannot be read ({error.reason})"
         return NoiseDraw("white", seed=seed, note=note)
 
@@ -208,6 +216,8 @@ class NoiseBank:
         low, high = self._babble_voices
         count = low + int(rng.random() * (high - low + 1))
         names = self._talker_names
+        if speaker is None and utterance in self._speech:
+            speaker = self._speech[utterance].speaker
         picked = [names[i] for i in rng.choice(len(names), min(count + 1, len(names)), replace=False, shuffle=True)]
         others = [name for name in picked if name not in (speaker, f"?{utterance}")][:count]
         note = None if others else "no other speaker for the babble"
@@ -238,7 +248,7 @@ class NoiseBank:
             try:
                 pieces.append(self._clips.read(self._speech[id], 0, self._clips.num_samples(self._speech[id])))
             except AudioError as error:
-                log.warning("Babble recording %s is passed over: %s", id, error)
+                self._complain(id, f"Babble recording {id} is passed over: {error}")
         wave = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
         if not len(wave):
             return np.zeros(num_samples, np.float32)

@@ -21,6 +21,7 @@ __all__ = ["Response", "RoomBank", "direct_path", "measure_t60", "prepare_respon
 log = logging.getLogger(__name__)
 
 LONGEST = 2.0  # seconds kept after the direct path
+READ = 30.0  # seconds of a file in which its direct path must come
 INAUDIBLE = 1e-7  # -70 dB of the energy: what is left of a response after this is cut off
 FADE = SAMPLE_RATE // 100  # samples over which a response that had to be cut fades out
 TRIES = 20
@@ -66,6 +67,7 @@ class RoomBank:
         for id, recording in self._recordings.items():
             self._rooms.setdefault(recording.group or id, []).append(id)
         self._share = simulated_share
+        self._complained: set[str] = set()
         self._cache: ByteCache[tuple[Response, ...]] = ByteCache(cache_mb * 2**20)
 
     @classmethod
@@ -110,7 +112,7 @@ class RoomBank:
 
     def _read(self, recording: Recording) -> Response:
         try:
-            return prepare_response(recording.load())
+            return prepare_response(recording.load(0.0, READ))
         except AudioError as error:
             raise AudioError(f"{recording.path}: {error}", error.reason) from error
 
@@ -127,7 +129,9 @@ class RoomBank:
                 self.load(id)
                 return id
             except AudioError as error:
-                log.warning("Room response %s is passed over: %s", id, error)
+                if id not in self._complained:
+                    self._complained.add(id)
+                    log.warning("Room response %s is passed over: %s", id, error)
         if self._simulated_ids:
             return self._simulated_ids[int(pick * len(self._simulated_ids))]
         raise UserError(

@@ -292,11 +292,11 @@ def contaminate(
 
     Raises `AudioError` for audio that is empty, longer than an hour, or holds samples that are not numbers.
     """
-    wave = np.ascontiguousarray(wave, np.float32)
     if wave.ndim != 1 or not len(wave):
         raise AudioError("There is no speech to contaminate: give at least one sample of mono audio.", "empty")
     if len(wave) > LONGEST_HOURS * 3600 * SAMPLE_RATE:
         raise AudioError("The speech is longer than an hour: cut it into shorter files first.", "too-long")
+    wave = np.ascontiguousarray(wave, np.float32)
     if not np.all(np.isfinite(wave)):
         raise AudioError("The speech holds samples that are not numbers: repair or leave it out.", "nan")
     if scene is None:
