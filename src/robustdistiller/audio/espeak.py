@@ -32,6 +32,8 @@ _RATE, _VOLUME, _PITCH, _RANGE, _WORD_GAP = 1, 2, 3, 4, 7
 _LIST_TERMINATED, _WORD, _PHONEME = 0, 1, 7
 _NATIVE_RATE = 22_050
 
+_PLAIN = str.maketrans({"ˈ": None, "ˌ": None, ":": "ː"})  # no stress, one sign of length
+
 _Mark = tuple[int, int, int, bytes]  # type, text position, sample, symbol
 
 _lock = threading.Lock()
@@ -107,7 +109,7 @@ def speak(
         raise UserError(f"espeak-ng has no voice '{voice}'.{closest(variant, variants())} Name one such as en-us+f3.")
     parameters = {
         _RATE: min(max(round(rate / formants), 80), 450),
-        _VOLUME: 50,
+        _VOLUME: 30,  # at full volume some variants clip
         _PITCH: min(max(pitch, 0), 99),
         _RANGE: min(max(pitch_range, 0), 99),
         _WORD_GAP: word_gap,
@@ -116,6 +118,8 @@ def speak(
     native = _NATIVE_RATE * formants
     wave = soxr.resample(samples.astype(np.float32) / 32768, native, SAMPLE_RATE)
     words, phones = _align(text, events, native, len(wave) / SAMPLE_RATE)
+    if not phones:
+        raise UserError(f"espeak-ng cannot say {text!r} with the voice '{voice}': give it text with words in it.")
     return Speech(wave, words, phones)
 
 
@@ -170,9 +174,7 @@ def _synthesise(
             library.espeak_Terminate()
         finally:
             _unload(library)
-    if not any(kind == _PHONEME for kind, *_ in marks):
-        raise UserError(f"espeak-ng cannot say {text!r} with the voice '{voice}': give it text with words in it.")
-    return np.concatenate(pieces), marks
+    return np.concatenate(pieces or [np.zeros(1, np.int16)]), marks
 
 
 def _unload(library: ctypes.CDLL) -> None:
@@ -191,15 +193,16 @@ def _align(
     owner: list[int] = []  # text position of each phone's word
     marks = [event for event in events if event[0] == _PHONEME]
     for (_, position, sample, name), following in zip(marks, [*marks[1:], None], strict=True):
-        symbol = name.decode("utf-8", "ignore").translate({ord("ˈ"): None, ord("ˌ"): None})
+        symbol = name.decode("utf-8", "ignore").translate(_PLAIN)
         start = min(sample / native, seconds)
         end = min(following[2] / native, seconds) if following else seconds
-        if symbol.strip("_:") and end > start:
+        if symbol.strip("_ː") and end > start:
             phones.append((round(start, 4), round(end, 4), symbol))
             owner.append(position)
     words: list[Interval] = []
-    begins = sorted({position for kind, position, _, _ in events if kind == _WORD})
-    for position, following_position in zip(begins, [*begins[1:], len(text) + 1], strict=True):
+    # A few phrases of its dictionary ("too much") are marked inside a word as well.
+    begins = sorted({at for kind, at, _, _ in events if kind == _WORD and not text[at - 2 : at - 1].strip()})
+    for position, following_position in zip(begins, [*begins[1:], len(text) + 1], strict=False):
         spoken = [phone for phone, word in zip(phones, owner, strict=True) if position <= word < following_position]
         symbol = " ".join(part.strip('.,;:?!"()') for part in text[position - 1 : following_position - 1].split())
         if spoken and symbol:
