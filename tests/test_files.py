@@ -54,7 +54,7 @@ def test_broken_json_is_one_sentence_with_its_place(tmp_path):
     write_jsonl(path, [{"a": 1}, {"a": 2}])
     assert [row["a"] for _, row in read_jsonl(path)] == [1, 2]
     path.write_text('{"a": 1}\n\n[2]\n')
-    with pytest.raises(UserError, match="Line 3 .* not a JSON object"):
+    with pytest.raises(UserError, match=r"Line 3 .* not a JSON object"):
         list(read_jsonl(path, "manifest"))
     path.write_text("{nope}\n")
     with pytest.raises(UserError, match="Line 1 of the manifest"):

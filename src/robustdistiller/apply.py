@@ -93,7 +93,9 @@ def features_of(student: Student, wave: Tensor, predictions: bool = False) -> Te
         raise AudioError("The audio is shorter than one frame (25 ms).", "too-short")
     parts = []
     for begin, end, inner, outer in windows(total, WINDOW_SECONDS * 50, CONTEXT_SECONDS * 50):
-        piece = wave[begin * GRID.stride : (end - 1) * GRID.stride + GRID.field]
+        # The last window ends with the audio: the remainder of a frame still counts for the statistics over time.
+        stop = (end - 1) * GRID.stride + GRID.field if end < total else len(wave)
+        piece = wave[begin * GRID.stride : stop]
         states, _ = student.states(piece[None].to(device), predictions=predictions)
         parts.append(states[0, :, inner:outer].cpu())
     return torch.cat(parts, 1)

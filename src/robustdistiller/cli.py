@@ -191,8 +191,9 @@ def enhance(
     if len(inputs) < 2:
         raise UserError("Give at least one input and, last, the file or folder to write.")
     *sources, target = inputs
+    loaded = load_student(student)
     with _bar("enhancing") as advance:
-        done = enhance_files(load_student(student), sources, target, advance)
+        done = enhance_files(loaded, sources, target, advance)
     _tell(done, target)
 
 

@@ -122,7 +122,7 @@ def test_gradient_of_the_enhancement_reaches_the_transformer_only_when_tapped_th
 
 
 def test_half_precision_agrees_within_its_bounds(checkpoint, voice):
-    teacher, student, _ = build(checkpoint)
+    _, student, _ = build(checkpoint)
     wave = torch.tensor(voice(1.0))[None]
     exact, _ = student.eval().states(wave)
     with torch.autocast("cpu", dtype=torch.bfloat16):

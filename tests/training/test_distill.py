@@ -45,6 +45,10 @@ def make_recipe(checkpoint, speech, *overrides, kind="hubert"):
     return load_recipe(None, values, teacher__model=str(checkpoint(kind)), data__speech=[str(speech)])
 
 
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoints.available(run)[-1] / "model.safetensors")
 
@@ -88,10 +92,11 @@ def test_resume_equals_a_straight_run(checkpoint, speech, straight, tmp_path, at
         load_file(tmp_path / "run" / "student" / "model.safetensors"),
         load_file(straight[0] / "student" / "model.safetensors"),
     )
+    changing = ("time", "train/seconds_per_step")
     curves = [
-        [{k: v for k, v in json.loads(line).items() if k not in ("time", "train/seconds_per_step")} for line in open(run / "metrics.jsonl")]
+        [{k: v for k, v in row.items() if k not in changing} for row in lines(run / "metrics.jsonl")]
         for run in (tmp_path / "run", straight[0])
-    ]  # fmt: skip
+    ]
     assert curves[0] == curves[1]
 
 
@@ -119,7 +124,7 @@ def test_a_run_leaves_what_a_user_needs(straight, voice):
     }  # fmt: skip
     assert (run / "run.json").is_file() and (run / "recipe.yaml").is_file()
     provenance = json.loads((run / "student" / "provenance.json").read_text())
-    rows = [json.loads(line) for line in open(run / "manifests" / "speech-valid.jsonl")]
+    rows = lines(run / "manifests" / "speech-valid.jsonl")
     assert provenance["speakers"] and not {row["speaker"] for row in rows} & set(provenance["speakers"])
     wave = torch.tensor(voice(1.0))[None]
     plain = AutoModel.from_pretrained(run / "student").eval()
@@ -140,7 +145,7 @@ def test_distillation_learns(checkpoint, speech, tmp_path):
         "student.init=random",
     )
     distill(recipe, tmp_path / "run")
-    rows = [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
+    rows = lines(tmp_path / "run" / "metrics.jsonl")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:5])
     held_out = [row["valid/distillation/contaminated"] for row in rows if "valid/distillation/contaminated" in row]
@@ -225,7 +230,7 @@ def test_recordings_that_vanish_in_mid_run_are_replaced_and_listed(checkpoint, s
 
     recipe = make_recipe(checkpoint, folder / "manifest.jsonl", "data.valid_fraction=0.01", "training.steps=8")
     distill(recipe, tmp_path / "run", observer=Vanish())
-    rows = [json.loads(line) for line in open(tmp_path / "run" / "skipped.jsonl")]
+    rows = lines(tmp_path / "run" / "skipped.jsonl")
     assert rows and all(row["reason"] == "missing" and row["path"].endswith("6.wav") for row in rows)
 
 
@@ -237,4 +242,4 @@ def test_rows_after_the_checkpoint_are_dropped_on_resume(tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as stream:
         stream.write('{"step": 4, "tra')  # cut by a kill
     MetricsLog(tmp_path, 2).close()
-    assert [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1, 2]

@@ -88,7 +88,7 @@ class SpeechEncoder(nn.Module):
     grad_mult: factor on the gradient that reaches the convolutions
     """
 
-    def __init__(self, model: nn.Module, normalize: bool = False, grad_mult: float = 1.0):
+    def __init__(self, model: Any, normalize: bool = False, grad_mult: float = 1.0):
         super().__init__()
         missing = [part for part in ("feature_extractor", "feature_projection", "encoder") if not hasattr(model, part)]
         if missing:
@@ -96,7 +96,7 @@ class SpeechEncoder(nn.Module):
                 f"A {type(model).__name__} is not a convolutional speech encoder (it has no {missing[0]}): use HuBERT, "
                 "WavLM, wav2vec 2.0, data2vec-audio, UniSpeech-SAT or Whisper."
             )
-        self.model: Any = model
+        self.model = model
         self.normalize = normalize
         self.grad_mult = grad_mult
         config = self.model.config
@@ -148,7 +148,7 @@ class SpeechEncoder(nn.Module):
         projected = self.model.feature_projection(cnn)
         projected = projected[0] if isinstance(projected, tuple) else projected  # (B, F, D)
         frames = self.grid.count(lengths)
-        layers = self._transform(projected, mask_from_lengths(frames, cnn.shape[1]) if padded else None)
+        layers = self.transform(projected, mask_from_lengths(frames, cnn.shape[1]) if padded else None)
         return EncoderOutput((projected, *layers), cnn, frames)
 
     def _convolve(self, wave: Tensor, lengths: Tensor | None) -> Tensor:
@@ -161,7 +161,7 @@ class SpeechEncoder(nn.Module):
         finally:
             norm.lengths = None
 
-    def _transform(self, projected: Tensor, valid: Tensor | None) -> list[Tensor]:
+    def transform(self, projected: Tensor, valid: Tensor | None) -> list[Tensor]:
         """Run the Transformer and collect the output of every layer, whatever the version of `transformers` returns."""
         outputs: list[Tensor] = []
 

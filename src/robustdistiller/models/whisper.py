@@ -31,14 +31,16 @@ class WhisperEncoder(nn.Module):
     grid = FrameGrid(stride=320, offset=0, field=1)
     final_norm = True
     normalize = False
+    mel_filters: Tensor
+    window: Tensor
 
-    def __init__(self, model: nn.Module, extractor: Any):
+    def __init__(self, model: Any, extractor: Any):
         super().__init__()
         if extractor.hop_length != 160:
             raise UserError(
                 f"This Whisper has a hop of {extractor.hop_length} samples; only 160 (20 ms frames) can be aligned."
             )
-        self.model: Any = getattr(model, "encoder", model)
+        self.model = getattr(model, "encoder", model)
         self.n_fft, self.hop = extractor.n_fft, extractor.hop_length
         filters = torch.as_tensor(extractor.mel_filters, dtype=torch.float32)  # (n_fft / 2 + 1, mels)
         self.register_buffer("mel_filters", filters, persistent=False)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..acoustics.scene import Environment
+from ..audio.corpora import Role
 from ..audio.manifest import Recording, write_manifest
 from ..audio.prepare import prepare_all, write_skipped
 from ..audio.splits import split_by_group
@@ -73,7 +74,8 @@ def gather(recipe: Recipe, run: Path, report: Reporter | None = None) -> Materia
         )
     skipped: list[Any] = []
     splits: dict[str, dict[str, list[Recording]]] = {}
-    for role, sources in (("speech", data.speech), ("noise", data.noise), ("rooms", data.rooms)):
+    sources_by_role: dict[Role, tuple[str, ...]] = {"speech": data.speech, "noise": data.noise, "rooms": data.rooms}
+    for role, sources in sources_by_role.items():
         splits[role] = {"train": [], "valid": []}
         if sources:
             prepared = prepare_all(sources, role, cache=run / "manifests" / "cache", progress=_progress(report, role))
@@ -91,10 +93,10 @@ def gather(recipe: Recipe, run: Path, report: Reporter | None = None) -> Materia
         )
     if not valid:
         raise UserError("No speech is held out for validation: give more recordings or raise data.valid_fraction.")
-    for role, parts in splits.items():
+    for kind, parts in splits.items():
         for name, recordings in parts.items():
             if recordings:
-                write_manifest(run / "manifests" / f"{role}-{name}.jsonl", recordings)
+                write_manifest(run / "manifests" / f"{kind}-{name}.jsonl", recordings)
     heard = recipe.environment
     judged = heard.model_copy(
         update={

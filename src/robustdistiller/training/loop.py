@@ -250,8 +250,8 @@ def distill(
             if failures >= NON_FINITE_LIMIT and not scaler.is_enabled():
                 bad = [name for name, value in sums.items() if not bool(torch.isfinite(value))]
                 raise UserError(
-                    f"The gradient was not finite {failures} steps in a row (terms: {', '.join(bad) or 'none alone'}; last heard "
-                    f"{', '.join(heard[:3])}, …): try training.precision=fp32 or a lower training.learning_rate with --resume."
+                    f"The gradient was not finite {failures} steps in a row (terms: {', '.join(bad) or 'none alone'}; last "
+                    f"heard {', '.join(heard[:3])}, …): try --resume with training.precision=fp32 or a lower learning rate."
                 )
 
             running = {name: running.get(name, 0) + value for name, value in sums.items()}

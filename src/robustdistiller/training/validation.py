@@ -69,7 +69,7 @@ class Validator:
         self.layers = teacher.layers
         mine = sorted(recordings, key=lambda r: (-r.seconds, r.id))[rank::world]
         self.kept: list[Kept] = []
-        items = []
+        items: list[Any] = []
         for index, recording in enumerate(mine):
             seconds = min(recording.seconds, recipe.data.crop_seconds)
             crop = Crop(index, 0, 0, int(seconds * SAMPLE_RATE + 1e-3))

@@ -1,0 +1,91 @@
+"""Laws of work on files: windows cover everything once, files equal the model, nothing is written over its input."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robustdistiller.apply import enhance_files, enhanced, extract_features, features_of, windows
+from robustdistiller.audio.io import read_audio, write_audio
+from robustdistiller.config import EnhancementConfig, StudentConfig
+from robustdistiller.errors import UserError
+from robustdistiller.models.student import build_student
+from robustdistiller.models.teacher import load_teacher
+
+
+@pytest.fixture(scope="module")
+def student(checkpoint):
+    teacher = load_teacher(str(checkpoint("hubert")), precision="fp32")
+    return build_student(teacher, StudentConfig(), EnhancementConfig(hidden=16, layers=1))[0].eval()
+
+
+@given(st.integers(1, 5000), st.integers(1, 400), st.integers(0, 50))
+def test_windows_cover_every_unit_once_with_their_context(total, size, context):
+    kept = []
+    for begin, end, inner, outer in windows(total, size, context):
+        assert 0 <= begin <= begin + inner < begin + outer <= end <= total
+        assert inner == min(context, begin + inner)
+        assert end - begin <= size + 4 * context or end - begin == total
+        kept += range(begin + inner, begin + outer)
+    assert kept == list(range(total))
+
+
+def test_features_in_files_equal_the_states_of_the_model(student, voice, tmp_path):
+    write_audio(tmp_path / "in" / "deep" / "a.wav", voice(1.2))
+    write_audio(tmp_path / "in" / "b.flac", voice(0.7, 1), 16_000)
+    done = extract_features(student, [tmp_path / "in"], tmp_path / "out", predictions=True)
+    assert {item.target.relative_to(tmp_path / "out").as_posix() for item in done} == {"deep/a.npz", "b.npz"}
+    with np.load(tmp_path / "out" / "deep" / "a.npz", allow_pickle=False) as stored:
+        wave = torch.from_numpy(read_audio(tmp_path / "in" / "deep" / "a.wav"))
+        expected, frames = student.states(wave[None], predictions=True)
+        np.testing.assert_allclose(stored["states"], expected[0].numpy(), atol=1e-5)
+        assert stored["names"].tolist() == ["cnn", "layer 1", "layer 2", *(f"teacher layer {k}" for k in student.layers)]
+        np.testing.assert_allclose(stored["times"], (np.arange(int(frames)) * 320 + 200) / 16_000)
+
+
+def test_a_long_recording_has_every_frame_and_sample(student, voice, monkeypatch):
+    import robustdistiller.apply as apply
+
+    wave = torch.tensor(voice(7.3))
+    whole_states, whole_wave = features_of(student, wave), enhanced(student, wave)
+    monkeypatch.setattr(apply, "WINDOW_SECONDS", 2)
+    states, clean = features_of(student, wave), enhanced(student, wave)
+    assert states.shape == whole_states.shape and clean.shape == whole_wave.shape == wave.shape
+    # GroupNorm over time and attention see a window instead of the whole, so equality is approximate.
+    assert torch.nn.functional.cosine_similarity(states, whole_states, dim=-1).mean() > 0.95
+
+
+def test_enhancing_one_file_writes_one_file(student, voice, tmp_path):
+    write_audio(tmp_path / "noisy.wav", voice(1.0))
+    enhance_files(student, [tmp_path / "noisy.wav"], tmp_path / "clean.wav")
+    expected = student.enhance(torch.from_numpy(read_audio(tmp_path / "noisy.wav"))[None])[0]
+    np.testing.assert_allclose(read_audio(tmp_path / "clean.wav"), expected.numpy(), atol=2**-15)
+
+
+def test_files_that_cannot_be_read_are_told_and_the_rest_goes_on(student, voice, tmp_path):
+    folder = tmp_path / "in"
+    write_audio(folder / "good.wav", voice(0.5))
+    write_audio(folder / "short.wav", voice(0.01))
+    (folder / "bad.wav").write_bytes(b"RIFF nothing")
+    (folder / "empty.flac").write_bytes(b"")
+    done = {item.source.name: item for item in enhance_files(student, [folder], tmp_path / "out")}
+    assert done["good.wav"].target is not None
+    assert {name: done[name].reason for name in ("short.wav", "bad.wav", "empty.flac")} == {
+        "short.wav": "too-short", "bad.wav": "corrupt", "empty.flac": "empty",
+    }  # fmt: skip
+
+
+def test_mistakes_are_one_sentence(student, voice, tmp_path):
+    write_audio(tmp_path / "a.wav", voice(0.5))
+    with pytest.raises(UserError, match="no file or folder"):
+        enhance_files(student, [tmp_path / "absent"], tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no audio in"):
+        enhance_files(student, [tmp_path / "empty"], tmp_path / "out")
+    with pytest.raises(UserError, match="would replace its input"):
+        enhance_files(student, [tmp_path / "a.wav"], tmp_path / "a.wav")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.wav").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="None of the 1 recordings can be used"):
+        enhance_files(student, [tmp_path / "bad"], tmp_path / "out")
