@@ -1,0 +1,85 @@
+"""The figures for papers: Markdown tables of the averages and of every condition, each number with its interval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..files import write_text
+from .reading import Measure, Result, read_result, size_text
+
+
+def write_summary(folder: str | Path, out: str | Path | None = None) -> Path:
+    """Write the tables of the benchmark in `folder`, by default as its `summary.md`."""
+    result = read_result(folder)
+    path = Path(out) if out else result.folder / "summary.md"
+    write_text(path, render_summary(result))
+    return path
+
+
+def render_summary(result: Result) -> str:
+    """The whole document."""
+    settings = result.values["settings"]
+    lines = [
+        "# Robustness benchmark",
+        "",
+        f"Heads trained on {settings['train_on']} speech, {settings['seeds']} seeds each; 95 % intervals from "
+        f"{settings['replicates']} bootstrap replicates over test speakers and head seeds. "
+        f"Differences are to {result.reference}; * marks p < 0.05 after Holm's correction.",
+        "",
+        "| model | parameters | states shown to the heads |",
+        "| --- | ---: | --- |",
+        *(f"| {m['name']} | {size_text(m['num_parameters'])} | {', '.join(m['states'])} |" for m in result.models),
+    ]
+    for task in result.tasks:
+        for measure in result.measures(task):
+            lines += ["", f"## {task['title']}: {measure.label}", "", *_averages(result, measure)]
+            lines += ["", *_all(result, measure)]
+        lines += _similarities(result, task)
+    if result.values["notes"]:
+        lines += ["", "## Remarks", "", *(f"- {note}" for note in result.values["notes"])]
+    return "\n".join(lines) + "\n"
+
+
+def _averages(result: Result, measure: Measure) -> list[str]:
+    names = ["clean", *(f"mean:{name}" for name in result.averages)]
+    titles = ["clean", *(result.average_title(name) for name in result.averages)]
+    lines = [f"| model | {' | '.join(titles)} |", f"| --- |{' ---: |' * len(titles)}"]
+    for model in measure.models:
+        cells = []
+        for name in names:
+            figure = measure.get(model, name)
+            text = measure.interval(figure) if figure else "–"
+            if figure and "against" in figure:
+                text += f" ({measure.gain(figure)}{'*' if figure['significant'] else ''})"
+            cells.append(text)
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return lines
+
+
+def _all(result: Result, measure: Measure) -> list[str]:
+    lines = [f"| condition | seen | {' | '.join(measure.models)} |", f"| --- | --- |{' ---: |' * len(measure.models)}"]
+    for condition in result.conditions:
+        figures = [measure.get(model, condition["name"]) for model in measure.models]
+        cells = " | ".join(measure.interval(figure) if figure else "–" for figure in figures)
+        lines.append(f"| {condition['title']} | {condition['seen'] or ''} | {cells} |")
+    return lines
+
+
+def _similarities(result: Result, task: dict[str, Any]) -> list[str]:
+    rows = task.get("similarity") or []
+    if not rows:
+        return []
+    lines = ["", f"## {task['title']}: similarity of clean and contaminated features", ""]
+    lines += [
+        "| model | cosine, all states | cosine, last state | CKA, all states | CKA, last state |",
+        "| --- |" + " ---: |" * 4,
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        cells = []
+        for name in ("cosine", "cka"):
+            means = [sum(column) / len(own) for column in zip(*(row[name] for row in own), strict=True)]
+            cells += [f"{sum(means) / len(means):.3f}", f"{means[-1]:.3f}"]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return lines
