@@ -57,6 +57,7 @@ class TaskConfig(Options):
     root: str | None = None
     label: str = "label"  # classification: the field with the class; dots enter nested fields
     slots: tuple[str, ...] = ()  # slots: one field each; a single field that holds a mapping stands for all its keys
+    speaker: str = "speaker"  # the field that says who speaks: splits must not share it, and statistics resample it
     text: str = "text"  # ctc: a string, a list of units, or a list of [start, end, unit]
     units: Literal["characters", "phones"] = "characters"
     fold: str | None = None  # ctc: a named folding of phones, such as timit39
@@ -262,11 +263,14 @@ def _select(config: TaskConfig, name: str, read: Callable[[str, str | None], lis
                 "filters by: correct 'where'."
             )
     kept = [r for r in recordings if matches(r, where) and r.seconds >= config.min_seconds]
-    return [r if r.seconds <= config.max_seconds else _cut(r, config.max_seconds) for r in kept]
+    return [_shaped(r, config) for r in kept]
 
 
-def _cut(recording: Recording, seconds: float) -> Recording:
-    return replace(recording, seconds=seconds)
+def _shaped(recording: Recording, config: TaskConfig) -> Recording:
+    """Not longer than allowed, and with the task's idea of who speaks."""
+    speaker = value_of(recording, config.speaker)
+    seconds = min(recording.seconds, config.max_seconds)
+    return replace(recording, seconds=seconds, speaker=None if speaker is None else str(speaker))
 
 
 def _hold_out(recordings: list[Recording], share: float, by_utterance: bool) -> tuple[list[Recording], list[Recording]]:

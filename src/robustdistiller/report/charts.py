@@ -30,8 +30,12 @@ def line_chart(
     ticks: Sequence[tuple[float, str]],
     series: Sequence[Series],
     gap: float | None = None,
+    extent: tuple[float, float] | None = None,
 ) -> str:
-    """Lines with interval bands. gap: where the axis is interrupted (between the last SNR and "clean")."""
+    """Lines with interval bands.
+
+    gap: where the axis is interrupted (between the last SNR and "clean"); extent: what the y axis must cover, else the data.
+    """
     canvas = Canvas(WIDTH, HEIGHT, f"{title}: {y_label} against {x_label}")
     values = extent or tuple(value for one in series for point in one.points for value in point[2:])
     levels = nice_ticks(min(values), max(values))
@@ -101,9 +105,14 @@ def _snr_chart(result: Result, measure: Measure, title: str, cells: Sequence[dic
     clean = levels[-1] + 1.2 * step
     places = [*zip(levels, (c["name"] for c in cells), strict=True), (clean, "clean")]
     ticks = [*((level, f"{level:g}") for level in levels), (clean, "clean")]
-    return line_chart(
-        title, "SNR (dB)", measure.label, ticks, _series(result, measure, places), (levels[-1] + clean) / 2
-    )
+    series = _series(result, measure, places)
+    return line_chart(title, "SNR (dB)", measure.label, ticks, series, (levels[-1] + clean) / 2, _extent(measure))
+
+
+def _extent(measure: Measure) -> tuple[float, float]:
+    """One scale for all charts of a measure, so that they can be compared at a glance."""
+    own = [f for (_, condition), f in measure.figures.items() if not condition.startswith("mean:")]
+    return measure.scaled(min(f["low"] for f in own)), measure.scaled(max(f["high"] for f in own))
 
 
 def _series(result: Result, measure: Measure, places: Sequence[tuple[float, str]]) -> list[Series]:
