@@ -153,7 +153,7 @@ def contaminate(
         typer.Option(
             "--noise",
             metavar="SOURCE",
-            help="Noise: a folder, manifest or corpus, or `white`, `pink`, `brown`; repeatable.",
+            help="Noise: a folder, manifest or corpus, or `white`, `rain`, `music`, …; repeatable.",
         ),
     ] = None,
     rooms: Annotated[

@@ -85,6 +85,13 @@ class NoiseMix(Section):
     pink: NonNegative = 0.0
     brown: NonNegative = 0.0
     babble: NonNegative = 0.0
+    hum: NonNegative = 0.0  # these seven are synthesised, see acoustics/synthetic_noise.py
+    engine: NonNegative = 0.0
+    rain: NonNegative = 0.0
+    wind: NonNegative = 0.0
+    clicks: NonNegative = 0.0
+    alarm: NonNegative = 0.0
+    music: NonNegative = 0.0
 
 
 class EffectsConfig(Section):

@@ -12,7 +12,7 @@ from ..errors import AudioError, UserError
 from ..files import write_json
 from ..randomness import fraction, generator
 from .curriculum import snr_at
-from .noise import SLOPES, NoiseBank
+from .noise import MADE, NoiseBank
 from .rooms import RoomBank
 from .scene import LONGEST_HOURS, Environment, Scene, contaminate, fixed_scene
 
@@ -32,7 +32,7 @@ def contaminate_file(
     """Contaminate the file `speech` into `out`, and write the scene beside it as JSON.
 
     `noise` and `rooms` are sources as for training (folders, manifests, corpora); `noise` may also name a made kind
-    (white, pink, brown), and `rooms` "simulated". What is given is heard: noise at `snr_db` (drawn from `config.snr_db`
+    (white, pink, brown, rain, hum, music, …), and `rooms` "simulated". What is given is heard: noise at `snr_db` (drawn from `config.snr_db`
     if None), the room, or both. Everything drawn depends on `seed` and the name of the file; `progress` follows the
     scan of the sources. Raises `UserError`.
     """
@@ -45,7 +45,7 @@ def contaminate_file(
     wave = read_audio(speech)
     utterance = Path(speech).name
 
-    made = [name for name in noise if name in SLOPES and not Path(name).exists()]
+    made = [name for name in noise if name in MADE and not Path(name).exists()]
     folders = [name for name in noise if name not in made]
     bank = NoiseBank(
         prepare_all(folders, "noise", progress=progress).recordings if folders else (),

@@ -1,4 +1,4 @@
-"""Noise: recorded, white, pink, brown, and babble made of the training speech itself.
+"""Noise: recorded, babble made of the training speech itself, and what needs no files (white, rain, hum, music, …).
 
 What is heard is described by `NoiseDraw`s, plain values from which `NoiseBank.fetch` makes the same samples again.
 """
@@ -20,11 +20,13 @@ from ..errors import AudioError, UserError, closest
 from ..randomness import generator
 from .clips import Clips, by_id
 from .convolution import fft_size, irfft, powers, rfft
+from .synthetic_noise import SYNTHETIC_NOISES
 
 log = logging.getLogger(__name__)
 
 SLOPES = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls as 1 / f ** slope
-KINDS = ("recorded", "babble", *SLOPES)
+MADE = (*SLOPES, *SYNTHETIC_NOISES)  # the kinds that need no recordings
+KINDS = ("recorded", "babble", *MADE)
 LOWEST_HZ = 20.0  # coloured noise has nothing below, or brown noise would be mostly inaudible
 SILENCE = 1e-14  # power, -140 dB of full scale: below, there is nothing to hear and no SNR to speak of
 QUIET = 1e-6  # -60 dB: a stretch so far below its own recording's level is a pause, not a noise
@@ -162,6 +164,8 @@ class NoiseBank:
                 if power > SILENCE:
                     total += wave * np.float32(power**-0.5)
             return total
+        if draw.kind in SYNTHETIC_NOISES:
+            return SYNTHETIC_NOISES[draw.kind](generator(draw.seed, "noise"), num_samples)
         return coloured(draw.kind, draw.seed, num_samples)
 
     def _complain(self, id: str, sentence: str) -> None:
