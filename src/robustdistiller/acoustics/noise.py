@@ -124,8 +124,8 @@ class NoiseBank:
             if not self.weights:
                 raise UserError("All noise_kinds are 0: set one of them above 0.")
             kind = _choose(self.weights, pick)
-        elif noise in KINDS:
-            kind = noise
+        elif noise in KINDS and not (noise in SYNTHETIC_NOISES and self._has(noise)):
+            kind = noise  # a recorded rain goes before a synthetic one
         else:
             kind, pool = "recorded", self._matching(noise)
         count = max(1, round(seconds * SAMPLE_RATE))
@@ -173,6 +173,9 @@ class NoiseBank:
         if id not in self._complained:
             self._complained.add(id)
             log.warning(sentence)
+
+    def _has(self, noise: str) -> bool:
+        return noise in self._recordings or any(r.label == noise for r in self._recordings.values())
 
     def _matching(self, noise: str) -> list[str]:
         if noise in self._recordings:
