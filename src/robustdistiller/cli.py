@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
@@ -63,15 +64,20 @@ def main() -> None:
     """Entry point of the console script: every mistake of the user ends in one sentence and exit code 2."""
     try:
         app()
+    except BrokenPipeError:
+        sys.exit(0)
     except UserError as error:
         if _is_main_process():
             console.print(f"[bold red]robustdistiller:[/] {_escape(str(error))}", soft_wrap=True)
         sys.exit(130 if type(error).__name__ == "Interrupted" else 2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        console.print("robustdistiller: the disk is full: free some space and run the same command again.")
+        sys.exit(2)
     except KeyboardInterrupt:
         console.print("robustdistiller: interrupted")
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
 
 
 @app.callback()

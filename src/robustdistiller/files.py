@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -70,8 +71,16 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(path, old / "old")  # a folder that is not empty cannot be replaced in one step
         os.replace(temporary, path)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise disk_error(path, error) from error
+    except UserError:
+        raise
+    except Exception as error:
+        # safetensors wraps the errors of the operating system in a type of its own.
+        wrapped = re.search(r"os error (\d+)", str(error))
+        if isinstance(error, OSError):
+            raise disk_error(path, error) from error
+        if wrapped:
+            raise disk_error(path, OSError(int(wrapped[1]), os.strerror(int(wrapped[1])))) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

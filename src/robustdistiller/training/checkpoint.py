@@ -7,7 +7,6 @@ two moments of AdamW by parameter name, and a small JSON (step, best validation,
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -50,12 +48,8 @@ def save(run: Path, module: nn.Module, optimiser: torch.optim.Optimizer, progres
     """Write a checkpoint, then drop all but the newest `keep`. Raises `UserError` when it cannot be written."""
     path = folder(run) / f"step-{progress.step:08d}"
     with replacing_folder(path) as temporary:
-        try:
-            save_file({k: v.contiguous() for k, v in module.state_dict().items()}, temporary / "model.safetensors")
-            save_file(_moments(module, optimiser), temporary / "optimiser.safetensors")
-        except SafetensorError as error:  # which wraps the errors of the operating system
-            full = "os error 28" in str(error)
-            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+        save_file({k: v.contiguous() for k, v in module.state_dict().items()}, temporary / "model.safetensors")
+        save_file(_moments(module, optimiser), temporary / "optimiser.safetensors")
         write_json(temporary / "progress.json", asdict(progress))
     for old in available(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
