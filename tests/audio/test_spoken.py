@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -207,6 +208,17 @@ def test_what_is_half_made_disappears(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         build_corpus(tmp_path, size=FEW, progress=lambda done, total: _interrupt(done))
     assert list(tmp_path.iterdir()) == []
+
+
+@voices
+def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path):
+    folder = build_corpus(tmp_path / "a", size=FEW).folder
+    old, young = (tmp_path / f".{folder.name}-{name}" for name in ("old", "young"))
+    old.mkdir()
+    young.mkdir()
+    os.utime(old, (0, 0))
+    build_corpus(tmp_path, size=FEW)
+    assert not old.exists() and young.exists()
 
 
 def _interrupt(done):
