@@ -34,9 +34,11 @@ from robustdistiller.training.pretrain_speech import CropConfig, Pool, PoolConfi
 SMALL = MiniConfig(layers=2, hidden_size=32, heads=2, feed_forward=32, channels=16, taps=(0, 1, 2), targets=(0, 1, 2))
 CONFIG = PretrainConfig(
     model=SMALL,
-    crops=CropConfig(seconds=(0.5, 0.75), batch_seconds=1.5),
+    crops=CropConfig(seconds=(0.5, 0.75)),
+    batch_seconds=1.0,
+    warmup_batch_seconds=1.5,
     statistics_crops=4,
-    valid_batches=1,
+    valid_blocks=1,
     steps=4,
     warmup_steps=2,
     log_every=1,
@@ -124,7 +126,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient(teacher: Teacher, share: float)
     mini = Mini(SMALL, teacher.hidden_size, 0.75)
     mini.mask_vector.requires_grad_(share > 0)
     config = CONFIG.model_copy(update={"mask": share})
-    wave = draw(pools(), CropConfig(seconds=(0.5,), batch_seconds=1.5), 0, 0)
+    wave = draw(pools(), CropConfig(seconds=(0.5,)), 1.5, 0, 0)
     mask = draw_mask(3, 24, share, 4, 0, 0)
     whole, terms = gradients(mini, teacher, wave, mask, config, "fp32")
     parts = [

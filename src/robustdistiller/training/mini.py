@@ -76,6 +76,8 @@ class Mini(nn.Module):
         super().__init__()
         self.config = config
         self.model: Any = build_mini(config)
+        # On a CPU the fused attention costs a fifth of a step more than the plain one at crops of a few seconds.
+        self.model.set_attn_implementation("eager")
         self.heads = nn.ModuleList(nn.Linear(config.hidden_size, target_size) for _ in config.taps)
         self.mask_vector = nn.Parameter(torch.zeros(config.hidden_size))
         frames = int(GRID.count(torch.tensor(round(longest * SAMPLE_RATE))))

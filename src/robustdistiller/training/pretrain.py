@@ -38,6 +38,7 @@ from .pretrain_speech import CropConfig, Pool, PoolConfig, draw, draw_mask, load
 log = logging.getLogger(__name__)
 
 TEACHER_RMS = 0.06  # the level at which the teacher hears every crop: about -24 dBFS, usual for speech
+BLOCK_SECONDS = 24.0  # of speech at once, where nothing is trained
 SETTINGS = "pretrain.json"
 
 
@@ -51,8 +52,10 @@ class PretrainConfig(BaseModel):
     model: MiniConfig = MiniConfig()
     speech: dict[str, PoolConfig] = {}
     crops: CropConfig = CropConfig()
+    batch_seconds: Positive = 12.0  # of speech in a step: on two cores, more steps are worth more than larger ones
+    warmup_batch_seconds: Positive = 24.0  # the same during the warm-up
     statistics_crops: Count = 384  # over which mean and scale of the targets are measured
-    valid_batches: Count = 6
+    valid_blocks: Count = 6  # of 24 s each
     cosine: NonNegative = 1.0  # weight of -log sigmoid(cosine) beside the L1
     mask: Probability = 0.0  # share of the projected frames that is hidden from the Transformer, in spans
     mask_span: Count = 10
@@ -149,13 +152,22 @@ def train(
     else:
         state = checkpoint.Progress()
         longest = config.crops.model_copy(update={"seconds": (max(config.crops.seconds),)})
-        count = math.ceil(config.statistics_crops * max(longest.seconds) / config.crops.batch_seconds)
-        mini.measure([heard(teacher, draw(pools, longest, config.seed, f"statistics-{k}")) for k in range(count)])
-    valid = [draw(valid_pools, config.crops, config.seed, f"valid-{k}") for k in range(config.valid_batches)]
+        count = math.ceil(config.statistics_crops * max(longest.seconds) / BLOCK_SECONDS)
+        mini.measure(
+            [heard(teacher, draw(pools, longest, BLOCK_SECONDS, config.seed, f"statistics-{k}")) for k in range(count)]
+        )
+    valid = [
+        draw(valid_pools, config.crops, BLOCK_SECONDS, config.seed, f"valid-{k}") for k in range(config.valid_blocks)
+    ]
     last = min(config.steps, stop_after or config.steps)
     parameters = [p for p in mini.parameters() if p.requires_grad]
     shards = config.shards if device.type == "cpu" else 1
     threads = max(1, torch.get_num_threads() // shards)
+
+    def batch(step: int) -> Tensor:
+        seconds = config.warmup_batch_seconds if step < config.warmup_steps else config.batch_seconds
+        return draw(pools, config.crops, seconds, config.seed, step)
+
     metrics = MetricsLog(out, state.step)
     meter: list[Tensor] = []
     began, base = time.monotonic(), state.seconds
@@ -163,10 +175,10 @@ def train(
         ThreadPoolExecutor(1) as loader,
         ThreadPoolExecutor(shards, initializer=torch.set_num_threads, initargs=(threads,)) as workers,
     ):
-        ahead = loader.submit(draw, pools, config.crops, config.seed, state.step)
+        ahead = loader.submit(batch, state.step)
         while state.step < last:
             wave = ahead.result()
-            ahead = loader.submit(draw, pools, config.crops, config.seed, state.step + 1)
+            ahead = loader.submit(batch, state.step + 1)
             frames = int(GRID.count(torch.tensor(wave.shape[1])))
             mask = draw_mask(len(wave), frames, config.mask, config.mask_span, config.seed, state.step)
             parts = torch.arange(len(wave)).chunk(shards)

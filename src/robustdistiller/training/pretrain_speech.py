@@ -45,7 +45,6 @@ class CropConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seconds: tuple[Positive, ...] = (1.0, 2.0, 3.0, 5.0)  # one length per step, equal for all of its rows
-    batch_seconds: Positive = 24.0
     speeds: tuple[Positive, Positive] = (0.87, 1.15)
     gain_db: NonNegative = 6.0  # between clips that share a crop; the level of the crop as a whole is normalised
 
@@ -117,10 +116,10 @@ def cut(pools: Sequence[Pool], samples: int, config: CropConfig, *key: int | str
     return crop / (crop.std() + 1e-7)
 
 
-def draw(pools: Sequence[Pool], config: CropConfig, seed: int, step: int | str) -> Tensor:
-    """The batch of a step: (B, T) equally long crops, about `batch_seconds` in total; depends on (seed, step) alone."""
+def draw(pools: Sequence[Pool], config: CropConfig, batch_seconds: float, seed: int, step: int | str) -> Tensor:
+    """The batch of a step: (B, T) equally long crops, about `batch_seconds` in total; a pure function of (seed, step)."""
     seconds = config.seconds[int(generator(seed, "length", step).integers(len(config.seconds)))]
-    rows = max(1, round(config.batch_seconds / seconds))
+    rows = max(1, round(batch_seconds / seconds))
     samples = round(seconds * SAMPLE_RATE)
     return torch.from_numpy(np.stack([cut(pools, samples, config, seed, step, row) for row in range(rows)]))
 
