@@ -6,6 +6,7 @@ recipe is evaluated. ``--set section.field=value`` on the command line overrides
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import UserError, closest
-from .files import write_text
+from .files import parse_yaml, read_mapping, write_text
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -72,7 +73,9 @@ class DataConfig(Section):
     min_seconds: Positive = 0.5
     crop_seconds: Positive = 15.625  # the official 250 000 samples
     batch_seconds: Positive = 96.0  # audio per microbatch and process, padding included
-    max_padding: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    max_trim: Annotated[float, Field(ge=0, le=0.5)] = (
+        0.05  # a batch is cut to its shortest crop, which loses at most this
+    )
     workers: Annotated[int, Field(ge=0, le=64)] = 2
     noise_cache_mb: Positive = 512.0
 
@@ -239,8 +242,8 @@ def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = (), *
         if not equals:
             raise UserError(f"--set {item!r} has no value: write it as section.field=value.")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = parse_yaml(text)
+        except ValueError as error:
             raise UserError(f"The value of --set {item!r} cannot be read as YAML: put it in quotes.") from error
         _assign(values, name.strip(), value)
     for name, value in fields.items():
@@ -260,19 +263,7 @@ def recipe_from_dict(values: dict[str, Any], where: str = "the recipe") -> Recip
 def _read(path: str | Path) -> dict[str, Any]:
     from .presets import find_recipe
 
-    file = find_recipe(path)
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the recipe {path} ({error}): check the path.") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        first = str(error).splitlines()[0] if str(error) else "too deeply nested"
-        raise UserError(f"The recipe {path} is not valid YAML ({first}): fix its syntax.") from error
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise UserError(f"The recipe {path} must be a mapping of sections: start from one in recipes/.")
-    return values
+    return read_mapping(find_recipe(path), "recipe")
 
 
 def _assign(values: dict[str, Any], name: str, value: Any) -> None:
@@ -294,7 +285,7 @@ def _sentence(error: ValidationError, where: str) -> str:
         return f"Unknown field '{name}' in {where}.{closest(trail[-1], known)} Known here: {', '.join(known)}."
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"The field '{name or 'recipe'}' in {where} is wrong: {message} (got {first['input']!r:.80})."
+    return f"The field '{name or 'recipe'}' in {where} is wrong: {message} (got {reprlib.repr(first['input']):.80})."
 
 
 def _fields(trail: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The laws of the sampler: padding bounded, everybody heard, a batch a function of (seed, step) alone."""
+"""The laws of the sampler: nothing padded, everybody heard, a batch a function of (seed, step) alone."""
 
 import pickle
 from collections import Counter
@@ -23,14 +23,14 @@ def everyone(sampler: LengthBucketSampler, step: int) -> list[Crop]:
 
 @few
 @given(corpora, st.floats(4, 60), st.sampled_from([0.0, 0.05, 0.3]), st.integers(1, 3), st.integers(1, 3))
-def test_padding_stays_below_the_limit_in_every_microbatch(seconds, batch, padding, world, accumulate):
-    sampler = LengthBucketSampler(seconds, batch, min(4, batch), 0.1, padding, 3, 0, world, accumulate)
+def test_nothing_is_padded_in_any_microbatch(seconds, batch, trim, world, accumulate):
+    sampler = LengthBucketSampler(seconds, batch, min(4, batch), 0.1, trim, 3, 0, world, accumulate)
     for step in range(min(sampler.steps_per_plan, 30)):
         for rank in range(world):
             for part in sampler.batch(step, rank).parts:
                 lengths = np.array([crop.samples for crop in part])
                 assert len(lengths)
-                assert 1 - lengths.mean() / lengths.max() <= padding + 1e-12
+                assert (lengths == lengths[0]).all()
                 assert (len(lengths) - 1) * lengths.max() < batch * SAMPLE_RATE
         whole = everyone(sampler, step)
         assert len(whole) * max(crop.samples for crop in whole) <= world * accumulate * batch * SAMPLE_RATE + 1
@@ -50,13 +50,13 @@ def test_every_recording_is_visited_once_per_epoch(seconds, batch):
         assert len(twice) < max(len(everyone(sampler, step)) for step in steps)
 
 
-def test_an_epoch_of_a_real_sized_corpus_is_one_pass_that_loses_next_to_nothing():
+def test_an_epoch_of_a_real_sized_corpus_is_one_pass_that_loses_little():
     seconds = np.random.default_rng(0).gamma(4, 3, size=5000).clip(1, 30)
     sampler = LengthBucketSampler(seconds, 96, 15.625, 0.5, seed=2)
     assert sampler.passes == 1
     batches = [everyone(sampler, step) for step in range(sampler.steps_per_plan)]
     heard = sum(crop.samples for batch in batches for crop in batch)
-    assert heard >= 0.99 * SAMPLE_RATE * np.minimum(seconds, 15.625).sum()
+    assert heard >= 0.97 * SAMPLE_RATE * np.minimum(seconds, 15.625).sum()
     fill = [len(batch) * max(crop.samples for crop in batch) / (96 * SAMPLE_RATE) for batch in batches]
     assert np.mean(fill) > 0.9
     orders = [[crop.index for crop in everyone(sampler, step)] for step in (0, sampler.steps_per_plan)]

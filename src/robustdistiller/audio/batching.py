@@ -44,15 +44,16 @@ class Microbatches:
 
 
 class LengthBucketSampler:
-    """Batches of at most `max_padding` padding in which every recording is visited once per epoch.
+    """Batches without padding in which every recording is visited once per epoch.
 
     Recordings are ordered by length, with those of like length shuffled, and cut into batches in that order; longer
-    ones are cropped (at random places) to at most `crop_seconds` and to 1 / (1 - max_padding) of the shortest in their
-    batch, so that no subset of a batch pads more. Then the batches are shuffled. The last batch, of the shortest
-    recordings, is filled up with the next longer ones, so these are visited twice. A small corpus is repeated (each
-    visit with its own epoch number) until it fills several batches. Recordings below `min_seconds` are left out.
+    ones are cropped (at random places) to at most `crop_seconds` and to the shortest in their batch, so that nothing is
+    padded. Lengths count as like when they differ by at most `max_trim`, which is what the cropping to the shortest may
+    lose. Then the batches are shuffled. The last batch, of the shortest recordings, is filled up with the next longer
+    ones, so these are visited twice. A small corpus is repeated (each visit with its own epoch number) until it fills
+    several batches. Recordings below `min_seconds` are left out.
 
-    `seconds` holds the durations; `batch_seconds` bounds the audio of one microbatch of one process, padding included,
+    `seconds` holds the durations; `batch_seconds` bounds the audio of one microbatch of one process,
     rounded up to a whole recording where the crops do not divide it evenly. Raises `UserError` when nothing is left or
     one crop exceeds a batch.
     """
@@ -63,7 +64,7 @@ class LengthBucketSampler:
         batch_seconds: float,
         crop_seconds: float,
         min_seconds: float = 0.0,
-        max_padding: float = 0.05,
+        max_trim: float = 0.05,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -90,7 +91,7 @@ class LengthBucketSampler:
                 f"data.batch_seconds ({batch_seconds:g}) holds less than one crop of {longest / SAMPLE_RATE:g} s: "
                 "raise it, or lower data.crop_seconds."
             )
-        self._stretch = 1 / (1 - max_padding)
+        self._stretch = 1 / (1 - max_trim)
         audio = int(self.heard[usable].sum())
         self.passes = max(1, -(-_BATCHES_PER_PLAN * self.capacity // audio))  # over the corpus, in one plan
         self._usable = usable
@@ -114,7 +115,7 @@ class LengthBucketSampler:
         plan, place = divmod(step, self.steps_per_plan)
         entries, limit = self._entries(plan, place)
         index, visit = self._usable[entries % len(self._usable)], plan * self.passes + entries // len(self._usable)
-        samples = np.minimum(self.heard[index], min(limit, int(self.heard[index].min() * self._stretch)))
+        samples = np.full(len(index), min(limit, int(self.heard[index].min())))
         crops = []
         for i, epoch, kept in zip(index.tolist(), visit.tolist(), samples.tolist(), strict=True):
             start = int(fraction(self.seed, "crop", epoch, i) * (self.whole[i] - kept + 1))

@@ -28,22 +28,21 @@ from ..config import Recipe
 from ..errors import UserError
 from ..models.precision import pick_precision
 from ..models.student import Student, build_student
-from ..models.teacher import Teacher, load_teacher
+from ..models.teacher import Teacher, TeacherOutput, load_teacher
 from ..objectives.total import total_loss
 from ..randomness import integer
 from . import checkpoint
 from .card import write_student
 from .checkpoint import Progress
-from .data import Batch, CropDataset, StepSampler, collate, make_loader
+from .data import Batch, CropDataset, StepSampler, collate, make_loader, named_deaths, next_batch
 from .environment import Materials, Reporter, gather
+from .guard import Guard
 from .metrics import MetricsLog, validation_at
 from .optimiser import build_optimiser, learning_rate
 from .record import check_resumable, record_run
 from .validation import Validator
 
 logger = logging.getLogger(__name__)
-
-NON_FINITE_LIMIT = 5
 
 
 class Interrupted(UserError):
@@ -129,6 +128,8 @@ def distill(
     settings = recipe.training
 
     found = checkpoint.available(run)
+    if main and found and resume:
+        checkpoint.sweep(run)
     check_resumable(run, recipe, resume, bool(found))
     if teacher is None and recipe.teacher.model is None:
         raise UserError("The recipe names no teacher: give --teacher with a hub name or a model folder.")
@@ -142,7 +143,7 @@ def distill(
     precision = pick_precision(settings.precision, device, student.encoder)
     sampler = LengthBucketSampler(
         [r.seconds for r in materials.train], recipe.data.batch_seconds, recipe.data.crop_seconds, recipe.data.min_seconds,
-        recipe.data.max_padding, settings.seed, rank, world, settings.accumulate,
+        recipe.data.max_trim, settings.seed, rank, world, settings.accumulate,
     )  # fmt: skip
 
     student.to(device)
@@ -165,10 +166,18 @@ def distill(
         dataset, StepSampler(sampler, progress.step, settings.steps), recipe.data.workers, device.type == "cuda"
     )
 
+    def heard(batch: Batch) -> tuple[Tensor, TeacherOutput]:
+        """What student and teacher make a microbatch of: contaminated speech (B, T), and clean targets."""
+        noisy = materials.train_environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)
+        return noisy, teacher(batch.clean, batch.lengths)
+
+    def origin(batch: Batch) -> dict[str, Tensor]:
+        noisy, target = heard(batch)
+        return {"clean speech": batch.clean, "contaminated speech": noisy, "teacher's targets": target.hidden}
+
     def losses(batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Forward passes of one microbatch: loss and terms per utterance (B,), and the frames that weight them."""
-        noisy = materials.train_environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)
-        target = teacher(batch.clean, batch.lengths)
+        noisy, target = heard(batch)
         with torch.autocast(device.type, _DTYPES.get(precision), enabled=precision != "fp32"):
             output = model(noisy, batch.lengths)
         loss = total_loss(recipe.objectives, output, target, batch.clean)
@@ -183,9 +192,10 @@ def distill(
 
     def validate() -> dict[str, float]:
         metrics = validator(student, precision)
-        best = progress.best is None or metrics["loss/contaminated"] < progress.best
-        if best:
-            progress.best, progress.best_step = metrics["loss/contaminated"], progress.step
+        judged = metrics["loss/contaminated"]
+        best = progress.best is None or judged < progress.best
+        if best:  # a loss that is not finite is no record: the next one beats it
+            progress.best, progress.best_step = judged if math.isfinite(judged) else None, progress.step
         if main:
             assert log is not None
             log.write(progress.step, {f"valid/{name}": value for name, value in metrics.items()})
@@ -197,7 +207,9 @@ def distill(
 
     batches = iter(loader)
     running: dict[str, Tensor] = {}
-    failures = since = 0
+    peaks = {"loss_peak": 0.0, "grad_norm_peak": 0.0}
+    since = taken = 0
+    guard = Guard(run if main else None, scaler.is_enabled(), origin)
     unfinished = progress.step < settings.steps
     speed = (
         _measure_speed(_first_batch(sampler, dataset, progress.step).to(device), losses, student) if unfinished else 0.0
@@ -211,17 +223,16 @@ def distill(
         )  # fmt: skip
     student.train()
     clock = time.monotonic()
-    with _stopping() as stop:
+    with _stopping() as stop, named_deaths(dataset, "then go on with --resume."):
         while progress.step < settings.steps:
             step = progress.step
             planned = sampler.batch(step)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(settings, step)
             sums: dict[str, Tensor] = {}
-            heard: list[str] = []
+            guard.begin()
             for micro in range(settings.accumulate):
-                batch: Batch = next(batches).to(device)
-                heard += [scene.utterance for scene in batch.scenes]
+                batch = next_batch(batches, device)
                 if main and log is not None and batch.replaced:
                     log.replaced(batch.replaced)
                 # Dropout is drawn from (seed, step, rank, microbatch): no generator state to save.
@@ -234,42 +245,49 @@ def distill(
                     weights = frames / planned.planned_frames
                     loss = (per_utterance * weights).sum()
                     scaler.scale(loss * world).backward()
+                guard.hear(batch, per_utterance, terms)
                 for name, values in {"loss": per_utterance, **terms}.items():
                     sums[name] = sums.get(name, 0) + (values.detach() * weights).sum()
                 progress.audio_seconds += float(batch.lengths.sum()) / 16_000 * world
             scaler.unscale_(optimiser)
-            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), settings.clip)
-            finite = bool(torch.isfinite(norm))
-            if finite or scaler.is_enabled():  # the scaler skips the step itself and lowers its scale
-                scaler.step(optimiser)
-            scaler.update()
-            optimiser.zero_grad(set_to_none=True)
-            failures = 0 if finite else failures + 1
-            progress.skipped_steps += not finite
+            parameters = list(student.parameters())
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            # The norm is that of the whole batch on every rank, the loss is not: they must agree on taking the step.
+            spoilt = ~torch.isfinite(torch.stack([norm, sums["loss"]]))
+            vitals = accelerator.reduce(torch.cat([spoilt.float(), sums["loss"][None].float()]), "sum").tolist()
+            finite, whole_loss = not any(vitals[:2]), vitals[2]
             progress.step += 1
-            if failures >= NON_FINITE_LIMIT and not scaler.is_enabled():
-                bad = [name for name, value in sums.items() if not bool(torch.isfinite(value))]
-                raise UserError(
-                    f"The gradient was not finite {failures} steps in a row (terms: {', '.join(bad) or 'none alone'}; last "
-                    f"heard {', '.join(heard[:3])}, …): try --resume with training.precision=fp32 or a lower learning rate."
-                )
+            if finite:
+                torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
+                scaler.step(optimiser)
+                guard.passed()
+                running = {name: running.get(name, 0) + value for name, value in sums.items()}
+                taken += 1
+                peaks = {
+                    name: max(peaks[name], value) for name, value in zip(peaks, (whole_loss, float(norm)), strict=True)
+                }
+            else:
+                progress.skipped_steps += 1
+                guard.skipped(progress.step, student, not vitals[1], _advice(run))
+            scaler.update()  # lowers the scale of fp16 after an overflow
+            optimiser.zero_grad(set_to_none=True)
 
-            running = {name: running.get(name, 0) + value for name, value in sums.items()}
             since += 1
             now: dict[str, float] = {}
             if progress.step % settings.log_every == 0 or progress.step == settings.steps:
-                means = accelerator.reduce(torch.stack(list(running.values())).double() / since, "sum")
-                now = dict(zip(sums, means.tolist(), strict=True))
+                if taken:  # the same number on every rank
+                    means = accelerator.reduce(torch.stack(list(running.values())).double() / taken, "sum")
+                    now = dict(zip(sums, means.tolist(), strict=True)) | peaks
                 elapsed = time.monotonic() - clock
                 progress.seconds += elapsed
                 clock = time.monotonic()
                 now |= {
-                    "grad_norm": float(norm),
+                    **({"grad_norm": float(norm)} if finite else {}),
                     "learning_rate": learning_rate(settings, step),
                     "seconds_per_step": elapsed / since,
                     "skipped_steps": progress.skipped_steps,
                 }
-                running, since = {}, 0
+                running, since, taken, peaks = {}, 0, 0, dict.fromkeys(peaks, 0.0)
                 if log is not None:
                     log.write(progress.step, {f"train/{name}": value for name, value in now.items()})
             observer.step(progress.step, now)
@@ -328,6 +346,15 @@ def _stopping() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _advice(run: Path) -> str:
+    found = checkpoint.available(run)
+    start = f"goes on from step {int(found[-1].name[5:])}" if found else "starts again"
+    return (
+        f"every skipped step is listed in {run / 'non_finite.jsonl'}; leave such recordings out, or --resume, which {start}, with "
+        "training.precision=fp32 or a lower training.learning_rate."
+    )
 
 
 def _first_batch(sampler: LengthBucketSampler, dataset: CropDataset, step: int) -> Batch:
