@@ -318,7 +318,7 @@ class _Watch:
     def step(self, step: int, metrics: dict[str, float]) -> None:
         if not self.shown:
             return
-        if metrics:
+        if "loss" in metrics:
             self.loss = f" loss {metrics['loss']:.4f}"
         self.progress.update(self.task, completed=step, description=f"distilling{self.loss}")
 

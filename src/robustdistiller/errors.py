@@ -9,6 +9,9 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake in the input, the recipe or the surroundings; the command line prints it and exits with 2."""
 
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
 
 class AudioError(UserError):
     """A recording that cannot be used; `reason` is a short machine-readable word such as ``corrupt`` or ``empty``."""
@@ -16,6 +19,11 @@ class AudioError(UserError):
     def __init__(self, message: str, reason: str = "corrupt"):
         super().__init__(message)
         self.reason = reason
+
+
+def printable(text: str) -> str:
+    """`text` on one line that any terminal can show: a file name may hold line breaks, escapes or what is no text."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def closest(name: str, known: Iterable[str]) -> str:

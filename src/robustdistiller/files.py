@@ -14,7 +14,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from .errors import UserError
+
+_SHORT = 40  # characters of a name that its temporary neighbour repeats: together they must not be too long
+_YAML_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -27,7 +32,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix is kept because some writers choose the format by it.
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:_SHORT]}-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise disk_error(path, error) from error
@@ -54,7 +59,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise UserError(f"{path} is a file where a folder is to be written: choose another --out.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:_SHORT]}-", dir=path.parent))
     except OSError as error:
         raise disk_error(path, error) from error
     try:
@@ -66,7 +71,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name[:_SHORT]}-", dir=path.parent))
         if path.exists():
             os.replace(path, old / "old")  # a folder that is not empty cannot be replaced in one step
         os.replace(temporary, path)
@@ -113,7 +118,7 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) ->
 def read_json(path: str | os.PathLike[str], what: str = "file") -> Any:
     """Parse one JSON document; `what` names it in the error."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return _parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read the {what} {path} ({error.strerror or error}): check the path.") from error
     except ValueError as error:
@@ -128,7 +133,7 @@ def read_jsonl(path: str | os.PathLike[str], what: str = "file") -> Iterator[tup
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
+                    row = _parse_json(line)
                 except ValueError as error:
                     raise UserError(
                         f"Line {number} of the {what} {path} is not valid JSON ({error}): fix that line."
@@ -142,6 +147,44 @@ def read_jsonl(path: str | os.PathLike[str], what: str = "file") -> Iterator[tup
         raise UserError(f"The {what} {path} is not UTF-8 text: is it the right file?") from error
     except OSError as error:
         raise UserError(f"Cannot read the {what} {path} ({error.strerror or error}): check the path.") from error
+
+
+def read_mapping(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """Read a YAML file that must hold a mapping; `what` names it in errors. Nothing in it is evaluated."""
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(_YAML_BYTES + 1)
+        if len(content) > _YAML_BYTES:
+            raise UserError(f"The {what} {path} is longer than a megabyte: is it the right file?")
+        values = parse_yaml(content.decode("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the {what} {path} ({error}): check the path.") from error
+    except ValueError as error:
+        raise UserError(f"The {what} {path} is not valid YAML ({error}): fix its syntax.") from error
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f"The {what} {path} must be a mapping of fields: start from a shipped one.")
+    return values
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain YAML → plain values. Raises `ValueError` with the fault in one line, whatever PyYAML stumbled over."""
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # impossible dates, endless numbers, deep nesting: each has a type of its own
+        first = str(error).splitlines()[0] if str(error) and not isinstance(error, RecursionError) else ""
+        raise ValueError(first or ("too deeply nested" if isinstance(error, RecursionError) else "no YAML")) from error
+
+
+def _parse_json(text: str) -> Any:
+    """`json.loads` whose every failure is a `ValueError`; text that no file could hold again is refused too."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("too deeply nested") from error
+    if "\\ud" in text or "\\uD" in text:  # an escaped half of a character pair
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def digest(value: Any) -> str:

@@ -2,14 +2,17 @@
 
 Little needs saving, because the rest is a pure function of (seed, step): the order of the data, every crop and every
 contamination, dropout, the learning rate and the curriculum. A checkpoint is the weights of the student with both heads, the
-two moments of AdamW by parameter name, and a small JSON (step, best validation, gradient scaler).
+two moments of AdamW by parameter name, and a small JSON (step, best validation, gradient scaler) with a digest of either, so
+that a checkpoint which a disk or a copy has damaged is not trained on.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import read_json, replacing_folder, write_json
+
+TENSORS = ("model.safetensors", "optimiser.safetensors")
+_DIGESTS = "digests"
 
 
 @dataclass
@@ -33,6 +39,25 @@ class Progress:
     audio_seconds: float = 0.0
     scaler: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for values that no run writes: the file may come from anywhere."""
+        for name in ("step", "skipped_steps", "best_step"):
+            value = getattr(self, name)
+            if not (_is(value, int) and value >= 0) and not (name == "best_step" and value is None):
+                raise ValueError(f"{name} is {value!r:.40}")
+        if isinstance(self.best, float) and not math.isfinite(self.best):
+            self.best = None
+        for name in ("seconds", "audio_seconds", "best"):
+            value = getattr(self, name)
+            if not (_is(value, int, float) and math.isfinite(value)) and not (name == "best" and value is None):
+                raise ValueError(f"{name} is {value!r:.40}")
+        if not isinstance(self.scaler, dict) or not all(_is(v, int, float) for v in self.scaler.values()):
+            raise ValueError("scaler is no mapping of numbers")
+
+
+def _is(value: Any, *types: type) -> bool:
+    return isinstance(value, types) and not isinstance(value, bool)
+
 
 def folder(run: Path) -> Path:
     """Where the checkpoints of a run are."""
@@ -44,13 +69,21 @@ def available(run: Path) -> list[Path]:
     return sorted(path for path in folder(run).glob("step-*") if (path / "progress.json").is_file())
 
 
+def sweep(run: Path) -> None:
+    """Remove the half-written folders that a killed process left in `run`; no other process may be writing there."""
+    for place, pattern in ((folder(run), ".step-*"), (run, ".student-*")):
+        for left in place.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def save(run: Path, module: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, keep: int) -> Path:
     """Write a checkpoint, then drop all but the newest `keep`. Raises `UserError` when it cannot be written."""
     path = folder(run) / f"step-{progress.step:08d}"
     with replacing_folder(path) as temporary:
         save_file({k: v.contiguous() for k, v in module.state_dict().items()}, temporary / "model.safetensors")
         save_file(_moments(module, optimiser), temporary / "optimiser.safetensors")
-        write_json(temporary / "progress.json", asdict(progress))
+        digests = {name: _digest(temporary / name) for name in TENSORS}
+        write_json(temporary / "progress.json", {**asdict(progress), _DIGESTS: digests})
     for old in available(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
@@ -58,12 +91,19 @@ def save(run: Path, module: nn.Module, optimiser: torch.optim.Optimizer, progres
 
 def load(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
     """Bring `module` and `optimiser` to the state of a checkpoint and return its progress."""
-    values = read_json(path / "progress.json", "checkpoint")
     try:
-        module.load_state_dict(load_file(path / "model.safetensors"))
-        moments = load_file(path / "optimiser.safetensors")
-        _restore(module, optimiser, moments)
-        return Progress(**values)
+        values = read_json(path / "progress.json", "checkpoint")
+        digests = values.pop(_DIGESTS, {})
+        progress = Progress(**{name: values[name] for name in (f.name for f in fields(Progress)) if name in values})
+        for name in TENSORS:
+            if name in digests and digests[name] != _digest(path / name):
+                raise ValueError(f"{name} is not what was saved")
+        weights, moments = (load_file(path / name) for name in TENSORS)
+        states = _states(module, optimiser, moments)
+        module.load_state_dict(weights)
+        for parameter, state in states:
+            optimiser.state[parameter] = state
+        return progress
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -87,13 +127,33 @@ def _moments(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, T
     }
 
 
-def _restore(module: nn.Module, optimiser: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
+def _states(
+    module: nn.Module, optimiser: torch.optim.Optimizer, moments: dict[str, Tensor]
+) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """The optimiser's state of every parameter. Raises `ValueError` when it is not that of this module."""
     by_name: dict[str, dict[str, Tensor]] = {}
     for joined, value in moments.items():
         name, _, key = joined.rpartition("/")
         by_name.setdefault(name, {})[key] = value
+    states = []
     for name, parameter in _named(module, optimiser):
-        if name in by_name:
-            optimiser.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in by_name[name].items()
-            }
+        found = by_name.pop(name, None)
+        if found is None:
+            continue  # a parameter that no gradient ever reached
+        for key, value in found.items():
+            if value.shape != (() if key == "step" else parameter.shape) or not bool(torch.isfinite(value).all()):
+                raise ValueError(f"the moment {key} of {name} does not fit")
+        if found.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError(f"the moments of {name} are not those of AdamW")
+        states.append((parameter, {k: v if k == "step" else v.to(parameter.device) for k, v in found.items()}))
+    if by_name:
+        raise ValueError(f"there is no parameter {min(by_name)}")
+    return states
+
+
+def _digest(path: Path) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
+import os
+import re
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..acoustics.scene import Environment, Scene
 from ..audio.batching import Crop, LengthBucketSampler
@@ -42,18 +48,64 @@ class Batch:
         return Batch(self.clean.pin_memory(), self.lengths.pin_memory(), noise, self.scenes, self.replaced)
 
 
+Item = tuple[np.ndarray, Scene, "np.ndarray | None", list[dict[str, Any]]]
+"""The clean samples of a crop, its scene, its raw noise, and rows about recordings that it had to replace."""
+
+
+class Desks:
+    """What each loader worker is busy with, in memory that outlives it: who was reading what when it died."""
+
+    MOST = 64
+
+    def __init__(self) -> None:
+        self._rows = multiprocessing.RawArray(ctypes.c_longlong, 3 * self.MOST)  # process, recording + 1, on its noise?
+
+    def sit(self) -> None:
+        """Called by a worker when it starts."""
+        self._put(0, os.getpid())
+
+    def take(self, recording: int | None, noise: bool = False) -> None:
+        """Called by a worker before it reads; None: it is done."""
+        self._put(1, 0 if recording is None else recording + 1)
+        self._put(2, int(noise))
+
+    def find(self, process: int) -> tuple[int, bool] | None:
+        """The recording (and whether it was on its noise) that the worker `process` had before it; None: nothing."""
+        for desk in range(self.MOST):
+            pid, recording, noise = self._rows[3 * desk : 3 * desk + 3]
+            if pid == process and recording:
+                return recording - 1, bool(noise)
+        return None
+
+    def _put(self, column: int, value: int) -> None:
+        worker = get_worker_info()
+        if worker is not None and worker.id < self.MOST:
+            self._rows[3 * worker.id + column] = value
+
+
 class CropDataset(Dataset[Any]):
-    """(step, crop) → the clean samples of the crop, its scene and its raw noise; a pure function of its key."""
+    """(step, crop) → an `Item`, a pure function of its key; in a worker, a mistake of the user as a value."""
 
     def __init__(self, recordings: Sequence[Recording], environment: Environment):
         self.recordings = recordings
         self.environment = environment
+        self.desks = Desks()
 
-    def __getitem__(self, key: tuple[int, Crop]) -> tuple[np.ndarray, Scene, np.ndarray | None, list[dict[str, Any]]]:
-        step, crop = key
+    def __getitem__(self, key: tuple[int, Crop]) -> Item | UserError:
+        try:
+            return self._read(*key)
+        except UserError as error:
+            if get_worker_info() is None:
+                raise
+            return error  # raised there, it would come back with a page of traceback for a message
+        finally:
+            self.desks.take(None)
+
+    def _read(self, step: int, crop: Crop) -> Item:
         index, replaced = crop.index, []
         while True:
             recording = self.recordings[index]
+            self.desks.take(index)
             try:
                 wave = load_crop(recording, crop)
                 break
@@ -65,6 +117,7 @@ class CropDataset(Dataset[Any]):
                         "the speech still there? Then go on with --resume."
                     ) from error
                 index = integer("replacement", recording.id, crop.epoch, len(replaced)) % len(self.recordings)
+        self.desks.take(index, noise=True)
         scene = self.environment.draw(recording.id, len(wave) / SAMPLE_RATE, crop.epoch, step, recording.speaker)
         return wave, scene, self.environment.fetch(scene, len(wave)), replaced
 
@@ -77,7 +130,7 @@ def load_crop(recording: Recording, crop: Crop) -> np.ndarray:
     return wave
 
 
-def collate(items: list[tuple[np.ndarray, Scene, np.ndarray | None, list[dict[str, Any]]]]) -> Batch:
+def collate(items: Sequence[Item]) -> Batch:
     """Pad crops of nearly equal length with zeros."""
     waves, scenes, noises, replaced = zip(*items, strict=True)
     size = max(len(wave) for wave in waves)
@@ -106,19 +159,67 @@ class StepSampler(Sampler[list[tuple[int, Crop]]]):
                 yield [(step, crop) for crop in microbatch]
 
 
+def _collate(items: Sequence[Item | UserError]) -> Batch | UserError:
+    wrong = next((item for item in items if isinstance(item, UserError)), None)
+    return collate(items) if wrong is None else wrong  # type: ignore[arg-type]
+
+
+def next_batch(batches: Iterator[Batch | UserError], device: torch.device) -> Batch:
+    """The next microbatch of a loader on `device`; raises what a worker met."""
+    batch = next(batches)
+    if isinstance(batch, UserError):
+        raise batch
+    return batch.to(device)
+
+
+@contextmanager
+def named_deaths(dataset: CropDataset, advice: str) -> Iterator[None]:
+    """Say in one sentence which loader worker died over which recording; `advice` ends it.
+
+    The system may tell of the death at any moment, so the whole loop runs inside.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        how = re.search(r"killed by signal: (\w[\w ]*)", str(error))
+        desks = [found for pid in re.findall(r"\d+", str(error)) if (found := dataset.desks.find(int(pid)))]
+        what = ", ".join(
+            f"{'noise for ' if noise else ''}{dataset.recordings[index].path}" for index, noise in desks[:3]
+        )
+        raise UserError(
+            f"A process that reads the speech died ({how[1].lower() if how else 'it left without a word'}) "
+            f"{f'over {what}' if what else 'between two recordings'}: look at that file and at the free memory; {advice}"
+        ) from error
+
+
 def make_loader(dataset: CropDataset, sampler: StepSampler, workers: int, pin: bool) -> DataLoader[Any]:
     """A loader with a generator of its own: starting its workers must not draw from the global one."""
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate,
         pin_memory=pin,
         generator=torch.Generator().manual_seed(0),
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_Start(dataset.desks),
     )
 
 
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
+class _Start:
+    """What a worker does first: one thread, its desk, and no ear for signals.
+
+    Schedulers and terminals send SIGTERM and SIGINT to every process of a job. Only the main one answers, by saving; its
+    workers must live until then. They leave when it does.
+    """
+
+    def __init__(self, desks: Desks):
+        self.desks = desks
+
+    def __call__(self, worker: int) -> None:
+        torch.set_num_threads(1)
+        self.desks.sit()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)

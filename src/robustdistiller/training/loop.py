@@ -352,13 +352,14 @@ def _advice(run: Path) -> str:
     found = checkpoint.available(run)
     start = f"goes on from step {int(found[-1].name[5:])}" if found else "starts again"
     return (
-        f"every skipped step is listed in {run / 'non_finite.jsonl'}; leave such recordings out, or --resume, which {start}, with "
+        f"skipped steps are listed in {run / 'non_finite.jsonl'}; leave such recordings out, or --resume, which {start}, with "
         "training.precision=fp32 or a lower training.learning_rate."
     )
 
 
 def _first_batch(sampler: LengthBucketSampler, dataset: CropDataset, step: int) -> Batch:
-    return collate([dataset[(step, crop)] for crop in sampler.batch(step).parts[0]])
+    items = (dataset[(step, crop)] for crop in sampler.batch(step).parts[0])
+    return collate([item for item in items if not isinstance(item, UserError)])  # raised here, a value in workers only
 
 
 def _measure_speed(batch: Batch, losses: Callable[[Batch], Any], student: Student) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, need
-from ..files import disk_error, read_jsonl, write_jsonl
+from ..files import disk_error, read_jsonl, write_jsonl, write_text
 
 FILE = "metrics.jsonl"
 
@@ -70,7 +70,7 @@ def _whole_rows(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
-        write_jsonl(path, [json.loads(line) for line in lines[:-1]])
+        write_text(path, "".join(lines[:-1]))
     try:
         return [row for _, row in read_jsonl(path, "metrics") if isinstance(row.get("step"), int)]
     except UserError as error:
