@@ -25,25 +25,27 @@ import torch
 from .. import __version__
 from ..audio.io import write_audio
 from ..errors import UserError, closest
-from ..files import digest, read_json, read_jsonl, write_json, write_jsonl
+from ..files import digest, write_json
 from .checks import check_heard
 from .conditions import CLEAN, Condition, load_conditions
 from .enhancement import UNPROCESSED, enhance_and_score, score_enhancement
 from .features import Features, Plan, Stream, extract, make_plan, require_space
 from .heads import HeadConfig, Trained
 from .metrics import METRICS, Scores, TrialScores, available_quality
-from .probes import Probe, Row, confusion, load_heads, make_probe, save_heads
+from .probes import Probe, confusions, load_heads, make_probe, save_heads
 from .results import AVERAGES, Figure, averaged, figures
-from .similarity import MeanCosine, Similarity
+from .rows import Row, file_name, read_rows, write_rows
+from .similarity import similarities
 from .stage import TRAINING, Stage
 from .statistics import Bootstrap
 from .subjects import Subject, open_subjects
 from .tables import write_tables
-from .tasks import Example, Task, TaskConfig, build_task, load_task
+from .tasks import Example, Task, TaskConfig, build_task, load_folds
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+UNLABELLED = "speech"  # the name of the task that is none: only the label-free score
 
 
 @dataclass(frozen=True)
@@ -93,17 +95,12 @@ def evaluate(
     """
     config, folder = load_conditions(conditions)
     stage = Stage(config, folder, noise, rooms, allow_overlap)
-    loaded = [
-        build_task(task, allow_overlap=allow_overlap)
-        if isinstance(task, TaskConfig)
-        else load_task(task, allow_overlap)
-        for task in tasks
-    ]
-    names = [task.name for task in loaded]
+    loaded = [load_folds(task, allow_overlap) for task in tasks]
+    names = [folds[0].report_name for folds in loaded]
     if len(set(names)) < len(names):
         raise UserError("Two tasks have the same name: change the name in one of the task files.")
     if speech is not None:
-        loaded.append(_unlabelled(speech))
+        loaded.append([_unlabelled(speech)])
     if not loaded:
         raise UserError("There is nothing to evaluate on: name a task, or speech for the label-free score.")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -113,9 +110,10 @@ def evaluate(
         raise UserError(
             f"The reference {reference} is none of the models {', '.join(known)}.{closest(reference, known)}"
         )
-    notes = [*stage.notes, *check_heard(subjects, loaded, stage, allow_overlap)]
-    for task in loaded:
-        notes += [note if task.name in note else f"{task.name}: {note}" for note in task.notes]
+    notes = [*stage.notes, *check_heard(subjects, [t for folds in loaded for t in folds], stage, allow_overlap)]
+    for task in (t for folds in loaded for t in folds):
+        notes += [note if task.name in note else f"{task.report_name}: {note}" for note in task.notes]
+    notes = list(dict.fromkeys(notes))
     for note in notes:
         logger.warning("%s", note)
     return _Benchmark(subjects, loaded, stage, Path(out), place, reference or known[0], settings, notes, progress).run()
@@ -123,7 +121,13 @@ def evaluate(
 
 def _unlabelled(source: str) -> Task:
     config = TaskConfig.model_validate(
-        {"name": "speech", "title": "Unlabelled speech", "kind": "enhancement", "source": source, "test": {"where": {}}}
+        {
+            "name": UNLABELLED,
+            "title": "Unlabelled speech",
+            "kind": "enhancement",
+            "source": source,
+            "test": {"where": {}},
+        }
     )
     return build_task(config, allow_overlap=True)
 
@@ -132,7 +136,7 @@ class _Benchmark:
     """One run. `work` counts shards and heads for the progress callback."""
 
     def __init__(
-        self, subjects: list[Subject], tasks: list[Task], stage: Stage, out: Path, device: torch.device, reference: str,
+        self, subjects: list[Subject], tasks: list[list[Task]], stage: Stage, out: Path, device: torch.device, reference: str,
         settings: Settings, notes: list[str], progress: Progress | None,
     ):  # fmt: skip
         self.subjects, self.tasks, self.stage, self.out, self.device = subjects, tasks, stage, out, device
@@ -143,9 +147,9 @@ class _Benchmark:
         self._require_space()
         self.total = self._work()
         tasks = []
-        for task in self.tasks:
-            logger.info("task %s", task.name)
-            tasks.append(self._task(task))
+        for folds in self.tasks:
+            logger.info("task %s", folds[0].report_name)
+            tasks.append(self._task(folds))
         result = {
             "format": 1,
             "version": __version__,
@@ -168,34 +172,39 @@ class _Benchmark:
 
     # One task
 
-    def _task(self, task: Task) -> dict[str, Any]:
+    def _task(self, folds: list[Task]) -> dict[str, Any]:
+        """Everything about one task; the answers of its folds are scored together."""
+        task = folds[0]
         told: dict[str, Any] = {
-            "name": task.name,
+            "name": task.report_name,
             "title": task.title,
             "kind": task.config.kind,
-            "labelled": task.name != "speech" or task.config.title != "Unlabelled speech",
+            "folds": len(folds),
             "slots": list(task.slots),
             "classes": [list(classes) for classes in task.classes] if task.config.kind != "ctc" else [],
-            "utterances": {part: len(task.part(part)) for part in ("train", "valid", "test")},
-            "speakers": len({example.cluster for example in task.test}),
+            "utterances": {
+                "train": len(task.train), "valid": len(task.valid), "test": sum(len(fold.test) for fold in folds)
+            },
+            "speakers": len({example.cluster for fold in folds for example in fold.test}),
             "metrics": [],
             "figures": [],
             "heads": [],
             "confusion": [],
-        }
+        }  # fmt: skip
         if task.config.kind == "enhancement":
-            if told["labelled"]:
-                self._figures(told, task, self._enhancement(task))
+            if task.name != UNLABELLED:
+                self._figures(told, folds, self._enhancement(task))
         else:
-            probe = make_probe(task, self._head_config(), self.settings.seed, self.device)
             rows: dict[str, dict[str, list[Row]]] = {subject.name: {} for subject in self.subjects}
-            heads = self._heads(task, probe)
-            for condition in self.stage.conditions:
-                for name, found in self._predictions(task, probe, heads, condition).items():
-                    rows[name][condition.name] = found
-            self._figures(told, task, {m: {c: probe.score(r) for c, r in by.items()} for m, by in rows.items()})
-            told["heads"] = [self._head_report(subject, heads[subject.name][0]) for subject in self.subjects]
-            told["confusion"] = self._confusions(task, rows)
+            for fold in folds:
+                probe = make_probe(fold, self._head_config(), self.settings.seed, self.device)
+                heads = self._heads(fold, probe)
+                for condition in self.stage.conditions:
+                    for name, found in self._predictions(fold, probe, heads, condition).items():
+                        rows[name].setdefault(condition.name, []).extend(found)
+                told["heads"] = told["heads"] or [self._head_report(s, heads[s.name][0]) for s in self.subjects]
+            self._figures(told, folds, {m: {c: probe.score(r) for c, r in by.items()} for m, by in rows.items()})
+            told["confusion"] = confusions(task, rows)
         told["similarity"] = self._similarity(task)
         told["audio"] = self._audio(task)
         return told
@@ -204,10 +213,11 @@ class _Benchmark:
         return replace(self.settings.heads, seeds=self.settings.seeds)
 
     def _figures(
-        self, told: dict[str, Any], task: Task, scored: dict[str, dict[str, list[Scores | TrialScores]]]
+        self, told: dict[str, Any], folds: Sequence[Task], scored: dict[str, dict[str, list[Scores | TrialScores]]]
     ) -> None:
         """Statistics of every metric of a task."""
-        bootstrap = Bootstrap([example.cluster for example in task.test], self.settings.replicates, self.settings.seed)
+        clusters = [example.cluster for fold in folds for example in fold.test]
+        bootstrap = Bootstrap(clusters, self.settings.replicates, self.settings.seed)
         metrics = list(dict.fromkeys(s.metric.name for by in scored.values() for found in by.values() for s in found))
         reference = self.reference if self.reference in scored else next(iter(scored), None)
         for name in metrics:
@@ -216,31 +226,16 @@ class _Benchmark:
                 for model, by in scored.items()
             }
             found: list[Figure] = figures(
-                task.name, METRICS[name], measured, self.stage.conditions, bootstrap, reference
+                told["name"], METRICS[name], measured, self.stage.conditions, bootstrap, reference
             )
             told["metrics"].append(asdict(METRICS[name]))
             told["figures"] += [figure.to_dict() for figure in found]
-
-    def _confusions(self, task: Task, rows: dict[str, dict[str, list[Row]]]) -> list[dict[str, Any]]:
-        """Clean, and all contaminated conditions together."""
-        if task.config.kind not in ("classification", "slots"):
-            return []
-        found = []
-        for model, by_condition in rows.items():
-            noisy = [row for name, part in by_condition.items() if name != CLEAN.name for row in part]
-            for what, members in (("clean", by_condition.get(CLEAN.name, [])), ("contaminated", noisy)):
-                for slot, classes in enumerate(task.classes):
-                    if members and len(classes) <= 24:
-                        counts = confusion(members, slot, classes)
-                        found.append({"model": model, "condition": what, "slot": task.slots[slot], "counts": counts})
-        return found
 
     # Features and heads
 
     def _stream(self, subject: Subject, task: Task, part: str, condition: Condition, pooled: bool) -> Stream:
         key = {
             "model": subject.digest,
-            "about": f"{subject.name}, {task.name} {part}, {condition.title}",
             "audio": task.fingerprints[part],
             "condition": self.stage.digest(condition, task, part),
             "pooled": pooled,
@@ -248,7 +243,7 @@ class _Benchmark:
             "batch_seconds": self.settings.batch_seconds,
             "version": __version__,
         }
-        return Stream(self.out / "features", key)
+        return Stream(self.out / "features", key, f"{subject.name}, {task.name} {part}, {condition.title}")
 
     def _extract(
         self, subjects: Sequence[Subject], task: Task, part: str, condition: Condition, pooled: bool
@@ -273,7 +268,7 @@ class _Benchmark:
     def _heads(self, task: Task, probe: Probe) -> dict[str, list[Trained]]:
         """The heads of every model, trained where there are none for exactly these inputs."""
         condition = CLEAN if self.settings.train_on == "clean" else TRAINING
-        files = {s.name: self.out / "heads" / task.name / f"{_file_name(s.name)}.safetensors" for s in self.subjects}
+        files = {s.name: self.out / "heads" / task.name / f"{file_name(s.name)}.safetensors" for s in self.subjects}
         keys = {s.name: self._head_key(s, task, probe, condition) for s in self.subjects}
         heads = {name: load_heads(file, keys[name]) for name, file in files.items()}
         missing = [subject for subject in self.subjects if heads[subject.name] is None]
@@ -315,7 +310,7 @@ class _Benchmark:
             key = digest([self._head_key(subject, task, probe, CLEAN if self.settings.train_on == "clean" else TRAINING),
                           self._stream(subject, task, "test", condition, probe.pooled).key,
                           [list(e.target) for e in task.test], task.config.trials])  # fmt: skip
-            rows = _read_rows(self._rows_file(task, subject.name, condition), key)
+            rows = read_rows(self._rows_file(task, subject.name, condition), key)
             if rows is None:
                 missing.append((subject, key))
             else:
@@ -326,7 +321,7 @@ class _Benchmark:
         features = self._extract([subject for subject, _ in missing], task, "test", condition, probe.pooled)
         for subject, key in missing:
             rows = probe.predict(heads[subject.name], features[subject.name])
-            _write_rows(self._rows_file(task, subject.name, condition), rows, key)
+            write_rows(self._rows_file(task, subject.name, condition), rows, key)
             found[subject.name] = rows
             if not probe.pooled:  # every frame of every condition would fill the disk, and is not needed again
                 del features[subject.name]
@@ -334,7 +329,7 @@ class _Benchmark:
         return found
 
     def _rows_file(self, task: Task, model: str, condition: Condition) -> Path:
-        return self.out / "predictions" / task.name / _file_name(model) / f"{condition.name}.jsonl"
+        return self.out / "predictions" / task.name / file_name(model) / f"{condition.name}.jsonl"
 
     def _enhancement(self, task: Task) -> dict[str, dict[str, list[Scores | TrialScores]]]:
         able = [subject for subject in self.subjects if subject.can_enhance]
@@ -347,13 +342,13 @@ class _Benchmark:
         for condition in self.stage.conditions:
             told = [task.fingerprints["test"], self.stage.digest(condition, task, "test"), wanted, __version__]
             keys = {UNPROCESSED: digest(told)} | {s.name: digest([*told, s.digest]) for s in able}
-            rows = {name: _read_rows(self._rows_file(task, name, condition), keys[name]) for name in names}
+            rows = {name: read_rows(self._rows_file(task, name, condition), keys[name]) for name in names}
             plan = self._plan(task.test)
             todo = [subject for subject in able if rows[subject.name] is None]
             if todo or rows[UNPROCESSED] is None:
                 new = enhance_and_score(todo, task, self.stage, condition, plan, wanted, self.device, self._tick)
                 for name, values in new.items():
-                    _write_rows(self._rows_file(task, name, condition), values, keys[name])
+                    write_rows(self._rows_file(task, name, condition), values, keys[name])
                     rows[name] = values
             else:
                 self._tick(len(plan.shards))
@@ -361,76 +356,49 @@ class _Benchmark:
                 scored[name][condition.name] = score_enhancement(rows[name] or [], wanted)
         return scored
 
-    # Without labels
+    # Without labels, and to hear
 
     def _similarity(self, task: Task) -> list[dict[str, Any]]:
-        """Cosine and CKA of clean and contaminated features per state, on the first test utterances."""
+        """Cosine and CKA of clean and contaminated features per state, on some of the test utterances."""
         count = min(self.settings.similarity, len(task.test))
         contaminated = [c for c in self.stage.conditions if c.kind != "clean"]
         if not count or not contaminated:
             return []
         # Every k-th utterance, so that all speakers of a sorted list are heard.
         examples = [task.test[int(i * len(task.test) / count)] for i in range(count)]
-        plan = self._plan(examples)
         told = [task.fingerprints["test"], [e.id for e in examples], self.settings.batch_seconds, __version__]
+        told.append([self.stage.digest(c, task, "test") for c in contaminated])
         found = []
         for subject in self.subjects:
-            file = self.out / "similarity" / f"{task.name}-{_file_name(subject.name)}.json"
-            key = digest([told, subject.digest, [self.stage.digest(c, task, "test") for c in contaminated]])
-            kept = read_json(file) if file.is_file() else {}
-            if kept.get("key") != key:
-                rows = self._similarities(subject, task, examples, plan, contaminated)
-                kept = {"key": key, "rows": rows}
-                write_json(file, kept)
+            file = self.out / "similarity" / f"{task.name}-{file_name(subject.name)}.jsonl"
+            key = digest([told, subject.digest])
+            rows = read_rows(file, key)
+            if rows is None:
+                rows = similarities(
+                    subject, self.stage, task, examples, self._plan(examples), contaminated, self.device
+                )
+                write_rows(file, rows, key)
             self._tick(len(contaminated))
-            found += kept["rows"]
+            found += [{"model": subject.name, **row} for row in rows]
         return found
 
-    def _similarities(
-        self, subject: Subject, task: Task, examples: list[Example], plan: Plan, conditions: Sequence[Condition]
-    ) -> list[dict[str, Any]]:
-        batches = [batch for shard in plan.shards for batch in shard]
-        total, count = torch.zeros(()), 0
-        for batch in batches:
-            states, frames = self._states(subject, *self.stage.load([examples[i] for i in batch], task))
-            valid = torch.arange(states.shape[2], device=states.device) < frames[:, None]
-            total = total.to(states.device) + (states.double() * valid[:, None, :, None]).sum((0, 2))
-            count += int(valid.sum())
-        centre = (total / count).float().cpu()
-        rows = []
-        for condition in conditions:
-            cosine, alignment = MeanCosine(centre), Similarity()
-            for batch in batches:
-                chosen = [examples[i] for i in batch]
-                clean, lengths = self.stage.load(chosen, task)
-                noisy = self.stage.contaminate(clean, lengths, condition, task, "test", chosen)
-                states, frames = self._states(subject, clean, lengths)
-                changed, _ = self._states(subject, noisy, lengths)
-                cosine.add(states, changed, frames)
-                alignment.add(states, changed, frames)
-            rows.append(
-                {"model": subject.name, "condition": condition.name,
-                 "cosine": [round(v, 5) for v in cosine.value()], "cka": [round(v, 5) for v in alignment.cka()]}
-            )  # fmt: skip
-        return rows
-
-    def _states(self, subject: Subject, wave: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return subject.states(wave.to(self.device), lengths.to(self.device))
-
-    # What the conditions sound like
-
     def _audio(self, task: Task) -> list[dict[str, Any]]:
+        """Write a few utterances as they sound under every condition."""
         clips = []
         for example in _spread(task.test, self.settings.save_audio):
             clean, lengths = self.stage.load([example], task)
             for condition in self.stage.conditions:
                 wave = self.stage.contaminate(clean, lengths, condition, task, "test", [example])[0].numpy()
-                place = Path("audio") / task.name / _file_name(example.id) / f"{condition.name}.wav"
+                place = Path("audio") / task.name / file_name(example.id) / f"{condition.name}.wav"
                 write_audio(self.out / place, wave * np.float32(min(1.0, 0.95 / max(1e-9, np.abs(wave).max()))))
-                clips.append(
-                    {"utterance": example.id, "condition": condition.name, "file": place.as_posix(),
-                     "answer": " ".join(example.target) if task.config.kind in ("classification", "slots") else ""}
-                )  # fmt: skip
+                answer = " ".join(example.target) if task.config.kind in ("classification", "slots") else ""
+                clip = {
+                    "utterance": example.id,
+                    "condition": condition.name,
+                    "file": place.as_posix(),
+                    "answer": answer,
+                }
+                clips.append(clip)
         return clips
 
     # Progress and space
@@ -443,20 +411,20 @@ class _Benchmark:
     def _work(self) -> int:
         total = 0
         conditions = self.stage.conditions
-        for task in self.tasks:
+        for task in (task for folds in self.tasks for task in folds):
             test = len(self._plan(task.test).shards) * len(conditions)
             total += test
             if task.config.kind != "enhancement":
                 heads = len(self.settings.heads.learning_rates) * len(self.settings.heads.weight_decays)
                 total += sum(len(self._plan(task.part(part)).shards) for part in ("train", "valid"))
                 total += len(self.subjects) * (heads + self.settings.seeds - 1)
-            if self.settings.similarity:
-                total += len(self.subjects) * sum(c.kind != "clean" for c in conditions)
+        if self.settings.similarity:
+            total += len(self.tasks) * len(self.subjects) * sum(c.kind != "clean" for c in conditions)
         return max(1, total)
 
     def _require_space(self) -> None:
         needed = 0.0
-        for task in self.tasks:
+        for task in (task for folds in self.tasks for task in folds):
             if task.config.kind == "enhancement":
                 continue
             per_subject = 0.0
@@ -476,22 +444,3 @@ def _spread(examples: Sequence[Example], count: int) -> list[Example]:
     for example in examples:
         chosen.setdefault(example.target or (example.id,), example)
     return list(chosen.values())[:count]
-
-
-def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-=" else "_" for c in text)
-
-
-def _write_rows(file: Path, rows: Sequence[Row], key: str) -> None:
-    """Rows, and beside them the key of what they were made from; a row file without its key counts as absent."""
-    seal = file.with_suffix(".key")
-    seal.unlink(missing_ok=True)
-    write_jsonl(file, rows)
-    write_json(seal, key)
-
-
-def _read_rows(file: Path, key: str) -> list[Row] | None:
-    seal = file.with_suffix(".key")
-    if not (file.is_file() and seal.is_file()) or read_json(seal) != key:
-        return None
-    return [row for _, row in read_jsonl(file, "predictions")]

@@ -24,6 +24,11 @@ def check_heard(subjects: Sequence[Subject], tasks: Sequence[Task], stage: Stage
                 f"The folder of {subject.name} does not tell what it heard in training: no overlap can be checked."
             )
             continue
+        made = sorted(subject.heard.noise_kinds & stage.made_noises())
+        if made:
+            notes.append(
+                f"{subject.name} was trained on {', '.join(made)} noise too, which the conditions call unseen."
+            )
         pairs = [
             (
                 f"speaker(s) of the task {task.name}",

@@ -24,10 +24,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ..acoustics.noise import KINDS
 from ..config import EnvironmentConfig
 from ..errors import UserError, closest
 from .options import Options, load_options
@@ -41,7 +42,7 @@ class NoiseSource(Options):
     """A type of noise; recorded noise and babble come from recordings, the others are made."""
 
     name: Name
-    kind: Literal["white", "pink", "brown", "babble", "recorded"]
+    kind: str  # recorded, babble, or a made kind: white, pink, brown, hum, rain, …
     source: str | None = None  # recorded: None means --noise; babble: None means the other test utterances of the task
     root: str | None = None
     where: dict[str, Any] = Field(
@@ -49,6 +50,13 @@ class NoiseSource(Options):
     )  # without it, the test part of a source that has splits, or else its valid part
     by: str | None = None  # recorded: one type per value of this field, such as label
     seen: bool = False
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in KINDS:
+            raise ValueError(f"it must be one of {', '.join(KINDS)}.{closest(kind, KINDS)}")
+        return kind
 
 
 class RoomSource(Options):

@@ -100,8 +100,8 @@ class Features:
 class Stream:
     """One stream of features on disk, named by the digest of everything that it depends on."""
 
-    def __init__(self, root: Path, key: dict[str, Any]):
-        self.key = {**key, "format": FORMAT}
+    def __init__(self, root: Path, key: dict[str, Any], about: str = ""):
+        self.key, self.about = {**key, "format": FORMAT}, about
         self.folder = root / digest(self.key)
 
     @property
@@ -117,7 +117,7 @@ class Stream:
     def write(self, number: int, rows: NDArray[Any], frames: NDArray[np.int64]) -> None:
         """Store shard `number`: rows (ΣF, S, D) and frames (n,) of its utterances in plan order."""
         if number == 0:
-            write_json(self.folder / "key.json", self.key)
+            write_json(self.folder / "key.json", {"about": self.about, **self.key})
         with replacing(self._shard(number)) as temporary:
             save_file({"rows": np.ascontiguousarray(rows), "frames": frames}, temporary)
 

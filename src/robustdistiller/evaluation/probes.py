@@ -6,7 +6,9 @@ the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,14 +21,16 @@ from safetensors.torch import save_file
 from ..errors import UserError
 from ..files import replacing
 from . import ctc, heads
+from .conditions import CLEAN
 from .features import Features
 from .heads import HeadConfig, Trained
 from .metrics import ACCURACY, CER, EER, PER, WER, RankedTrials, Scores, TrialScores, unit_errors
+from .rows import Row
 from .tasks import Example, Task
 from .verification import make_trials, similarities
 
-Row = dict[str, Any]
 Tick = Callable[[], None] | None
+MOST_CLASSES = 24  # of a confusion matrix that a page can show
 
 
 class Probe(Protocol):
@@ -99,11 +103,10 @@ class RecognitionProbe:
 
     def __init__(self, task: Task, config: HeadConfig, seed: int, device: torch.device | str = "cpu"):
         # A CTC head costs a hundred times a linear one: decay hardly matters to it and is not searched.
-        from dataclasses import replace
-
-        self.config = replace(config, weight_decays=config.weight_decays[:1], epochs=max(config.epochs, 30), steps=0)
-        self.task, self.seed, self.device = task, seed, device
         self.recurrent = task.config.units == "characters"
+        steps = 800 if self.recurrent else 2000
+        self.config = replace(config, weight_decays=config.weight_decays[:1], steps=min(steps, 3 * config.steps))
+        self.task, self.seed, self.device = task, seed, device
         self.code = {unit: k + 1 for k, unit in enumerate(task.classes[0])}
 
     def _targets(self, examples: Sequence[Example]) -> list[NDArray[np.int64]]:
@@ -191,8 +194,25 @@ def _error_rate(metric: Any, rows: Sequence[Row], units: Callable[[Any], list[st
     return Scores(metric, np.array(total, dtype=np.float64), np.array([len(units(r["target"])) for r in rows], float))
 
 
-def confusion(rows: Sequence[Row], slot: int, classes: Sequence[str]) -> list[list[float]]:
-    """Rows: what was said; columns: what was answered; counts averaged over head seeds."""
+def confusions(task: Task, rows: Mapping[str, Mapping[str, Sequence[Row]]]) -> list[dict[str, Any]]:
+    """What was taken for what, per model and slot: on clean speech, and in all contaminated conditions together.
+
+    rows: model → condition → predictions. Counts (said, answered) are averaged over head seeds.
+    """
+    if task.config.kind not in ("classification", "slots"):
+        return []
+    found = []
+    for model, by_condition in rows.items():
+        noisy = [row for name, part in by_condition.items() if name != CLEAN.name for row in part]
+        for what, members in (("clean", by_condition.get(CLEAN.name, [])), ("contaminated", noisy)):
+            for slot, classes in enumerate(task.classes):
+                if members and len(classes) <= MOST_CLASSES:
+                    counts = _confusion(members, slot, classes)
+                    found.append({"model": model, "condition": what, "slot": task.slots[slot], "counts": counts})
+    return found
+
+
+def _confusion(rows: Sequence[Row], slot: int, classes: Sequence[str]) -> list[list[float]]:
     code = {name: k for k, name in enumerate(classes)}
     counts = np.zeros((len(classes), len(classes)))
     for row in rows:
@@ -206,11 +226,14 @@ def save_heads(path: Path, trained: Sequence[Trained], key: str) -> None:
     tensors = {f"{k}.{name}": value.contiguous() for k, t in enumerate(trained) for name, value in t.state.items()}
     first = trained[0]
     told = {
-        "key": key, "seeds": str(len(trained)), "learning_rate": repr(first.learning_rate),
-        "weight_decay": repr(first.weight_decay), "validation": " ".join(repr(t.validation) for t in trained),
-    }  # fmt: skip
+        "key": key,
+        "learning_rate": first.learning_rate,
+        "weight_decay": first.weight_decay,
+        "validation": [t.validation for t in trained],
+    }
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=told)
+        # One entry only: safetensors writes several in an order that changes from run to run.
+        save_file(tensors, temporary, metadata={"heads": json.dumps(told)})
 
 
 def load_heads(path: Path, key: str) -> list[Trained] | None:
@@ -219,17 +242,16 @@ def load_heads(path: Path, key: str) -> list[Trained] | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            told = file.metadata() or {}
-            if told.get("key") != key:
+            told = json.loads((file.metadata() or {})["heads"])
+            if told["key"] != key:
                 return None
-            states: list[dict[str, torch.Tensor]] = [{} for _ in range(int(told["seeds"]))]
+            states: list[dict[str, torch.Tensor]] = [{} for _ in told["validation"]]
             for name in file.keys():  # noqa: SIM118
                 number, _, inner = name.partition(".")
                 states[int(number)][inner] = file.get_tensor(name)
     except Exception as error:
         raise UserError(f"The heads in {path} are damaged: delete that file and run the same command again.") from error
-    rate, decay = float(told["learning_rate"]), float(told["weight_decay"])
     return [
-        Trained(state, rate, decay, float(value))
-        for state, value in zip(states, told["validation"].split(), strict=True)
+        Trained(state, told["learning_rate"], told["weight_decay"], value)
+        for state, value in zip(states, told["validation"], strict=True)
     ]

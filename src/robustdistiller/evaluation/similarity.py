@@ -8,10 +8,17 @@ the other, so it also credits changes that a linear head could undo.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .conditions import Condition
+from .features import FeatureModel, Plan
+from .stage import Stage
+from .tasks import Example, Task
 
 
 @dataclass
@@ -64,3 +71,37 @@ class MeanCosine:
         """The mean cosine per state."""
         assert self.total is not None
         return (self.total / self.count).tolist()  # type: ignore[no-any-return]
+
+
+def similarities(
+    model: FeatureModel,
+    stage: Stage,
+    task: Task,
+    examples: Sequence[Example],
+    plan: Plan,
+    conditions: Sequence[Condition],
+    device: torch.device | str = "cpu",
+) -> list[dict[str, Any]]:
+    """Both measures per state of `model`, on `examples` of the test part of `task`, a row per contaminated condition."""
+    batches = [[examples[i] for i in batch] for shard in plan.shards for batch in shard]
+    total, count = torch.zeros((), device=device), 0
+    for batch in batches:
+        wave, lengths = stage.load(batch, task)
+        states, frames = model.states(wave.to(device), lengths.to(device))
+        valid = torch.arange(states.shape[2], device=states.device) < frames[:, None]
+        total = total + (states.double() * valid[:, None, :, None]).sum((0, 2))
+        count += int(valid.sum())
+    centre = (total / count).float()
+    rows = []
+    for condition in conditions:
+        cosine, alignment = MeanCosine(centre), Similarity()
+        for batch in batches:
+            wave, lengths = stage.load(batch, task)
+            noisy = stage.contaminate(wave, lengths, condition, task, "test", batch)
+            clean_states, frames = model.states(wave.to(device), lengths.to(device))
+            states, _ = model.states(noisy.to(device), lengths.to(device))
+            cosine.add(clean_states, states, frames)
+            alignment.add(clean_states, states, frames)
+        values = {"cosine": cosine.value(), "cka": alignment.cka()}
+        rows.append({"condition": condition.name, **{k: [round(v, 5) for v in found] for k, found in values.items()}})
+    return rows

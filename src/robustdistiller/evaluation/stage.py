@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..acoustics.cache import ByteCache
-from ..acoustics.noise import NoiseBank
+from ..acoustics.noise import MADE, NoiseBank
 from ..acoustics.rooms import RoomBank
 from ..acoustics.scene import Environment, Scene, fixed_scene
 from ..audio.corpora import Role
@@ -28,7 +28,8 @@ from ..files import digest
 from ..randomness import generator
 from .conditions import Condition, ConditionsConfig, NoiseSource, RoomSource, grid
 from .features import Render
-from .tasks import Example, Task, fingerprint, matches, read_source, value_of
+from .sources import fingerprint, matches, read_source, value_of
+from .tasks import Example, Task
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +155,10 @@ class Stage:
         """The noise recordings or rooms that are heard in conditions marked unseen."""
         members = [item for _, item in self._noises.values()] if role == "noise" else list(self._rooms.values())
         return {r.group or r.id for item in members if not item.seen for r in item.recordings}
+
+    def made_noises(self) -> set[str]:
+        """The kinds of noise that are made, not recorded, in conditions marked unseen."""
+        return {item.kind for _, item in self._noises.values() if not item.seen and item.kind in MADE}
 
     def digest(self, condition: Condition, task: Task, part: str) -> str:
         """Of everything that decides how the utterances of a part of a task sound under a condition."""

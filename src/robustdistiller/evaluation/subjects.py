@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..audio.io import SAMPLE_RATE
+from ..config import load_recipe
 from ..errors import UserError, closest
-from ..files import digest, read_json, read_jsonl
+from ..files import digest, read_json
 from ..models.student import HEADS_CONFIG, Student, load_student
 from ..models.teacher import load_teacher
 from .baselines import MFCC, LogMel
@@ -25,11 +26,12 @@ PROVENANCE = "provenance.json"
 
 @dataclass(frozen=True)
 class Heard:
-    """What a student met in training, as far as its folder tells; None: it does not tell."""
+    """What a student met in training, as far as its folder tells."""
 
     speakers: frozenset[str] = frozenset()
     noise_groups: frozenset[str] = frozenset()
     room_groups: frozenset[str] = frozenset()
+    noise_kinds: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -159,23 +161,16 @@ def _probe(subject: Subject, device: torch.device | str) -> None:
 
 
 def read_provenance(folder: Path) -> Heard | None:
-    """The speakers, noises and rooms of a student's training: from its `provenance.json`, else from its run's manifests."""
+    """The speakers, noises and rooms of a student's training, from the files beside its weights; None without them."""
     file = folder / PROVENANCE
-    if file.is_file():
-        told = read_json(file, "provenance")
-        return Heard(*(frozenset(map(str, told.get(key, ()))) for key in ("speakers", "noise_groups", "room_groups")))
-    manifests = folder.parent / "manifests"
-    if not manifests.is_dir():
+    if not file.is_file():
         return None
-    found = [_values(manifests, *which) for which in (("speech", "speaker"), ("noise", "group"), ("rooms", "group"))]
-    return Heard(*found)
-
-
-def _values(folder: Path, role: str, key: str) -> frozenset[str]:
-    """What training and its validation heard of one role."""
-    values: set[str] = set()
-    for part in ("train", "valid"):
-        file = folder / f"{role}-{part}.jsonl"
-        if file.is_file():
-            values |= {str(row[key]) for _, row in read_jsonl(file, "manifest") if row.get(key) is not None}
-    return frozenset(values)
+    told = read_json(file, "provenance")
+    groups = {key: frozenset(map(str, told.get(key, ()))) for key in ("speakers", "noise_groups", "room_groups")}
+    recipe = folder / "recipe.yaml"
+    kinds: frozenset[str] = frozenset()
+    if recipe.is_file():
+        environment = load_recipe(recipe).environment
+        weights = environment.noise_kinds.model_dump() if environment.uses_noise else {}
+        kinds = frozenset(kind for kind, weight in weights.items() if weight > 0)
+    return Heard(**groups, noise_kinds=kinds)

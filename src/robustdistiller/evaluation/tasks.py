@@ -16,8 +16,8 @@ Every split may name a `source` and `root` of its own. Relative paths start at t
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +25,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..audio.corpora import Role
-from ..audio.manifest import Recording, read_manifest
+from ..audio.manifest import Recording
 from ..errors import UserError, closest
 from ..files import digest
 from ..randomness import fraction
+from .fairness import check_answers, check_overlap, remark_speakers
 from .options import Options, load_options
 from .phones import FOLDINGS
+from .sources import fingerprint, matches, read_source, value_of
 
 Kind = Literal["classification", "slots", "ctc", "verification", "enhancement"]
 PARTS = ("train", "valid", "test")
@@ -61,6 +62,7 @@ class TaskConfig(Options):
     text: str = "text"  # ctc: a string, a list of units, or a list of [start, end, unit]
     units: Literal["characters", "phones"] = "characters"
     fold: str | None = None  # ctc: a named folding of phones, such as timit39
+    folds: str | None = None  # cross-validation: every value of this field is the test part once, the others train
     train: SplitConfig = SplitConfig(where={"split": "train"})
     valid: SplitConfig = SplitConfig(where={"split": "valid"})
     test: SplitConfig = SplitConfig(where={"split": "test"})
@@ -80,6 +82,8 @@ class TaskConfig(Options):
             raise ValueError(f"fold must be one of {', '.join(FOLDINGS)}")
         if self.train.hold_out or self.test.hold_out:
             raise ValueError("hold_out belongs to valid")
+        if self.folds and self.kind not in ("classification", "slots", "ctc"):
+            raise ValueError(f"a task of kind {self.kind} has no folds")
         return self
 
     @property
@@ -116,14 +120,20 @@ class Task:
     slots: tuple[str, ...] = ()
     classes: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
+    fold_of: str | None = None  # the task file that this is one fold of
 
     @property
     def name(self) -> str:
         return self.config.name
 
     @property
+    def report_name(self) -> str:
+        """The name in the report, where all folds of a task are one."""
+        return self.fold_of or self.name
+
+    @property
     def title(self) -> str:
-        return self.config.title or self.config.name
+        return self.config.title or self.report_name
 
     def part(self, name: str) -> tuple[Example, ...]:
         return getattr(self, name)  # type: ignore[no-any-return]
@@ -135,22 +145,6 @@ class Task:
         return {name: digest([shape, fingerprint(e.recording for e in self.part(name))]) for name in PARTS}
 
 
-def fingerprint(recordings: Iterable[Recording]) -> list[Any]:
-    """What identifies audio on disk: paths, segments, file sizes and times of change."""
-    rows = []
-    for recording in recordings:
-        try:
-            status = Path(recording.path).stat()
-        except OSError as error:
-            raise UserError(
-                f"The recording {recording.path} is missing: restore it or correct its manifest."
-            ) from error
-        rows.append(
-            [recording.id, str(recording.path), recording.start, recording.seconds, status.st_size, status.st_mtime_ns]
-        )
-    return rows
-
-
 def load_task(path: str | Path, allow_overlap: bool = False) -> Task:
     """Read a task file with its manifests and check it.
 
@@ -158,11 +152,47 @@ def load_task(path: str | Path, allow_overlap: bool = False) -> Task:
     Raises `UserError` for a missing file, an utterance without its field, a split without utterances, one class only,
     a label that training never had, and an overlap of the splits.
     """
+    return build_task(*_read_config(path), allow_overlap)
+
+
+def _read_config(path: str | Path) -> tuple[TaskConfig, Path]:
     file = Path(path)
     if not file.is_file():
         known = [str(p) for p in sorted(file.parent.glob("*.yaml"))] if file.parent.is_dir() else []
         raise UserError(f"There is no task file {path}.{closest(str(path), known)} Give the path of a YAML task file.")
-    return build_task(load_options(file, TaskConfig, "task"), file.parent, allow_overlap)
+    return load_options(file, TaskConfig, "task"), file.parent
+
+
+def load_folds(task: str | Path | TaskConfig, allow_overlap: bool = False) -> list[Task]:
+    """The tasks behind a task file (or its values): one, or one per value of its `folds`, called ``name-value``."""
+    config, folder = (task, Path()) if isinstance(task, TaskConfig) else _read_config(task)
+    if config.folds is None:
+        return [build_task(config, folder, allow_overlap)]
+    # Without folds, `where` picks the split; here the fold does.
+    base = {name: getattr(config, name) if name in config.model_fields_set else SplitConfig() for name in PARTS}
+    if "valid" not in config.model_fields_set:
+        base["valid"] = SplitConfig(hold_out=0.2)
+    whole = _select(config.model_copy(update={"train": base["train"]}), "train", _cached_reader(folder))
+    values = sorted({str(value) for r in whole if (value := value_of(r, config.folds)) is not None})
+    if len(values) < 2:
+        raise UserError(
+            f"The field '{config.folds}' of the task {config.name} has fewer than two values: no folds can be made."
+        )
+    tasks = []
+    for value in values:
+        others = [other for other in values if other != value]
+        wheres = {"train": others, "valid": others, "test": value}
+        parts = {
+            name: part.model_copy(update={"where": {**part.where, config.folds: wheres[name]}})
+            for name, part in base.items()
+        }
+        fold = config.model_copy(update={"name": f"{config.name}-{value}", "folds": None, **parts})
+        tasks.append(replace(build_task(fold, folder, allow_overlap), fold_of=config.name))
+    if len({task.classes for task in tasks}) > 1 and config.kind != "ctc":
+        raise UserError(
+            f"The folds of the task {config.name} do not have the same answers in training: leave out the rare ones."
+        )
+    return tasks
 
 
 def build_task(config: TaskConfig, folder: Path = Path(), allow_overlap: bool = False) -> Task:
@@ -185,7 +215,7 @@ def build_task(config: TaskConfig, folder: Path = Path(), allow_overlap: bool = 
     classes = _classes(config, limited.get("train", []), len(slots))
     train, valid, test = (tuple(limited.get(name, ())) for name in PARTS)
     task = Task(config, train, valid, test, tuple(name.rpartition(".")[2] for name in slots), classes)
-    notes = [*_check_answers(task), *_check_overlap(task, allow_overlap), *_remark_speakers(task)]
+    notes = [*check_answers(task), *check_overlap(task, allow_overlap), *remark_speakers(task)]
     return replace(task, notes=tuple(notes))
 
 
@@ -203,49 +233,6 @@ def _cached_reader(folder: Path) -> Callable[[str, str | None], list[Recording]]
         return known[key]
 
     return read
-
-
-def read_source(source: str, role: Role, folder: Path = Path(), root: str | None = None) -> list[Recording]:
-    """Recordings of a manifest, a folder, or ``corpus:folder``; relative paths start at `folder` or the working folder.
-
-    role: speech, noise or rooms. Raises `UserError` when there is nothing at that place.
-    """
-    corpus, colon, rest = source.partition(":")
-    named = bool(colon) and re.fullmatch(r"[a-z0-9_]+", corpus) is not None and not rest.startswith(":")
-    place = rest if named else source
-    place, _, inline_root = place.partition("::")
-    path = next((p for p in (folder / place, Path(place)) if p.exists()), None)
-    if path is None:
-        raise UserError(f"There is no {role} at {place}: correct the source in the task or conditions file.")
-    root = root or inline_root or None
-    base = next((p for p in (folder / root, Path(root)) if p.is_dir()), None) if root else None
-    if root and base is None:
-        raise UserError(f"There is no folder {root}, named as root of {place}: correct it.")
-    if path.suffix == ".jsonl":
-        return read_manifest(path, base)
-    from ..audio.prepare import prepare
-
-    return list(prepare(f"{corpus}:{path}" if named else str(path), role).recordings)
-
-
-def value_of(recording: Recording, name: str) -> Any:
-    """The field `name` of a recording: one of its own, or an extra one, with dots for nesting; None when absent."""
-    head, *rest = name.split(".")
-    value: Any = recording.extra.get(head)
-    if value is None:
-        value = getattr(recording, head, None)
-    for part in rest:
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
-def matches(recording: Recording, where: dict[str, Any]) -> bool:
-    """Whether every field of `where` has the value, or one of the values, that is asked."""
-    for name, wanted in where.items():
-        values = wanted if isinstance(wanted, list) else [wanted]
-        if str(value_of(recording, name)) not in [str(v) for v in values]:
-            return False
-    return True
 
 
 def _select(config: TaskConfig, name: str, read: Callable[[str, str | None], list[Recording]]) -> list[Recording]:
@@ -350,80 +337,3 @@ def _classes(config: TaskConfig, train: list[Example], slots: int) -> tuple[tupl
     if config.kind == "ctc":
         return (tuple(sorted({unit for e in train for unit in e.target})),)
     return tuple(tuple(sorted({e.target[k] for e in train})) for k in range(slots))
-
-
-def _check_answers(task: Task) -> list[str]:
-    """One class only, or answers that training never had."""
-    for slot, classes in zip(task.slots, task.classes, strict=False):
-        if len(classes) < 2:
-            only = f" ({classes[0]!r})" if classes else ""
-            raise UserError(
-                f"The task {task.name} has only one class{only} in '{slot}' of its training split: give it at least two."
-            )
-    if task.config.kind in ("classification", "slots"):
-        for part in ("valid", "test"):
-            for k, slot in enumerate(task.slots):
-                new = Counter(e.target[k] for e in task.part(part)).keys() - set(task.classes[k])
-                if new:
-                    raise UserError(
-                        f"The {part} split of the task {task.name} has the {slot} {sorted(new)[0]!r} that training never "
-                        "had: add training examples or leave it out with 'where'."
-                    )
-    if task.config.kind == "ctc":
-        unknown = Counter(u for e in task.test for u in e.target if u not in set(task.classes[0]))
-        if unknown:
-            return [
-                f"{sum(unknown.values())} test units ({', '.join(sorted(unknown))}) never occur in training: always errors."
-            ]
-    if task.config.kind == "verification":
-        counts = Counter(e.target for e in task.test)
-        if len(counts) < 2 or max(counts.values()) < 2:
-            raise UserError(f"The task {task.name} needs at least two test speakers, one of them with two utterances.")
-    return []
-
-
-def _check_overlap(task: Task, allow: bool) -> list[str]:
-    """Speakers, groups and files that training and test share."""
-    notes = []
-    for learnt in ("train", "valid"):
-        for what, of in (("recording", _segment), ("speaker", _speaker), ("group", _group)):
-            if what == "speaker" and task.config.speakers_are_classes:
-                continue
-            shared = {of(e) for e in task.part(learnt)} & {of(e) for e in task.test} - {None}
-            if shared:
-                example = sorted(str(s) for s in shared)[0]
-                sentence = (
-                    f"The task {task.name} tests on {len(shared)} {what}{'s' * (len(shared) > 1)} of its {learnt} split "
-                    f"(for example {example})"
-                )
-                if not allow:
-                    raise UserError(f"{sentence}: separate the splits, or pass --allow-overlap to report it loudly.")
-                notes.append(f"OVERLAP: {sentence}; its figures are too good.")
-    return notes
-
-
-def _segment(example: Example) -> str:
-    recording = example.recording
-    return f"{Path(recording.path).resolve()} at {recording.start:g} s"
-
-
-def _speaker(example: Example) -> str | None:
-    return example.recording.speaker
-
-
-def _group(example: Example) -> str | None:
-    return example.recording.group
-
-
-def _remark_speakers(task: Task) -> list[str]:
-    notes = []
-    unknown = sum(e.recording.speaker is None for e in task.test)
-    if unknown:
-        notes.append(
-            f"{unknown} of {len(task.test)} test utterances have no speaker: no overlap can be checked for them, and "
-            "statistics resample each alone."
-        )
-    clusters = len({e.cluster for e in task.test})
-    if clusters < 10:
-        notes.append(f"Only {clusters} test speakers: intervals over so few are rough, and rather too narrow.")
-    return notes

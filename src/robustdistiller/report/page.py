@@ -17,18 +17,18 @@ from .svg import DASHES, PALETTE, marker, shade
 KINDS = {"clean": "Clean", "noise": "Noise", "reverb": "Reverberation", "both": "Noise in rooms"}
 
 
-def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Write the page of the benchmark in `folder`, by default as its `report.html`."""
+def write_page(folder: str | Path, out: str | Path | None = None, sections: Sequence[str] = ()) -> Path:
+    """Write the page of the benchmark in `folder`, by default as its `report.html`; `sections` are further HTML."""
     result = read_result(folder)
     path = Path(out) if out else result.folder / "report.html"
-    write_text(path, render_page(result))
+    write_text(path, render_page(result, sections))
     return path
 
 
-def render_page(result: Result) -> str:
+def render_page(result: Result, sections: Sequence[str] = ()) -> str:
     """The whole page."""
     style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
-    body = [_head(result), *(_task(result, task) for task in result.tasks), _method(result)]
+    body = [_head(result), *(_task(result, task) for task in result.tasks), *sections, _method(result)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

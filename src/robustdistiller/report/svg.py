@@ -103,7 +103,7 @@ def shade(share: float) -> tuple[str, str]:
     place = share * (len(stops) - 1)
     k = min(int(place), len(stops) - 2)
     red, green, blue = (round(a + (b - a) * (place - k)) for a, b in zip(stops[k], stops[k + 1], strict=True))
-    return f"#{red:02x}{green:02x}{blue:02x}", "#fff" if share > 0.52 else "#111"
+    return f"#{red:02x}{green:02x}{blue:02x}", "#ffffff" if share > 0.62 else "#111111"
 
 
 def _n(value: float) -> str:

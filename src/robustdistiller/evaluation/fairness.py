@@ -1,0 +1,89 @@
+"""What makes a task a fair test: answers that can be known, and nothing in test that training had."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from .tasks import Example, Task
+
+
+def check_answers(task: Task) -> list[str]:
+    """One class only, or answers that training never had."""
+    for slot, classes in zip(task.slots, task.classes, strict=False):
+        if len(classes) < 2:
+            only = f" ({classes[0]!r})" if classes else ""
+            raise UserError(
+                f"The task {task.name} has only one class{only} in '{slot}' of its training split: give it at least two."
+            )
+    if task.config.kind in ("classification", "slots"):
+        for part in ("valid", "test"):
+            for k, slot in enumerate(task.slots):
+                new = Counter(e.target[k] for e in task.part(part)).keys() - set(task.classes[k])
+                if new:
+                    raise UserError(
+                        f"The {part} split of the task {task.name} has the {slot} {sorted(new)[0]!r} that training never "
+                        "had: add training examples or leave it out with 'where'."
+                    )
+    if task.config.kind == "ctc":
+        unknown = Counter(u for e in task.test for u in e.target if u not in set(task.classes[0]))
+        if unknown:
+            return [
+                f"{sum(unknown.values())} test units ({', '.join(sorted(unknown))}) never occur in training: always errors."
+            ]
+    if task.config.kind == "verification":
+        counts = Counter(e.target for e in task.test)
+        if len(counts) < 2 or max(counts.values()) < 2:
+            raise UserError(f"The task {task.name} needs at least two test speakers, one of them with two utterances.")
+    return []
+
+
+def check_overlap(task: Task, allow: bool) -> list[str]:
+    """Speakers, groups and files that training and test share."""
+    notes = []
+    for learnt in ("train", "valid"):
+        for what, of in (("recording", _segment), ("speaker", _speaker), ("group", _group)):
+            if what == "speaker" and task.config.speakers_are_classes:
+                continue
+            shared = {of(e) for e in task.part(learnt)} & {of(e) for e in task.test} - {None}
+            if shared:
+                example = sorted(str(s) for s in shared)[0]
+                sentence = (
+                    f"The task {task.name} tests on {len(shared)} {what}{'s' * (len(shared) > 1)} of its {learnt} split "
+                    f"(for example {example})"
+                )
+                if not allow:
+                    raise UserError(f"{sentence}: separate the splits, or pass --allow-overlap to report it loudly.")
+                notes.append(f"OVERLAP: {sentence}; its figures are too good.")
+    return notes
+
+
+def _segment(example: Example) -> str:
+    recording = example.recording
+    return f"{Path(recording.path).resolve()} at {recording.start:g} s"
+
+
+def _speaker(example: Example) -> str | None:
+    return example.recording.speaker
+
+
+def _group(example: Example) -> str | None:
+    return example.recording.group
+
+
+def remark_speakers(task: Task) -> list[str]:
+    notes = []
+    unknown = sum(e.recording.speaker is None for e in task.test)
+    if unknown:
+        notes.append(
+            f"{unknown} of {len(task.test)} test utterances have no speaker: no overlap can be checked for them, and "
+            "statistics resample each alone."
+        )
+    clusters = len({e.cluster for e in task.test})
+    if clusters < 10:
+        notes.append(f"Only {clusters} test speakers: intervals over so few are rough, and rather too narrow.")
+    return notes

@@ -1,0 +1,71 @@
+"""From what a task or conditions file points at to recordings, and the questions that both ask of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..audio.corpora import Role
+from ..audio.manifest import Recording, read_manifest
+from ..errors import UserError
+
+
+def read_source(source: str, role: Role, folder: Path = Path(), root: str | None = None) -> list[Recording]:
+    """Recordings of a manifest, a folder, or ``corpus:folder``; relative paths start at `folder` or the working folder.
+
+    role: speech, noise or rooms. Raises `UserError` when there is nothing at that place.
+    """
+    corpus, colon, rest = source.partition(":")
+    named = bool(colon) and re.fullmatch(r"[a-z0-9_]+", corpus) is not None and not rest.startswith(":")
+    place = rest if named else source
+    place, _, inline_root = place.partition("::")
+    path = next((p for p in (folder / place, Path(place)) if p.exists()), None)
+    if path is None:
+        raise UserError(f"There is no {role} at {place}: correct the source in the task or conditions file.")
+    root = root or inline_root or None
+    base = next((p for p in (folder / root, Path(root)) if p.is_dir()), None) if root else None
+    if root and base is None:
+        raise UserError(f"There is no folder {root}, named as root of {place}: correct it.")
+    if path.suffix == ".jsonl":
+        return read_manifest(path, base)
+    from ..audio.prepare import prepare
+
+    return list(prepare(f"{corpus}:{path}" if named else str(path), role).recordings)
+
+
+def value_of(recording: Recording, name: str) -> Any:
+    """The field `name` of a recording: one of its own, or an extra one, with dots for nesting; None when absent."""
+    head, *rest = name.split(".")
+    value: Any = recording.extra.get(head)
+    if value is None:
+        value = getattr(recording, head, None)
+    for part in rest:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def matches(recording: Recording, where: dict[str, Any]) -> bool:
+    """Whether every field of `where` has the value, or one of the values, that is asked."""
+    for name, wanted in where.items():
+        values = wanted if isinstance(wanted, list) else [wanted]
+        if str(value_of(recording, name)) not in [str(v) for v in values]:
+            return False
+    return True
+
+
+def fingerprint(recordings: Iterable[Recording]) -> list[Any]:
+    """What identifies audio on disk: paths, segments, file sizes and times of change."""
+    rows = []
+    for recording in recordings:
+        try:
+            status = Path(recording.path).stat()
+        except OSError as error:
+            raise UserError(
+                f"The recording {recording.path} is missing: restore it or correct its manifest."
+            ) from error
+        rows.append(
+            [recording.id, str(recording.path), recording.start, recording.seconds, status.st_size, status.st_mtime_ns]
+        )
+    return rows

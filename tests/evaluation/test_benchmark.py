@@ -1,0 +1,287 @@
+"""Laws of the benchmark: repeatable, resumable, checkable from its files, and never a test of what was trained on."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from robustdistiller.config import EnhancementConfig, StudentConfig
+from robustdistiller.errors import UserError
+from robustdistiller.evaluation.benchmark import Settings, evaluate
+from robustdistiller.evaluation.features import Stream
+from robustdistiller.evaluation.heads import HeadConfig
+from robustdistiller.evaluation.subjects import open_subjects
+from robustdistiller.evaluation.tasks import TaskConfig
+from robustdistiller.files import read_jsonl
+from robustdistiller.models.student import build_student
+from robustdistiller.models.teacher import load_teacher
+
+FAST = Settings(
+    seeds=2, replicates=300, similarity=4,
+    heads=HeadConfig(learning_rates=(1e-3,), weight_decays=(1e-2,), epochs=4, steps=60),
+)  # fmt: skip
+CONDITIONS = {
+    "name": "small",
+    "noise": {
+        "sources": [{"name": "white", "kind": "white"}, {"name": "recorded", "kind": "recorded"}],
+        "snr_db": [0, 20],
+    },
+    "rooms": {"sources": [{"name": "simulated", "simulated": 2}], "t60": [[0.2, 0.5]]},
+}
+
+
+@pytest.fixture(scope="module")
+def conditions(tmp_path_factory):
+    file = tmp_path_factory.mktemp("conditions") / "small.yaml"
+    file.write_text(yaml.safe_dump(CONDITIONS))
+    return file
+
+
+@pytest.fixture
+def config(words):
+    return TaskConfig(name="words", kind="classification", source=str(words / "manifest.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def student(checkpoint, tmp_path_factory):
+    """A function that writes the folder of a tiny student with the provenance asked."""
+    teacher = load_teacher(str(checkpoint("hubert")), precision="fp32")
+    made, _ = build_student(teacher, StudentConfig(), EnhancementConfig(hidden=16, layers=1))
+
+    def write(**heard):
+        folder = tmp_path_factory.mktemp("run") / "tiny" / "student"
+        provenance = {"speakers": [], "noise_groups": [], "room_groups": [], **heard}
+        made.eval().save(folder, {"provenance.json": json.dumps(provenance)})
+        return str(folder)
+
+    return write
+
+
+def figures(result, metric="accuracy"):
+    return {(f["model"], f["condition"]): f for t in result["tasks"] for f in t["figures"] if f["metric"] == metric}
+
+
+def files_below(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_same_command_gives_the_same_files_from_scratch_and_again(config, conditions, noises, tmp_path):
+    runs = []
+    for out in ("one", "two", "one"):
+        result = evaluate(["log-mel", "mfcc"], [config], conditions, tmp_path / out, noise=[str(noises)], settings=FAST)
+        runs.append((result, files_below(tmp_path / out)))
+    assert runs[0][0] == runs[1][0] == runs[2][0]
+    assert runs[0][1] == runs[1][1] == runs[2][1]
+
+
+def test_every_figure_can_be_recomputed_from_the_predictions(config, conditions, noises, tmp_path):
+    result = evaluate(["log-mel", "mfcc"], [config], conditions, tmp_path, noise=[str(noises)], settings=FAST)
+    found = figures(result)
+    assert found["log-mel", "clean"]["value"] > 0.8
+    for model in ("log-mel", "mfcc"):
+        for condition in ("clean", "white_0dB", "simulated_0.2-0.5s"):
+            lines = (tmp_path / "predictions" / "words" / model / f"{condition}.jsonl").read_text().splitlines()
+            rows = [json.loads(line) for line in lines]
+            right = np.mean([[answer == row["target"] for answer in row["predictions"]] for row in rows])
+            assert found[model, condition]["value"] == pytest.approx(right)
+            assert found[model, condition]["low"] <= right <= found[model, condition]["high"]
+        parts = [c["name"] for c in result["conditions"] if c["kind"] == "noise"]
+        mean = np.mean([found[model, name]["value"] for name in parts])
+        assert found[model, "mean:noise"]["value"] == pytest.approx(mean)
+    confusion = next(c for c in result["tasks"][0]["confusion"] if (c["model"], c["condition"]) == ("log-mel", "clean"))
+    trace = np.trace(confusion["counts"]) / np.sum(confusion["counts"])
+    assert trace == pytest.approx(found["log-mel", "clean"]["value"], abs=1e-3)
+
+
+def test_scikit_learn_on_the_stored_features_agrees_with_the_head(config, conditions, tmp_path):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    result = evaluate(["log-mel"], [config], conditions, tmp_path, settings=replace(FAST, heads=HeadConfig()))
+    streams = {}
+    for file in (tmp_path / "features").glob("*/key.json"):
+        key = json.loads(file.read_text())
+        if key["about"].endswith((" train, clean", " test, white 0 dB", " test, clean")):
+            streams[key["about"].split(", ", 1)[1]] = np.load(file.parent / "features.npy")[:, 0]
+    labels = {part: [] for part in ("train", "test")}
+    for _, row in read_jsonl(config.source):
+        if row["split"] in labels:
+            labels[row["split"]].append(row["label"])
+    mean, deviation = streams["words train, clean"].mean(0), streams["words train, clean"].std(0)
+    model = linear_model.LogisticRegression(C=1.0, max_iter=2000)
+    model.fit((streams["words train, clean"] - mean) / deviation, labels["train"])
+    for name, about in (("clean", "words test, clean"), ("white_0dB", "words test, white 0 dB")):
+        theirs = model.score((streams[about] - mean) / deviation, labels["test"])
+        assert abs(figures(result)["log-mel", name]["value"] - theirs) <= 0.17  # three of the 18 utterances
+
+
+def test_an_interrupted_benchmark_goes_on_and_ends_the_same(config, conditions, tmp_path, monkeypatch):
+    straight = evaluate(["log-mel"], [config], conditions, tmp_path / "straight", settings=FAST)
+    finish = Stream.finish
+    calls = []
+
+    def failing(self, plan):
+        calls.append(self)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        finish(self, plan)
+
+    monkeypatch.setattr(Stream, "finish", failing)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(["log-mel"], [config], conditions, tmp_path / "broken", settings=FAST)
+    monkeypatch.undo()
+    assert evaluate(["log-mel"], [config], conditions, tmp_path / "broken", settings=FAST) == straight
+    assert files_below(tmp_path / "straight") == files_below(tmp_path / "broken")
+
+
+def test_a_model_joins_later_without_repeating_the_others(config, conditions, tmp_path, monkeypatch):
+    evaluate(["log-mel"], [config], conditions, tmp_path, settings=FAST)
+    heard = []
+    states = type(open_subjects(["log-mel"])[0]).states
+    monkeypatch.setattr(
+        "robustdistiller.evaluation.subjects.Subject.states",
+        lambda self, wave, lengths: heard.append(self.name) or states(self, wave, lengths),
+    )
+    result = evaluate(["log-mel", "mfcc"], [config], conditions, tmp_path, settings=FAST, reference="mfcc")
+    assert heard.count("log-mel") == 1  # when it is opened
+    assert figures(result)["log-mel", "clean"]["against"] == "mfcc"
+
+
+def test_progress_ends_where_it_said(config, conditions, tmp_path):
+    seen = []
+    evaluate(["log-mel"], [config], conditions, tmp_path, settings=FAST, progress=lambda *x: seen.append(x))
+    assert seen[-1][0] == seen[-1][1] and len({total for _, total in seen}) == 1
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_students_teachers_and_baselines_run_side_by_side(config, conditions, student, checkpoint, words, tmp_path):
+    quality = TaskConfig(name="quality", kind="enhancement", source=config.source, measures=("si_sdr",))
+    models = [student(), f"big={checkpoint('hubert')}", "log-mel"]
+    result = evaluate(models, [config, quality], conditions, tmp_path, settings=FAST, predictions=True)
+    told = {m["name"]: m for m in result["models"]}
+    assert [m["kind"] for m in told.values()] == ["student", "teacher", "baseline"] and list(told)[:2] == [
+        "tiny",
+        "big",
+    ]
+    assert told["tiny"]["states"][:2] == ["cnn", "layer 1"] and told["tiny"]["states"][-1].startswith(
+        "prediction of layer"
+    )
+    weights = {head["model"]: head["weights"] for head in result["tasks"][0]["heads"]}
+    for name, values in weights.items():
+        assert len(values) == len(told[name]["states"]) and sum(values) == pytest.approx(1, abs=1e-3)
+    si_sdr = figures(result, "si_sdr")
+    assert {model for model, _ in si_sdr} == {"unprocessed", "tiny"}
+    assert si_sdr["unprocessed", "white_0dB"]["value"] == pytest.approx(0, abs=0.5)
+    assert si_sdr["unprocessed", "clean"]["value"] > 80
+    assert any("log-mel cannot enhance" in note or "log-mel" in note for note in result["notes"])
+    assert {row["model"] for row in result["tasks"][0]["similarity"]} == set(told)
+
+
+def test_without_labels_there_is_still_a_score(conditions, words, tmp_path):
+    result = evaluate(["log-mel"], [], conditions, tmp_path, speech=str(words / "manifest.jsonl"), settings=FAST)
+    rows = {row["condition"]: row for row in result["tasks"][0]["similarity"]}
+    assert rows["white_20dB"]["cosine"][0] > rows["white_0dB"]["cosine"][0]
+    assert rows["white_20dB"]["cka"][0] > rows["white_0dB"]["cka"][0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "metric", "limit"),
+    [
+        ("slots", {"slots": ["slots"]}, "accuracy", None),
+        ("verification", {"trials": 60}, "eer", 0.6),
+        ("ctc", {"text": "text", "units": "phones"}, "per", None),
+    ],
+)
+def test_every_kind_of_task_is_measured(words, conditions, tmp_path, kind, fields, metric, limit):
+    config = TaskConfig.model_validate({"name": kind, "kind": kind, "source": str(words / "manifest.jsonl"), **fields})
+    settings = replace(FAST, seeds=1, heads=replace(FAST.heads, epochs=2))
+    result = evaluate(["log-mel"], [config], conditions, tmp_path, settings=settings)
+    figure = figures(result, metric)["log-mel", "clean"]
+    assert figure["low"] <= figure["value"] <= figure["high"] and (limit is None or figure["value"] <= limit)
+    if kind == "ctc":  # frames of test conditions do not stay on the disk
+        about = [json.loads(p.read_text())["about"] for p in (tmp_path / "features").glob("*/key.json")]
+        assert about and not any(" test, " in text for text in about)
+
+
+def test_folds_are_scored_together(words, conditions, tmp_path):
+    config = TaskConfig(name="words", kind="classification", source=str(words / "manifest.jsonl"), folds="split")
+    result = evaluate(["log-mel"], [config], conditions, tmp_path, settings=FAST)
+    rows = [
+        json.loads(line)
+        for fold in ("train", "valid", "test")
+        for line in (tmp_path / "predictions" / f"words-{fold}" / "log-mel" / "clean.jsonl").read_text().splitlines()
+    ]
+    assert len(rows) == result["tasks"][0]["utterances"]["test"] == 108
+    right = np.mean([[answer == row["target"] for answer in row["predictions"]] for row in rows])
+    assert figures(result)["log-mel", "clean"]["value"] == pytest.approx(right)
+
+
+def test_heads_may_be_trained_on_contaminated_speech(config, conditions, noises, tmp_path):
+    settings = replace(FAST, train_on="contaminated")
+    result = evaluate(["log-mel"], [config], conditions, tmp_path, noise=[str(noises)], settings=settings)
+    clean = evaluate(["log-mel"], [config], conditions, tmp_path, noise=[str(noises)], settings=FAST)
+    noisy = ("log-mel", "mean:noise")
+    assert figures(result)[noisy]["value"] > figures(clean)[noisy]["value"]
+
+
+def test_what_a_student_heard_is_not_tested_as_unheard(config, conditions, noises, student, tmp_path):
+    def run(folder, **options):
+        return evaluate([folder], [config], conditions, tmp_path, noise=[str(noises)], settings=FAST, **options)
+
+    with pytest.raises(UserError, match=r"tiny was trained on 1 speaker.*\(for example s11\)"):
+        run(student(speakers=["s11", "s00"]))
+    with pytest.raises(UserError, match=r"1 noise recording.*take4"):
+        run(student(noise_groups=["take4", "take0"]))
+    result = run(student(speakers=["s11"]), allow_overlap=True)
+    assert any(note.startswith("OVERLAP: The student tiny") for note in result["notes"])
+
+
+def test_models_that_cannot_be_compared_are_refused(config, conditions, tmp_path, monkeypatch):
+    def run(*models, **options):
+        evaluate(list(models), [config], conditions, tmp_path, settings=FAST, **options)
+
+    with pytest.raises(UserError, match=r"There is no model log-mell.*Did you mean 'log-mel'"):
+        run("log-mell")
+    with pytest.raises(UserError, match="Two models are called log-mel"):
+        run("log-mel", "log-mel")
+    with pytest.raises(UserError, match="reference mffc is none of the models log-mel"):
+        run("log-mel", reference="mffc")
+    with pytest.raises(UserError, match="no model to evaluate"):
+        run()
+    from robustdistiller.evaluation.baselines import LogMel
+
+    states = LogMel.states
+    monkeypatch.setattr(
+        LogMel, "states", lambda *a: tuple(x[..., ::2, :] if x.dim() == 4 else x // 2 for x in states(*a))
+    )
+    with pytest.raises(UserError, match=r"gives 24\.5 frames per second where the benchmark needs 50"):
+        run("log-mel")
+
+
+def test_a_task_without_anything_to_measure_is_refused(conditions, tmp_path, config):
+    with pytest.raises(UserError, match="nothing to evaluate on"):
+        evaluate(["log-mel"], [], conditions, tmp_path)
+    with pytest.raises(UserError, match="Two tasks have the same name"):
+        evaluate(["log-mel"], [config, config], conditions, tmp_path)
+
+
+def test_audio_of_every_condition_is_written(config, conditions, tmp_path):
+    from robustdistiller.audio.io import read_audio
+
+    result = evaluate(["log-mel"], [config], conditions, tmp_path, settings=replace(FAST, save_audio=2))
+    clips = result["tasks"][0]["audio"]
+    assert len({c["utterance"] for c in clips}) == 2 and len(clips) == 2 * len(result["conditions"])
+    clean, noisy = (read_audio(tmp_path / c["file"]) for c in clips[:2])
+    assert len(clean) == len(noisy) and not np.allclose(clean, noisy, atol=1e-3)
+
+
+def test_the_digest_of_a_model_follows_its_weights(student):
+    folder = student()
+    first, again = open_subjects([folder])[0], open_subjects([folder])[0]
+    assert first.digest == again.digest
+    with torch.no_grad():
+        next(first.network.encoder.parameters()).add_(1e-3)
+    from robustdistiller.evaluation.subjects import _digest
+
+    assert _digest(first.network, first.state_names) != again.digest
