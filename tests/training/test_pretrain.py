@@ -225,6 +225,7 @@ def test_a_wrong_recipe_is_one_sentence(tmp_path: Path) -> None:
         load_pretrain_config(recipe)
     recipe.write_text("steps: 7\n")
     assert load_pretrain_config(recipe, seed=3, teacher=None).seed == 3
+    assert load_pretrain_config("mini-hubert").name == "mini-hubert"
     with pytest.raises(UserError, match="check the path"):
         load_pretrain_config(tmp_path / "none.yaml")
 

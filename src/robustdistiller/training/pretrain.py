@@ -28,6 +28,7 @@ from ..files import read_json, replacing_folder, write_json
 from ..models.frames import GRID
 from ..models.precision import pick_precision
 from ..models.teacher import Teacher, load_teacher
+from ..presets import recipe_folder
 from ..randomness import integer
 from . import checkpoint
 from .metrics import MetricsLog
@@ -59,7 +60,7 @@ class PretrainConfig(BaseModel):
     cosine: NonNegative = 1.0  # weight of -log sigmoid(cosine) beside the L1
     mask: Probability = 0.0  # share of the projected frames that is hidden from the Transformer, in spans
     mask_span: Count = 10
-    steps: Count = 6000
+    steps: Count = 4400
     learning_rate: Positive = 1e-3
     warmup_steps: Count = 300
     decay: Probability = 0.3  # share of the steps over which the learning rate falls to zero at the end
@@ -74,9 +75,15 @@ class PretrainConfig(BaseModel):
 
 
 def load_pretrain_config(path: str | Path, **fields: Any) -> PretrainConfig:
-    """Read a recipe such as recipes/pretrain/mini-hubert.yaml; `fields` that are not None replace its values."""
+    """Read a recipe by path or by the name of a shipped one (mini-hubert); `fields` that are not None replace its values.
+
+    Raises `UserError` for an unreadable file, an unknown field (with the closest known one) or a wrong value.
+    """
+    file = Path(path)
+    if not file.is_file():
+        file = recipe_folder() / "pretrain" / f"{file.stem}.yaml"
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise UserError(
                 f"The recipe {path} must be a mapping of fields: start from recipes/pretrain/mini-hubert.yaml."
