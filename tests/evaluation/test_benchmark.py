@@ -237,6 +237,23 @@ def test_what_a_student_heard_is_not_tested_as_unheard(config, conditions, noise
     assert any(note.startswith("OVERLAP: The student tiny") for note in result["notes"])
 
 
+class Loudness:
+    """A model of one's own: a single number per frame."""
+
+    name, digest, num_parameters, state_names = "loudness", "1", 0, ("energy",)
+
+    def states(self, wave, lengths):
+        energy = wave.unfold(1, 400, 320).square().mean(-1).add(1e-9).log()
+        return energy[:, None, :, None], (lengths - 400) // 320 + 1
+
+
+def test_an_object_with_states_is_a_model_too(config, conditions, tmp_path):
+    result = evaluate([Loudness(), "log-mel"], [config], conditions, tmp_path, settings=FAST)
+    found = figures(result)
+    assert found["loudness", "clean"]["value"] < found["log-mel", "clean"]["value"]
+    assert result["models"][0]["states"] == ["energy"]
+
+
 def test_models_that_cannot_be_compared_are_refused(config, conditions, tmp_path, monkeypatch):
     def run(*models, **options):
         evaluate(list(models), [config], conditions, tmp_path, settings=FAST, **options)
@@ -257,6 +274,17 @@ def test_models_that_cannot_be_compared_are_refused(config, conditions, tmp_path
     )
     with pytest.raises(UserError, match=r"gives 24\.5 frames per second where the benchmark needs 50"):
         run("log-mel")
+
+
+def test_a_missing_file_is_told_before_any_work(words, conditions, tmp_path):
+    rows = [json.loads(line) for line in (words / "manifest.jsonl").read_text().splitlines()]
+    rows = [{**row, "path": str(words / row["path"])} for row in rows]
+    rows[5]["path"] = "/nowhere/else.wav"
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = TaskConfig(name="words", kind="classification", source=str(tmp_path / "m.jsonl"))
+    with pytest.raises(UserError, match=r"1 of 108 files .* do not exist \(first: /nowhere/else.wav\)"):
+        evaluate(["log-mel"], [config], conditions, tmp_path / "out", settings=FAST)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_task_without_anything_to_measure_is_refused(conditions, tmp_path, config):

@@ -29,7 +29,7 @@ from ..files import digest, write_json
 from .checks import check_heard
 from .conditions import CLEAN, Condition, load_conditions
 from .enhancement import UNPROCESSED, enhance_and_score, score_enhancement
-from .features import Features, Plan, Stream, extract, make_plan, require_space
+from .features import FeatureModel, Features, Plan, Stream, extract, make_plan, require_space
 from .heads import HeadConfig, Trained
 from .metrics import METRICS, Scores, TrialScores, available_quality
 from .probes import Probe, confusions, load_heads, make_probe, save_heads
@@ -66,7 +66,7 @@ class Settings:
 
 
 def evaluate(
-    models: Sequence[str],
+    models: Sequence[str | FeatureModel],
     tasks: Sequence[str | Path | TaskConfig] = (),
     conditions: str | Path = "quick",
     out: str | Path = "results",
@@ -83,7 +83,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure every model on every task under every condition; returns (and writes to `out`) the whole result.
 
-    models: ``log-mel``, ``mfcc``, student folders, teacher folders or hub names, each optionally as ``name=model``
+    models: ``log-mel``, ``mfcc``, student folders, teacher folders or hub names, each optionally as ``name=model``; or
+        objects that are a `FeatureModel`
     tasks: task files or `TaskConfig` values; without any, `speech` (a source) is enough for the label-free score
     conditions: a conditions file, or ``paper`` or ``quick``
     noise, rooms: sources for the recorded noise and the measured rooms of that file
@@ -94,13 +95,14 @@ def evaluate(
     Raises `UserError`, before any work is done, for whatever cannot be measured or would not be a fair test.
     """
     config, folder = load_conditions(conditions)
-    stage = Stage(config, folder, noise, rooms, allow_overlap)
-    loaded = [load_folds(task, allow_overlap) for task in tasks]
+    scans = Path(out) / "sources"
+    stage = Stage(config, folder, noise, rooms, allow_overlap, scans)
+    loaded = [load_folds(task, allow_overlap, scans) for task in tasks]
     names = [folds[0].report_name for folds in loaded]
     if len(set(names)) < len(names):
         raise UserError("Two tasks have the same name: change the name in one of the task files.")
     if speech is not None:
-        loaded.append([_unlabelled(speech)])
+        loaded.append([_unlabelled(speech, scans)])
     if not loaded:
         raise UserError("There is nothing to evaluate on: name a task, or speech for the label-free score.")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -119,7 +121,7 @@ def evaluate(
     return _Benchmark(subjects, loaded, stage, Path(out), place, reference or known[0], settings, notes, progress).run()
 
 
-def _unlabelled(source: str) -> Task:
+def _unlabelled(source: str, scans: Path) -> Task:
     config = TaskConfig.model_validate(
         {
             "name": UNLABELLED,
@@ -129,7 +131,7 @@ def _unlabelled(source: str) -> Task:
             "test": {"where": {}},
         }
     )
-    return build_task(config, allow_overlap=True)
+    return build_task(config, allow_overlap=True, cache=scans)
 
 
 class _Benchmark:

@@ -12,10 +12,13 @@ from ..audio.manifest import Recording, read_manifest
 from ..errors import UserError
 
 
-def read_source(source: str, role: Role, folder: Path = Path(), root: str | None = None) -> list[Recording]:
+def read_source(
+    source: str, role: Role, folder: Path = Path(), root: str | None = None, cache: Path | None = None
+) -> list[Recording]:
     """Recordings of a manifest, a folder, or ``corpus:folder``; relative paths start at `folder` or the working folder.
 
-    role: speech, noise or rooms. Raises `UserError` when there is nothing at that place.
+    role: speech, noise or rooms; cache: a folder that keeps the scans of corpora. Raises `UserError` when there is nothing
+    at that place, or a file that a manifest names is missing.
     """
     corpus, colon, rest = source.partition(":")
     named = bool(colon) and re.fullmatch(r"[a-z0-9_]+", corpus) is not None and not rest.startswith(":")
@@ -29,10 +32,10 @@ def read_source(source: str, role: Role, folder: Path = Path(), root: str | None
     if root and base is None:
         raise UserError(f"There is no folder {root}, named as root of {place}: correct it.")
     if path.suffix == ".jsonl":
-        return read_manifest(path, base)
-    from ..audio.prepare import prepare
+        return read_manifest(path, base, check_files=True)
+    from ..audio.prepare import prepare_all
 
-    return list(prepare(f"{corpus}:{path}" if named else str(path), role).recordings)
+    return prepare_all([f"{corpus}:{path}" if named else str(path)], role, cache).recordings
 
 
 def value_of(recording: Recording, name: str) -> Any:

@@ -70,11 +70,12 @@ class Stage:
         noise: Sequence[str] = (),
         rooms: Sequence[str] = (),
         allow_overlap: bool = False,
+        cache: Path | None = None,
     ):
         self.config = config
         self.notes: list[str] = []
         self._given = {"noise": tuple(noise), "rooms": tuple(rooms)}
-        self._folder = folder
+        self._folder, self._cache = folder, cache
         self._waves: ByteCache[np.ndarray] = ByteCache(CACHE_MB * 2**20)
         self._training: dict[str, list[Recording]] = {"noise": [], "rooms": []}
         self._noises = self._collect_noises()
@@ -137,7 +138,7 @@ class Stage:
         places = [(source.source, source.root)] if source.source else [(p, None) for p in self._given.get(role, ())]
         kept: list[Recording] = []
         for place, root in places:
-            recordings = read_source(str(place), role, self._folder, root)
+            recordings = read_source(str(place), role, self._folder, root, self._cache)
             chosen = _evaluation_part(recordings, source.where)
             if not chosen:
                 raise UserError(f"Nothing in {place} fits 'where' of the {role} source {source.name}: correct it.")

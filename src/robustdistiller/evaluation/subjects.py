@@ -18,6 +18,7 @@ from ..files import digest, read_json
 from ..models.student import HEADS_CONFIG, Student, load_student
 from ..models.teacher import load_teacher
 from .baselines import MFCC, LogMel
+from .features import FeatureModel
 
 BASELINES = {"log-mel": LogMel, "mfcc": MFCC}
 FRAME_RATE = SAMPLE_RATE / 320  # frames per second of every encoder here
@@ -40,7 +41,7 @@ class Subject:
 
     name: str
     source: str  # what the user asked for
-    kind: str  # student | teacher | baseline
+    kind: str  # student | teacher | baseline | own
     network: Any
     state_names: tuple[str, ...]
     num_parameters: int
@@ -67,9 +68,11 @@ class Subject:
 
 
 def open_subjects(
-    models: Sequence[str], predictions: bool = False, device: torch.device | str = "cpu"
+    models: Sequence[str | FeatureModel], predictions: bool = False, device: torch.device | str = "cpu"
 ) -> list[Subject]:
     """Open every model: ``log-mel``, ``mfcc``, a student folder, a teacher folder or hub name, or ``name=any of these``.
+
+    An object that is a `FeatureModel` is taken as it is.
 
     predictions: show the heads of a student's teacher layers to the probes as well, where a student has them.
     Raises `UserError` for a model that cannot be opened, two of one name, or another frame rate.
@@ -77,11 +80,15 @@ def open_subjects(
     if not models:
         raise UserError("There is no model to evaluate: give at least one student folder, hub name, log-mel or mfcc.")
     subjects: list[Subject] = []
-    for text in models:
-        name, source = _named(text)
+    for model in models:
+        name, source = _named(model) if isinstance(model, str) else (model.name, type(model).__name__)
         if any(name == other.name for other in subjects):
             raise UserError(f"Two models are called {name}: name one of them yourself, as other-name={source}.")
-        subjects.append(_open(name, source, predictions, device))
+        if isinstance(model, str):
+            subjects.append(_open(name, source, predictions, device))
+        else:
+            own = Subject(name, source, "own", model, tuple(model.state_names), model.num_parameters, model.digest)
+            subjects.append(_probed(own, device))
     return subjects
 
 
@@ -122,8 +129,7 @@ def _open(name: str, source: str, predictions: bool, device: torch.device | str)
     network = network.eval().to(device)
     shown = predictions and kind == "student" and network.heads is not None
     subject = Subject(name, source, kind, network, state_names, size, _digest(network, state_names), shown, heard)
-    _probe(subject, device)
-    return subject
+    return _probed(subject, device)
 
 
 def _digest(network: nn.Module, state_names: Sequence[str]) -> str:
@@ -144,7 +150,7 @@ def _digest(network: nn.Module, state_names: Sequence[str]) -> str:
 _SILENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
 
-def _probe(subject: Subject, device: torch.device | str) -> None:
+def _probed(subject: Subject, device: torch.device | str) -> Subject:
     """Listen to two seconds: refuse another frame rate, and learn the shape of the features."""
     seconds = 2
     wave = torch.zeros(1, seconds * SAMPLE_RATE, device=device)
@@ -158,6 +164,7 @@ def _probe(subject: Subject, device: torch.device | str) -> None:
     if states.shape[1] != len(subject.state_names):
         raise UserError(f"The model {subject.name} gives {states.shape[1]} states, not {len(subject.state_names)}.")
     subject.shape = (states.shape[1], states.shape[3])
+    return subject
 
 
 def read_provenance(folder: Path) -> Heard | None:

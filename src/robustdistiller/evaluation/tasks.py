@@ -145,14 +145,15 @@ class Task:
         return {name: digest([shape, fingerprint(e.recording for e in self.part(name))]) for name in PARTS}
 
 
-def load_task(path: str | Path, allow_overlap: bool = False) -> Task:
+def load_task(path: str | Path, allow_overlap: bool = False, cache: Path | None = None) -> Task:
     """Read a task file with its manifests and check it.
 
-    allow_overlap: turn the refusal of speakers or files that training and test share into a note of the task.
+    allow_overlap: turn the refusal of speakers or files that training and test share into a note of the task
+    cache: a folder that keeps the scans of corpora
     Raises `UserError` for a missing file, an utterance without its field, a split without utterances, one class only,
     a label that training never had, and an overlap of the splits.
     """
-    return build_task(*_read_config(path), allow_overlap)
+    return build_task(*_read_config(path), allow_overlap, cache)
 
 
 def _read_config(path: str | Path) -> tuple[TaskConfig, Path]:
@@ -163,16 +164,16 @@ def _read_config(path: str | Path) -> tuple[TaskConfig, Path]:
     return load_options(file, TaskConfig, "task"), file.parent
 
 
-def load_folds(task: str | Path | TaskConfig, allow_overlap: bool = False) -> list[Task]:
+def load_folds(task: str | Path | TaskConfig, allow_overlap: bool = False, cache: Path | None = None) -> list[Task]:
     """The tasks behind a task file (or its values): one, or one per value of its `folds`, called ``name-value``."""
     config, folder = (task, Path()) if isinstance(task, TaskConfig) else _read_config(task)
     if config.folds is None:
-        return [build_task(config, folder, allow_overlap)]
+        return [build_task(config, folder, allow_overlap, cache)]
     # Without folds, `where` picks the split; here the fold does.
     base = {name: getattr(config, name) if name in config.model_fields_set else SplitConfig() for name in PARTS}
     if "valid" not in config.model_fields_set:
         base["valid"] = SplitConfig(hold_out=0.2)
-    whole = _select(config.model_copy(update={"train": base["train"]}), "train", _cached_reader(folder))
+    whole = _select(config.model_copy(update={"train": base["train"]}), "train", _cached_reader(folder, cache))
     values = sorted({str(value) for r in whole if (value := value_of(r, config.folds)) is not None})
     if len(values) < 2:
         raise UserError(
@@ -187,7 +188,7 @@ def load_folds(task: str | Path | TaskConfig, allow_overlap: bool = False) -> li
             for name, part in base.items()
         }
         fold = config.model_copy(update={"name": f"{config.name}-{value}", "folds": None, **parts})
-        tasks.append(replace(build_task(fold, folder, allow_overlap), fold_of=config.name))
+        tasks.append(replace(build_task(fold, folder, allow_overlap, cache), fold_of=config.name))
     if len({task.classes for task in tasks}) > 1 and config.kind != "ctc":
         raise UserError(
             f"The folds of the task {config.name} do not have the same answers in training: leave out the rare ones."
@@ -195,9 +196,11 @@ def load_folds(task: str | Path | TaskConfig, allow_overlap: bool = False) -> li
     return tasks
 
 
-def build_task(config: TaskConfig, folder: Path = Path(), allow_overlap: bool = False) -> Task:
+def build_task(
+    config: TaskConfig, folder: Path = Path(), allow_overlap: bool = False, cache: Path | None = None
+) -> Task:
     """`load_task` for values that are already validated; `folder` is where relative paths start."""
-    read = _cached_reader(folder)
+    read = _cached_reader(folder, cache)
     parts: dict[str, list[Recording]] = {}
     for name in PARTS:
         if not (name == "train" and config.kind == "enhancement") and not (name == "valid" and _no_valid(config)):
@@ -223,13 +226,13 @@ def _no_valid(config: TaskConfig) -> bool:
     return config.valid.hold_out is not None or config.kind == "enhancement"
 
 
-def _cached_reader(folder: Path) -> Callable[[str, str | None], list[Recording]]:
+def _cached_reader(folder: Path, cache: Path | None) -> Callable[[str, str | None], list[Recording]]:
     known: dict[tuple[str, str | None], list[Recording]] = {}
 
     def read(source: str, root: str | None) -> list[Recording]:
         key = (source, root)
         if key not in known:
-            known[key] = read_source(source, "speech", folder, root)
+            known[key] = read_source(source, "speech", folder, root, cache)
         return known[key]
 
     return read
