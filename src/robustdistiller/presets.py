@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from .errors import UserError, closest
@@ -22,10 +23,10 @@ def recipe_names() -> list[str]:
 def find_recipe(name: str | Path) -> Path:
     """The file of a recipe given by path or by the name of a shipped one (with or without ``.yaml``)."""
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     shipped = recipe_folder() / f"{path.stem}.yaml"
-    if shipped.is_file():
+    if os.path.isfile(shipped):
         return shipped
     raise UserError(
         f"There is no recipe {name}.{closest(path.stem, recipe_names())} Shipped: {', '.join(recipe_names())}."

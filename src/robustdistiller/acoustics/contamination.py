@@ -32,14 +32,16 @@ def contaminate_file(
     """Contaminate the file `speech` into `out`, and write the scene beside it as JSON.
 
     `noise` and `rooms` are sources as for training (folders, manifests, corpora); `noise` may also name a made kind
-    (white, pink, brown, rain, hum, music, …), and `rooms` "simulated". What is given is heard: noise at `snr_db` (drawn from `config.snr_db`
-    if None), the room, or both. Everything drawn depends on `seed` and the name of the file; `progress` follows the
-    scan of the sources. Raises `UserError`.
+    (white, pink, brown, rain, hum, music, …), and `rooms` "simulated". What is given is heard: noise at `snr_db` (drawn
+    from `config.snr_db` if None), the room, or both. Everything drawn depends on `seed` and the name of the file;
+    `progress` follows the scan of the sources. Raises `UserError`.
     """
     if not noise and not rooms:
         raise UserError("There is nothing to contaminate the speech with: pass --noise, --rooms or both.")
     if snr_db is not None and not noise:
         raise UserError("An SNR needs noise: pass --noise with a folder, or --noise white.")
+    if Path(out).resolve() in (Path(speech).resolve(), Path(speech).with_suffix(".json").resolve()):
+        raise UserError(f"The output would replace its input {speech}: choose another --out.")
     if probe(speech).seconds > LONGEST_HOURS * 3600:
         raise AudioError(f"{speech} is longer than an hour: cut it into shorter files first.", "too-long")
     wave = read_audio(speech)

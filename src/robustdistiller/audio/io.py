@@ -188,7 +188,7 @@ def find_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> Ite
 def opened(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     """Open a file for decoding, with every failure as an `AudioError` (missing, corrupt, empty)."""
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise AudioError(f"{path} does not exist: check the path.", "missing")
     try:
         size = path.stat().st_size

@@ -8,7 +8,6 @@ nearest folder above it under which the first entry exists.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ _SPLIT_NAMES = {
 }
 # Other names that corpora give to our fields, used where ours is absent.
 _ALIASES = {"speaker": ("speaker_cluster",), "group": ("recording", "room")}
+LONGEST = 1e9  # seconds, 32 years: beyond, sample numbers are no longer exact
 _OWN = ("id", "path", "duration", "start", "speaker", "label", "split", "group")
 
 
@@ -89,6 +89,9 @@ def recording_from_row(row: dict[str, Any], path: str) -> Recording:
         named["split"] = _SPLIT_NAMES.get(split.lower())
         if named["split"] is None:
             raise ValueError(f"its split '{split}' is not one of {', '.join(SPLITS)}.{closest(split, SPLITS)}")
+    channel = rest.get("use_channel")
+    if channel is not None and not (type(channel) is int and 0 <= channel < 1024):
+        raise ValueError(f"its use_channel is not the number of a channel: {channel!r:.40}")
     named["id"] = named["id"] or os.path.splitext(name)[0]
     return Recording(path=path, seconds=seconds, start=start, extra=rest, **named)  # type: ignore[arg-type]
 
@@ -163,9 +166,9 @@ def _find_base(manifest: Path, name: str) -> Path:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LONGEST:
         raise ValueError(
-            f"it has no '{name}'" if value is None else f"its {name} is not a number of seconds: {value!r}"
+            f"it has no '{name}'" if value is None else f"its {name} is not a number of seconds: {value!r:.40}"
         )
     return float(value)
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from ..assets import asset, shipped
 from ..errors import UserError
 from ..files import read_json
+from .claims import check_finite, check_folder, check_values, check_weights
 from .encoder import SpeechEncoder
 from .whisper import WhisperEncoder
 
@@ -27,7 +29,9 @@ def load_encoder(name: str | os.PathLike[str]) -> SpeechEncoder | WhisperEncoder
     Raises `UserError` for a folder that is no checkpoint, an unsupported model type, or a hub that cannot be reached.
     """
     name = str(name)
-    local = Path(name).is_dir()
+    if name in shipped():
+        name = str(asset(name))
+    local = os.path.isdir(name)
     if local and not (Path(name) / "config.json").is_file():
         raise UserError(f"The folder {name} holds no config.json: give a model folder in the Hugging Face layout.")
     if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
@@ -36,8 +40,12 @@ def load_encoder(name: str | os.PathLike[str]) -> SpeechEncoder | WhisperEncoder
         )
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
+    if local:
+        check_folder(Path(name))
     with quiet_transformers(), _one_sentence(name):
-        config: Any = AutoConfig.from_pretrained(name)
+        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        # A config may name attention kernels, which would be fetched and run.
+        config._attn_implementation = None
     kind = config.model_type
     if kind not in SUPPORTED:
         raise UserError(
@@ -46,12 +54,19 @@ def load_encoder(name: str | os.PathLike[str]) -> SpeechEncoder | WhisperEncoder
     if kind != "whisper":
         config.apply_spec_augment = False
         config.layerdrop = 0.0
+        config.add_adapter = False
     with quiet_transformers(), _one_sentence(name):
+        if local:
+            check_weights(config, Path(name))
         # The checkpoint may be half precision; targets are computed from float32 masters, see autocast in `Teacher`.
         model, report = AutoModel.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, use_safetensors=True
-        )
-        extractor = AutoFeatureExtractor.from_pretrained(name) if _has_preprocessor(name, local) else None
+            name, config=config, dtype=torch.float32, output_loading_info=True, use_safetensors=True,
+            trust_remote_code=False,
+        )  # fmt: skip
+        has_extractor = _has_preprocessor(name, local)
+        extractor: Any = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False) if has_extractor else None
+        if extractor is not None:
+            check_values({"feature_size": extractor.feature_size, "sampling_rate": extractor.sampling_rate}, name)
     missing = [
         key for key in report["missing_keys"] if not key.startswith("decoder.") and "masked_spec_embed" not in key
     ]
@@ -59,17 +74,20 @@ def load_encoder(name: str | os.PathLike[str]) -> SpeechEncoder | WhisperEncoder
         raise UserError(
             f"The weights of {name} lack {len(missing)} tensors of its config ({missing[0]}, …): download it again."
         )
+    check_finite(model, name)
     if kind == "whisper":
         if extractor is None:
             raise UserError(
                 f"{name} has no preprocessor_config.json, which Whisper's log-mel needs: add the file of its hub page."
             )
-        return WhisperEncoder(model, extractor)
+        with _one_sentence(name):
+            return WhisperEncoder(model, extractor)
     if extractor is None:
         logger.warning("%s has no preprocessor_config.json: its input is taken as it is, without normalisation", name)
     elif extractor.sampling_rate != 16_000:
         raise UserError(f"{name} expects {extractor.sampling_rate} Hz; only encoders for 16 000 Hz can be distilled.")
-    return SpeechEncoder(model, normalize=bool(extractor is not None and extractor.do_normalize))
+    with _one_sentence(name):
+        return SpeechEncoder(model, normalize=bool(getattr(extractor, "do_normalize", False)))
 
 
 def _has_preprocessor(name: str, local: bool) -> bool:
@@ -107,7 +125,7 @@ def _one_sentence(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # the loaders raise a dozen types: OSError, ValueError, SafetensorError, KeyError, …
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"Cannot load the model {name} ({first[:160]}): check the name or the folder (config.json, model.safetensors, "
             "preprocessor_config.json), or the way to the hub."

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from ..config import EnhancementConfig, StudentConfig
 from ..errors import UserError
 from ..files import read_json, replacing_folder, write_json, write_text
+from .claims import check_finite, check_values
 from .encoder import EncoderOutput, SpeechEncoder
-from .frames import mask_from_lengths
+from .frames import GRID, mask_from_lengths
 from .heads import Enhancement, EnhancementHead, PredictionHeads
 from .hub import load_encoder, quiet_transformers
-from .initialise import Initialisation, initialise_from_teacher
-from .teacher import Teacher, copyable_state
+from .initialise import Initialisation, copyable_state, initialise
+from .teacher import Teacher
+from .whisper import WhisperEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -152,33 +154,33 @@ class Student(nn.Module):
 def build_student(
     teacher: Teacher, config: StudentConfig, enhancement: EnhancementConfig, seed: int = 0
 ) -> tuple[Student, Initialisation]:
-    """A new student for `teacher`, initialised from it as far as shapes allow; the rest is drawn from `seed`.
+    """A new student for `teacher`, initialised from it (or from the model that `config.init` names) as far as shapes allow.
 
-    Raises `UserError` for sizes that cannot be built.
+    What cannot be copied is drawn from `seed`. Raises `UserError` for sizes that cannot be built.
     """
+    source = teacher.encoder if config.init in ("teacher", "random") else load_encoder(config.init)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _build_model(teacher, config)
+        model = _build_model(source, config)
         encoder = SpeechEncoder(
-            model, teacher.normalize if config.normalize is None else config.normalize, config.feature_grad_mult
+            model, source.normalize if config.normalize is None else config.normalize, config.feature_grad_mult
         )
         heads = PredictionHeads(encoder.hidden_size, teacher.hidden_size, len(teacher.layers))
         enhancer = None
         if enhancement.enabled:
             enhancer = EnhancementHead(encoder.hidden_size, enhancement.hidden, enhancement.layers, enhancement.dropout)
-    weights = copyable_state(teacher) if config.init == "teacher" else {}
-    report = initialise_from_teacher(model, weights)
+    weights = {} if config.init == "random" else copyable_state(source)
+    report = initialise(model, weights)
     return Student(encoder, heads, enhancer, teacher.layers, enhancement.tap), report
 
 
-def _build_model(teacher: Teacher, config: StudentConfig) -> nn.Module:
+def _build_model(source: SpeechEncoder | WhisperEncoder, config: StudentConfig) -> nn.Module:
     from transformers import HubertConfig, HubertModel, WavLMConfig, WavLMModel
 
-    convolutional = isinstance(teacher.encoder, SpeechEncoder)
-    theirs: Any = teacher.encoder.model.config if convolutional else HubertConfig()
-    hidden = config.hidden_size or teacher.hidden_size
-    same = hidden == teacher.hidden_size
-    heads = config.heads or (_teacher_heads(teacher) if same else max(1, hidden // 64))
+    theirs: Any = source.model.config if isinstance(source, SpeechEncoder) else HubertConfig()
+    hidden = config.hidden_size or source.hidden_size
+    same = hidden == source.hidden_size
+    heads = config.heads or (_attention_heads(source) if same else max(1, hidden // 64))
     if hidden % heads:
         raise UserError(
             f"student.hidden_size {hidden} is not a multiple of {heads} heads: set student.heads to a divisor."
@@ -194,7 +196,7 @@ def _build_model(teacher: Teacher, config: StudentConfig) -> nn.Module:
         hidden_size=hidden,
         num_hidden_layers=config.layers,
         num_attention_heads=heads,
-        intermediate_size=config.feed_forward or (_teacher_feed_forward(teacher) if same else 4 * hidden),
+        intermediate_size=config.feed_forward or (_feed_forward(source) if same else 4 * hidden),
         conv_dim=channels,
         conv_kernel=tuple(theirs.conv_kernel),
         conv_stride=tuple(theirs.conv_stride),
@@ -228,13 +230,13 @@ def _build_model(teacher: Teacher, config: StudentConfig) -> nn.Module:
         ) from error
 
 
-def _teacher_heads(teacher: Teacher) -> int:
-    config: Any = teacher.encoder.model.config
+def _attention_heads(source: SpeechEncoder | WhisperEncoder) -> int:
+    config: Any = source.model.config
     return int(getattr(config, "encoder_attention_heads", None) or config.num_attention_heads)
 
 
-def _teacher_feed_forward(teacher: Teacher) -> int:
-    config: Any = teacher.encoder.model.config
+def _feed_forward(source: SpeechEncoder | WhisperEncoder) -> int:
+    config: Any = source.model.config
     return int(getattr(config, "encoder_ffn_dim", None) or config.intermediate_size)
 
 
@@ -251,20 +253,39 @@ def load_student(folder: str | os.PathLike[str]) -> Student:
     encoder = load_encoder(folder)
     if not isinstance(encoder, SpeechEncoder):
         raise UserError(f"{folder} is a Whisper model, not a student: give the folder that `distill` wrote.")
+    if encoder.grid != GRID:
+        raise UserError(
+            f"The model in {folder} has a frame every {encoder.grid.stride} samples of {encoder.grid.field}: a student has one "
+            f"every {GRID.stride} of {GRID.field}."
+        )
     path = Path(folder)
     if not (path / HEADS_CONFIG).is_file():
         return Student(encoder, name=str(folder)).eval()
     config = read_json(path / HEADS_CONFIG, "heads description")
+    check_values(config, str(path / HEADS_CONFIG))
     try:
         tensors = load_file(path / HEADS) if (path / HEADS).is_file() else {}
-        layers = tuple(int(layer) for layer in config["layers"])
-        heads = PredictionHeads(encoder.hidden_size, config["targets"], len(layers)) if "targets" in config else None
-        enhancer = EnhancementHead(encoder.hidden_size, **config["enhancement"]) if "enhancement" in config else None
+        layers, tap = tuple(config["layers"]), config["tap"]
+        if not all(type(layer) is int and layer > 0 for layer in layers) or len(layers) > 256:
+            raise ValueError("its layers are no list of layer numbers")
+        if tap not in ("last", "cnn") and not (type(tap) is int and tap > 0):
+            raise ValueError(f"its tap is {tap!r:.20}")
+        # On the meta device nothing is allocated until the tensors of the file are put in, which must fit.
+        with torch.device("meta"):
+            heads = (
+                PredictionHeads(encoder.hidden_size, config["targets"], len(layers)) if "targets" in config else None
+            )
+            enhancer = (
+                EnhancementHead(encoder.hidden_size, **config["enhancement"]) if "enhancement" in config else None
+            )
         for part, module in (("heads", heads), ("enhancer", enhancer)):
             if module is not None:
                 prefix = f"{part}."
-                module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
-        return Student(encoder, heads, enhancer, layers, config["tap"], str(folder)).eval()
+                values = {k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix)}
+                module.load_state_dict(values, assign=True)
+                check_finite(module, str(path / HEADS))
+        student = Student(encoder, heads, enhancer, layers, tap, str(folder)).eval()
+        return student.requires_grad_(True)
     except UserError:
         raise
     except Exception as error:

@@ -10,12 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .. import __version__
 from ..config import Recipe, recipe_from_dict
 from ..errors import UserError
-from ..files import read_json, write_json
+from ..files import read_json, read_mapping, write_json
 from .environment import Materials
 
 logger = logging.getLogger(__name__)
@@ -25,6 +23,16 @@ RECIPE, RECORD = "recipe.yaml", "run.json"
 # Fields that do not touch the result, and those without which a checkpoint no longer fits.
 HARMLESS = ("name", "notes", "data.workers", "data.noise_cache_mb", "training.log_every", "training.save_every",
             "training.valid_every", "training.keep")  # fmt: skip
+MEANINGS = {
+    "training.steps": "another end, and with it another learning rate at every step to come",
+    "training.seed": "other batches, crops, contaminations and dropout from here on, and perhaps other held-out speakers",
+    "training.precision": "other rounding from here on",
+    "training.": "another optimisation from here on",
+    "data.": "other speech, noise or batches from here on; compare the digests in run.json",
+    "environment.": "other contaminations from here on",
+    "objectives.": "another loss from here on; its curve and the best validation so far no longer compare",
+    "": "another student or teacher behaviour from here on",
+}
 STRUCTURAL = ("teacher.", "student.", "objectives.enhancement.")
 NOT_STRUCTURAL = ("teacher.precision", "student.dropout", "student.feature_grad_mult", "objectives.enhancement.loss",
                   "objectives.enhancement.weight", "objectives.enhancement.dropout")  # fmt: skip
@@ -41,12 +49,7 @@ def check_resumable(run: Path, recipe: Recipe, resume: bool, started: bool) -> N
         raise UserError(f"{run} is a file: choose another --out.")
     if not (started and (run / RECIPE).is_file()):
         return
-    try:
-        before = recipe_from_dict(
-            yaml.safe_load((run / RECIPE).read_text(encoding="utf-8")), str(run / RECIPE)
-        ).to_dict()
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{run / RECIPE} cannot be read: restore it, or start anew with another --out.") from error
+    before = recipe_from_dict(read_mapping(run / RECIPE, "recipe of the run"), str(run / RECIPE)).to_dict()
     changes = list(_changes(before, recipe.to_dict()))
     fatal = [c for c in changes if c[0].startswith(STRUCTURAL) and c[0] not in NOT_STRUCTURAL]
     if fatal:
@@ -56,8 +59,15 @@ def check_resumable(run: Path, recipe: Recipe, resume: bool, started: bool) -> N
             "choose another --out."
         )
     for name, old, new in changes:
-        meaning = "does not touch the result" if name in HARMLESS else "from here on; the run is no longer one recipe"
+        meaning = "does not touch the result" if name in HARMLESS else _meaning(name)
         logger.warning("resuming with %s=%s instead of %s (%s)", name, new, old, meaning)
+    touching = [name for name, *_ in changes if name not in HARMLESS]
+    if touching:
+        logger.warning("the run is no longer one recipe: it is not what %s alone would give", ", ".join(touching))
+
+
+def _meaning(name: str) -> str:
+    return MEANINGS.get(name) or next(text for start, text in MEANINGS.items() if name.startswith(start))
 
 
 def record_run(
@@ -68,7 +78,7 @@ def record_run(
     import transformers
 
     recipe.save(run / RECIPE)
-    earlier: dict[str, Any] = read_json(run / RECORD, "run record") if (run / RECORD).is_file() else {}
+    earlier = _earlier(run / RECORD)
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -87,9 +97,28 @@ def record_run(
     digests = materials.digests()
     changed = [name for name, value in digests.items() if earlier.get("data", digests).get(name) != value]
     if changed:
-        logger.warning("the data are not those that the run was started with: %s", ", ".join(changed))
+        logger.warning(
+            "the data are not those that the run was started with: %s; from here on it hears others", ", ".join(changed)
+        )
+    if resumed_at is not None and earlier.get("starts"):
+        last = earlier["starts"][-1]
+        for name in ("precision", "processes", "versions", "machine", "commit"):
+            if last.get(name) != start[name]:
+                logger.warning(
+                    "%s: %s now, %s before; the last bits may differ from here on", name, start[name], last.get(name)
+                )
     starts = [*earlier.get("starts", []), start] if resumed_at is not None else [start]
     write_json(run / RECORD, {"seed": recipe.training.seed, "data": digests, "starts": starts})
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """The record so far, or nothing; raises `UserError` for a file that no run wrote."""
+    values = read_json(path, "run record") if path.is_file() else {}
+    sound = isinstance(values, dict) and isinstance(values.get("data", {}), dict)
+    starts = values.get("starts", []) if sound else None
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise UserError(f"The run record {path} cannot be understood: move it away, and --resume writes a new one.")
+    return values
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> Any:
