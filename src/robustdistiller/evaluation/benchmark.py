@@ -280,9 +280,22 @@ class _Benchmark:
         for subject in missing:
             logger.info("heads of %s for %s", subject.name, task.name)
             trained = probe.fit(parts["train"][subject.name], parts["valid"][subject.name], self._tick)
-            save_heads(files[subject.name], trained, keys[subject.name])
+            save_heads(files[subject.name], trained, keys[subject.name], self._about_head(subject, task))
             heads[subject.name] = trained
         return {name: found for name, found in heads.items() if found is not None}
+
+    def _about_head(self, subject: Subject, task: Task) -> dict[str, Any]:
+        """What an export of the head needs to know."""
+        return {
+            "task": task.name,
+            "kind": task.config.kind,
+            "slots": list(task.slots),
+            "classes": [list(classes) for classes in task.classes],
+            "level_dbfs": task.config.level_dbfs,
+            "norm": self.settings.norm,
+            "states": list(subject.state_names),
+            "model": subject.digest,
+        }
 
     def _head_key(self, subject: Subject, task: Task, probe: Probe, condition: Condition) -> str:
         streams = [self._stream(subject, task, part, condition, probe.pooled).key for part in ("train", "valid")]

@@ -221,8 +221,8 @@ def _confusion(rows: Sequence[Row], slot: int, classes: Sequence[str]) -> list[l
     return counts.round(3).tolist()  # type: ignore[no-any-return]
 
 
-def save_heads(path: Path, trained: Sequence[Trained], key: str) -> None:
-    """Write the heads of all seeds into one safetensors file."""
+def save_heads(path: Path, trained: Sequence[Trained], key: str, about: dict[str, Any]) -> None:
+    """Write the heads of all seeds into one safetensors file; `about` (plain JSON) is what using them elsewhere takes."""
     tensors = {f"{k}.{name}": value.contiguous() for k, t in enumerate(trained) for name, value in t.state.items()}
     first = trained[0]
     told = {
@@ -230,6 +230,7 @@ def save_heads(path: Path, trained: Sequence[Trained], key: str) -> None:
         "learning_rate": first.learning_rate,
         "weight_decay": first.weight_decay,
         "validation": [t.validation for t in trained],
+        "about": about,
     }
     with replacing(path) as temporary:
         # One entry only: safetensors writes several in an order that changes from run to run.
