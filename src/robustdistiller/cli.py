@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import __version__
-from .errors import UserError
+from .cli_study import register as register_study
+from .errors import UserError, printable
 
 if TYPE_CHECKING:
     from .config import Recipe
@@ -71,9 +72,11 @@ def main() -> None:
             console.print(f"[bold red]robustdistiller:[/] {_escape(str(error))}", soft_wrap=True)
         sys.exit(130 if type(error).__name__ == "Interrupted" else 2)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno != errno.ENOSPC and error.filename is None:
             raise
-        console.print("robustdistiller: the disk is full: free some space and run the same command again.")
+        full = error.errno == errno.ENOSPC
+        what = "the disk is full: free some space" if full else f"{error.filename}: {error.strerror}: correct the path"
+        console.print(f"robustdistiller: {_escape(printable(what))} and run the same command again.", soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("robustdistiller: interrupted")
@@ -252,7 +255,7 @@ def prepare(
     if prepared.skipped:
         write_skipped(out.with_suffix(".skipped.jsonl"), prepared.skipped)
     print(
-        f"{out}: {len(prepared.recordings)} recordings, {prepared.seconds / 3600:.2f} h; {len(prepared.skipped)} skipped, "
+        f"{printable(str(out))}: {len(prepared.recordings)} recordings, {prepared.seconds / 3600:.2f} h; {len(prepared.skipped)} skipped, "
         f"{prepared.clipped} heavily clipped"
     )
 
@@ -339,7 +342,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if _is_main_process():
-            console.print(f"[yellow]note:[/] {_escape(record.getMessage())}", soft_wrap=True)
+            console.print(f"[yellow]note:[/] {_escape(printable(record.getMessage()))}", soft_wrap=True)
 
 
 @contextmanager
@@ -359,7 +362,9 @@ def _progress_bar() -> Progress:
 
 def _tell(done: list[Any], target: Path) -> None:
     good = [item for item in done if item.target is not None]
-    print(f"{target}: {len(good)} of {len(done)} files, {sum(item.seconds for item in good) / 60:.1f} min")
+    print(
+        f"{printable(str(target))}: {len(good)} of {len(done)} files, {sum(item.seconds for item in good) / 60:.1f} min"
+    )
 
 
 def _duration(seconds: float) -> str:
@@ -378,6 +383,9 @@ def _is_main_process() -> bool:
     import os
 
     return os.environ.get("RANK", "0") == "0"
+
+
+register_study(app, _bar, _Watch)
 
 
 if __name__ == "__main__":

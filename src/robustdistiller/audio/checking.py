@@ -52,11 +52,15 @@ def check_all(
     # Forked where possible: the workers only decode, and a script that calls us needs no __main__ guard.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as pool:
+        done = 0
         try:
-            yield from pool.map(check, recordings, chunksize=min(64, 1 + len(recordings) // (4 * workers)))
+            for result in pool.map(check, recordings, chunksize=min(64, 1 + len(recordings) // (4 * workers))):
+                done += 1
+                yield result
         except BrokenProcessPool as error:
             raise UserError(
-                "A process that checked the audio died (is the memory full?): run again with one worker."
+                f"A process that checked the audio died (all is well up to number {done}, next comes "
+                f"{recordings[done].path}): look at the free memory, and run again with one worker to see which file it is."
             ) from error
 
 

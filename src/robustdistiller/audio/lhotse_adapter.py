@@ -10,6 +10,7 @@ import gzip
 import json
 import logging
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def is_cuts(path: str | os.PathLike[str]) -> bool:
     try:
         with _text(path) as stream:
             row = json.loads(stream.readline() or "null")
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, RecursionError, zlib.error):
         return False  # the reader of manifests says what is wrong with it
     return isinstance(row, dict) and str(row.get("type", "")).endswith("Cut")
 
@@ -144,15 +145,22 @@ def _cuts(path: str | os.PathLike[str]) -> Iterator[Any]:
     lhotse = _lhotse("Reading lhotse cuts")
     number = 0
     with _text(path) as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                yield lhotse.serialization.deserialize_item(json.loads(line))
-            except (ValueError, KeyError, TypeError, AssertionError) as error:
-                raise UserError(
-                    f"Line {number} of {path} is not a lhotse cut ({error}): write the set again."
-                ) from error
+        try:
+            for number, line in enumerate(stream, 1):
+                yield _cut(lhotse, line, f"Line {number} of {path}")
+        except (OSError, ValueError, EOFError, zlib.error) as error:
+            raise UserError(f"{path} cannot be read ({error}): copy it or write the set again.") from error
     if not number:
         raise UserError(f"{path} holds no cuts: write the set again.")
+
+
+def _cut(lhotse: Any, line: str, where: str) -> Any:
+    try:
+        return lhotse.serialization.deserialize_item(json.loads(line))
+    except Exception as error:  # lhotse builds its objects from whatever the line says
+        raise UserError(
+            f"{where} is not a lhotse cut ({error or type(error).__name__}): write the set again."
+        ) from error
 
 
 def _text(path: str | os.PathLike[str]) -> Any:

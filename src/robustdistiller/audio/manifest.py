@@ -162,7 +162,7 @@ def check_exist(recordings: Sequence[Recording], where: str) -> None:
 
 def _find_base(manifest: Path, name: str) -> Path:
     folder = Path(os.path.abspath(manifest)).parent
-    return next((base for base in (folder, *folder.parents) if (base / name).is_file()), folder)
+    return next((base for base in (folder, *folder.parents) if os.path.isfile(base / name)), folder)
 
 
 def _number(value: Any, name: str) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import UserError, closest
+from ..files import read_mapping
 
 
 class Options(BaseModel):
@@ -25,16 +26,7 @@ def load_options(path: Path, model: type[T], what: str) -> T:
 
     Raises `UserError` for an unreadable file, an unknown field (with the closest known one) or a wrong value.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the {what} {path} ({error}): check the path.") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        first = str(error).splitlines()[0] if str(error) else "too deeply nested"
-        raise UserError(f"The {what} {path} is not valid YAML ({first}): fix its syntax.") from error
-    if not isinstance(values, dict):
-        raise UserError(f"The {what} {path} must be a mapping of fields: start from a shipped one.")
-    return options_from_dict(values, model, f"the {what} {path}")
+    return options_from_dict(read_mapping(path, what), model, f"the {what} {path}")
 
 
 def options_from_dict(values: dict[str, Any], model: type[T], where: str) -> T:
@@ -56,7 +48,7 @@ def _sentence(error: ValidationError, model: type[BaseModel], where: str) -> str
         return f"The field '{name}' is missing in {where}: add it."
     message = first["msg"].removeprefix("Value error, ")
     at = f"The field '{name}' in {where} is wrong" if name else f"A choice in {where} is wrong"
-    return f"{at}: {message[:1].lower()}{message[1:]} (got {first['input']!r:.80})."
+    return f"{at}: {message[:1].lower()}{message[1:]} (got {reprlib.repr(first['input']):.80})."
 
 
 def _inner(model: type[BaseModel], trail: list[int | str]) -> type[BaseModel]:
