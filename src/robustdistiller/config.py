@@ -47,7 +47,7 @@ class TeacherConfig(Section):
 
 
 class StudentConfig(Section):
-    """The small encoder that is trained; None means "like the teacher"."""
+    """The small encoder that is trained; None means "like the model that it is initialised from"."""
 
     layers: Count = 2
     hidden_size: Count | None = None
@@ -55,9 +55,11 @@ class StudentConfig(Section):
     heads: Count | None = None
     conv_channels: Count | tuple[Count, ...] | None = None  # one width for all seven convolutions, or seven of them
     projection_norm: bool | None = None  # LayerNorm before the projection; the official student has none (false)
-    init: Literal["teacher", "random"] = "teacher"
+    # "teacher", "random" (the sizes are then the teacher's), or another model: a hub name, a folder, a shipped one. So an
+    # existing student can be made robust, or a student of Whisper can start from a HuBERT.
+    init: str = "teacher"
     architecture: Literal["auto", "hubert", "wavlm"] = "auto"  # "auto": wavlm for a WavLM teacher, else hubert
-    normalize: bool | None = None  # zero-mean, unit-variance input; None: as the teacher's preprocessor config says
+    normalize: bool | None = None  # zero-mean, unit-variance input; None: as the preprocessor config says
     dropout: Probability = 0.1
     feature_grad_mult: NonNegative = 0.1  # gradient scale of the convolutions; 1 when they start from random weights
 

@@ -153,3 +153,14 @@ def test_wrong_students_are_one_sentence(checkpoint, tmp_path, voice):
     with pytest.raises(UserError, match="heads in"):
         load_student(tmp_path / "student")
     assert "heads.shared.weight" in load_file(tmp_path / "student" / "heads.safetensors")
+
+
+def test_a_student_can_start_from_another_model_than_its_teacher(checkpoint, voice):
+    """So a student of Whisper can start from a HuBERT, and an existing student can be made robust."""
+    other = checkpoint("hubert", normalize=True)
+    teacher, student, report = build(checkpoint, "whisper", init=str(other))
+    assert not report.random and student.encoder.normalize and teacher.normalize is False
+    wave = torch.tensor(voice(0.8))[None]
+    start = load_teacher(str(other), precision="fp32").states(wave)[0][:, :3]
+    torch.testing.assert_close(student.eval().states(wave)[0], start)
+    assert student.heads.outputs[0].out_features == teacher.hidden_size

@@ -106,7 +106,7 @@ def test_wrong_teachers_are_one_sentence(checkpoint, tmp_path):
     with pytest.raises(UserError, match="'bert' model"):
         load_teacher(str(tmp_path))
     (tmp_path / "config.json").write_text("not json")
-    with pytest.raises(UserError, match="Cannot load the model"):
+    with pytest.raises(UserError, match="not valid JSON"):
         load_teacher(str(tmp_path))
 
 
@@ -116,8 +116,8 @@ def test_damaged_weights_are_one_sentence(checkpoint, tmp_path):
     folder = shutil.copytree(checkpoint("hubert"), tmp_path / "damaged")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="Cannot load the model"):
+    with pytest.raises(UserError, match="copy or download|Cannot load the model|no .*safetensors"):
         load_teacher(str(folder))
     weights.unlink()
-    with pytest.raises(UserError, match="Cannot load the model"):
+    with pytest.raises(UserError, match="copy or download|Cannot load the model|no .*safetensors"):
         load_teacher(str(folder))

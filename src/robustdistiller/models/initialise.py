@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .encoder import SpeechEncoder
+
 
 @dataclass
 class Initialisation:
@@ -23,15 +25,16 @@ class Initialisation:
 
     def __str__(self) -> str:
         parts = [f"{len(names)} tensors {kind}" for kind, names in vars(self).items() if names]
-        return (
-            ", ".join(parts)
-            .replace("copied", "copied from the teacher")
-            .replace("thinned", "thinned from the teacher's")
-        )
+        return ", ".join(parts)
 
 
-def initialise_from_teacher(student: nn.Module, teacher: dict[str, Tensor]) -> Initialisation:
-    """Fill `student` (a `transformers` model) in place from the teacher's state dict; tell what came from where."""
+def copyable_state(source: nn.Module) -> dict[str, Tensor]:
+    """The weights of an encoder by `transformers` names; empty for Whisper, of which nothing fits."""
+    return dict(source.model.state_dict()) if isinstance(source, SpeechEncoder) else {}
+
+
+def initialise(student: nn.Module, teacher: dict[str, Tensor]) -> Initialisation:
+    """Fill `student` (a `transformers` model) in place from another's state dict; tell what came from where."""
     own = student.state_dict()
     report = Initialisation()
     thinned = _thin_front_end(own, teacher)

@@ -7,7 +7,6 @@ stops at the highest target layer, and answers on the student's frame grid.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,10 +116,3 @@ def load_teacher(
     """
     teacher = Teacher(load_encoder(name), layers, name, precision, target_norm)
     return teacher.to(device) if device is not None else teacher
-
-
-def copyable_state(teacher: Teacher) -> dict[str, Any]:
-    """The teacher's weights by `transformers` names, for initialising a student; empty for Whisper."""
-    if isinstance(teacher.encoder, SpeechEncoder):
-        return dict(teacher.encoder.model.state_dict())
-    return {}
