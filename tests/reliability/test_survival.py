@@ -1,0 +1,241 @@
+"""Laws of a run in trouble: what is not finite is not learnt from, and whoever dies is named."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import make_recipe, make_speech
+
+from robustdistiller.errors import UserError
+from robustdistiller.training import checkpoint as checkpoints
+from robustdistiller.training import data, loop
+from robustdistiller.training.loop import distill
+from robustdistiller.training.metrics import validation_at
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    return make_speech(tmp_path_factory.mktemp("speech"))
+
+
+@pytest.fixture
+def recipe(checkpoint, speech):
+    """recipe(*overrides) → a `Recipe` of the tiny run."""
+    return lambda *overrides: make_recipe(checkpoint("hubert"), speech, *overrides)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def tensors(run, name="model.safetensors"):
+    return load_file(checkpoints.available(run)[-1] / name)
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def poison(monkeypatch, which, value=math.nan):
+    """Make the L1 term of every utterance for which `which(clean row)` holds `value`."""
+    sound = loop.total_loss
+
+    def total(config, output, target, clean):
+        loss = sound(config, output, target, clean)
+        bad = torch.tensor([which(row) for row in clean])
+        loss.terms["l1"] = torch.where(bad[:, None], value * loss.terms["l1"], loss.terms["l1"])
+        loss.total = torch.where(bad, value * loss.total, loss.total)
+        return loss
+
+    monkeypatch.setattr(loop, "total_loss", total)
+    return sound
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_skipped_counted_and_written_down(recipe, tmp_path, monkeypatch, precision, value):
+    poison(monkeypatch, lambda row: row.abs().max() > 0.9, value)
+    result = distill(recipe(f"training.precision={precision}"), tmp_path / "run")
+    rows = lines(tmp_path / "run" / "non_finite.jsonl")
+    assert result.progress.step == 8 and 0 < result.progress.skipped_steps == len(rows) < 8
+    assert all(row["utterances"] == ["3"] and row["terms"] == ["l1"] and not row["origin"] for row in rows)
+    for name in checkpoints.TENSORS:
+        assert all(torch.isfinite(value).all() for value in tensors(tmp_path / "run", name).values())
+    metrics = [row for row in lines(tmp_path / "run" / "metrics.jsonl") if "train/skipped_steps" in row]
+    assert metrics[-1]["train/skipped_steps"] == len(rows)
+    assert all(math.isfinite(value) for row in metrics for value in row.values())
+    assert sum("train/loss" not in row for row in metrics) == len(rows)
+
+
+def test_several_in_a_row_stop_with_utterances_and_terms_and_the_run_can_go_on(recipe, tmp_path, monkeypatch):
+    sound = poison(monkeypatch, lambda row: True)
+    monkeypatch.setattr(loop, "total_loss", sound)
+    distill(recipe("training.steps=2"), tmp_path / "run")
+    before = tensors(tmp_path / "run")
+    poison(monkeypatch, lambda row: True)
+    with pytest.raises(
+        UserError, match=r"loss was not finite 5 steps in a row.*terms l1 of .*goes on from step 2"
+    ) as caught:
+        distill(recipe(), tmp_path / "run", resume=True)
+    assert (
+        "input and targets are finite, so the student overflows" in str(caught.value)
+        and str(caught.value).isprintable()
+    )
+    assert_same(tensors(tmp_path / "run"), before)
+    monkeypatch.setattr(loop, "total_loss", sound)
+    assert distill(recipe(), tmp_path / "run", resume=True).progress.step == 8
+
+
+def test_a_gradient_that_overflows_alone_names_its_parameters(recipe, tmp_path, monkeypatch):
+    build = loop.build_student
+
+    def built(*arguments):
+        student, report = build(*arguments)
+        student.heads.shared.weight.register_hook(lambda gradient: gradient * math.inf)
+        return student, report
+
+    monkeypatch.setattr(loop, "build_student", built)
+    with pytest.raises(UserError, match=r"gradient was not finite 5 steps.*such as heads\.shared\.weight"):
+        distill(recipe(), tmp_path / "run")
+    assert lines(tmp_path / "run" / "non_finite.jsonl")[0]["terms"] == []
+
+
+def test_a_teacher_that_overflows_is_to_blame(recipe, tmp_path, monkeypatch):
+    forward = loop.Teacher.forward
+
+    def overflow(self, *arguments):
+        output = forward(self, *arguments)
+        output.hidden = output.hidden * math.inf
+        return output
+
+    monkeypatch.setattr(loop.Teacher, "forward", overflow)
+    with pytest.raises(UserError, match="already in the teacher's targets"):
+        distill(recipe(), tmp_path / "run")
+
+
+def test_a_spike_is_seen_in_the_metrics_however_rarely_they_are_written(recipe, tmp_path, monkeypatch):
+    poison(monkeypatch, lambda row: row.abs().max() > 0.9, 1000.0)
+    distill(recipe("training.log_every=8"), tmp_path / "run")
+    row = lines(tmp_path / "run" / "metrics.jsonl")[0]
+    assert row["train/loss_peak"] > 1.5 * row["train/loss"] and row["train/grad_norm_peak"] > row["train/grad_norm"]
+
+
+def test_a_validation_that_is_not_finite_is_never_the_best(recipe, tmp_path, monkeypatch):
+    judged = iter([math.nan, 2.0, math.nan, 3.0])
+    measure = loop.Validator.__call__
+    monkeypatch.setattr(
+        loop.Validator, "__call__", lambda self, *a: measure(self, *a) | {"loss/contaminated": next(judged)}
+    )
+    result = distill(recipe("training.valid_every=2"), tmp_path / "run")
+    assert (result.progress.best, result.progress.best_step) == (2.0, 4)
+    assert validation_at(tmp_path / "run", 4)["loss/contaminated"] == 2.0
+
+
+@pytest.mark.parametrize("death", ["kill", "exit"])
+def test_a_loader_worker_that_dies_is_named_with_its_file_and_nothing_is_lost(recipe, tmp_path, monkeypatch, death):
+    distill(recipe(), tmp_path / "straight")
+    read = data.load_crop
+    step = {"left": 3}
+
+    def fatal(recording, crop):
+        # The workers are copies of this process, each with a count of its own.
+        step["left"] -= recording.id == "3" and torch.utils.data.get_worker_info() is not None
+        if step["left"] < 0:
+            os.kill(os.getpid(), signal.SIGKILL) if death == "kill" else os._exit(3)
+        return read(recording, crop)
+
+    monkeypatch.setattr(data, "load_crop", fatal)
+    more = "training.steps=40"  # longer than a worker lives
+    with pytest.raises(UserError, match=r"A process that reads the speech died .*over .*3\.wav: .*--resume") as caught:
+        distill(recipe("data.workers=2", more), tmp_path / "run")
+    assert str(caught.value).isprintable()
+    monkeypatch.setattr(data, "load_crop", read)
+    distill(recipe("data.workers=2", more), tmp_path / "run", resume=True)
+    distill(recipe(more), tmp_path / "long")
+    assert_same(tensors(tmp_path / "run"), tensors(tmp_path / "long"))
+
+
+def test_what_a_worker_refuses_is_one_sentence(recipe, tmp_path, monkeypatch):
+    def gone(recording, crop):
+        raise data.AudioError(f"{recording.path} does not exist: check the path.", "missing")
+
+    monkeypatch.setattr(data, "load_crop", gone)
+    with pytest.raises(UserError, match="Twenty recordings in a row cannot be read") as caught:
+        distill(recipe("data.workers=2"), tmp_path / "run")
+    assert "Traceback" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", checkpoints.TENSORS)
+def test_one_flipped_bit_in_a_checkpoint_is_noticed(recipe, tmp_path, name):
+    distill(recipe("training.steps=2"), tmp_path / "run")
+    file = checkpoints.available(tmp_path / "run")[-1] / name
+    content = bytearray(file.read_bytes())
+    content[-10] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} is not what was saved.*delete that folder"):
+        distill(recipe(), tmp_path / "run", resume=True)
+
+
+def test_a_disk_that_fills_while_saving_keeps_the_last_good_checkpoint(recipe, tmp_path, monkeypatch):
+    save = checkpoints.save_file
+    saved = []
+
+    def full(values, path, **more):
+        saved.append(path)
+        if len(saved) == 4:
+            raise RuntimeError("I/O error: No space left on device (os error 28)")  # as safetensors words it
+        save(values, path, **more)
+
+    distill(recipe(), tmp_path / "straight")
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(UserError, match="disk is full"):
+        distill(recipe(), tmp_path / "run")
+    names = sorted(os.listdir(tmp_path / "run" / "checkpoints"))
+    assert names == ["step-00000002"]
+    monkeypatch.setattr(checkpoints, "save_file", save)
+    distill(recipe(), tmp_path / "run", resume=True)
+    assert_same(tensors(tmp_path / "run"), tensors(tmp_path / "straight"))
+
+
+def test_what_a_killed_save_left_behind_is_removed_on_resume(recipe, tmp_path):
+    distill(recipe("training.steps=2"), tmp_path / "run")
+    left = tmp_path / "run" / "checkpoints" / ".step-00000004-abc"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    distill(recipe(), tmp_path / "run", resume=True)
+    assert not left.exists()
+
+
+def test_a_changed_recipe_is_listed_with_what_it_means(recipe, tmp_path, caplog):
+    distill(recipe("training.steps=2"), tmp_path / "run")
+    distill(recipe("training.learning_rate=5e-4", "environment.snr_db=[5, 10]"), tmp_path / "run", resume=True)
+    for text in (
+        "training.learning_rate=0.0005 instead of 0.001 (another optimisation from here on)",
+        "environment.snr_db=[5.0, 10.0] instead of [0.0, 20.0] (other contaminations from here on)",
+        "training.steps=8 instead of 2 (another end",
+        "the run is no longer one recipe",
+    ):
+        assert text in caplog.text
+
+
+def test_a_run_folder_records_what_it_was_made_of(recipe, tmp_path, speech):
+    distill(recipe("training.steps=2", "training.seed=7"), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["seed"] == 7 and record["data"].keys() >= {
+        "speech-train",
+        "speech-valid",
+        "noise-train",
+        "rooms-train",
+    }
+    start = record["starts"][0]
+    assert start["versions"].keys() >= {"robustdistiller", "python", "torch", "transformers"}
+    assert start.keys() >= {"time", "command", "step", "processes", "precision", "commit", "machine"}
+    assert (tmp_path / "run" / "recipe.yaml").is_file() and (
+        tmp_path / "run" / "manifests" / "speech-train.jsonl"
+    ).is_file()
