@@ -160,13 +160,13 @@ def _each(
 
 def _targets(inputs: list[Path], out: Path, suffix: str) -> Iterator[tuple[Path, Path]]:
     """Pairs of files to read and to write; folders keep their inner layout."""
-    single = len(inputs) == 1 and inputs[0].is_file() and out.suffix.lower() in (".wav", ".flac", ".ogg", ".npz")
+    single = len(inputs) == 1 and os.path.isfile(inputs[0]) and out.suffix.lower() in (".wav", ".flac", ".ogg", ".npz")
     found = False
     taken: dict[Path, Path] = {}
     for entry in inputs:
-        if entry.is_dir():
+        if os.path.isdir(entry):
             pairs = [(file, out / file.relative_to(entry).with_suffix(suffix)) for file in find_audio(entry)]
-        elif entry.is_file():
+        elif os.path.isfile(entry):
             pairs = [(entry, out if single else out / f"{entry.stem}{suffix}")]
         else:
             raise UserError(f"There is no file or folder {entry}: check the path.")

@@ -145,6 +145,8 @@ def read_jsonl(path: str | os.PathLike[str], what: str = "file") -> Iterator[tup
                 yield number, row
     except UnicodeDecodeError as error:
         raise UserError(f"The {what} {path} is not UTF-8 text: is it the right file?") from error
+    except ValueError as error:
+        raise UserError(f"The {what} {path} cannot be opened ({error}): check the path.") from error
     except OSError as error:
         raise UserError(f"Cannot read the {what} {path} ({error.strerror or error}): check the path.") from error
 

@@ -40,9 +40,10 @@ def contaminate_file(
         raise UserError("There is nothing to contaminate the speech with: pass --noise, --rooms or both.")
     if snr_db is not None and not noise:
         raise UserError("An SNR needs noise: pass --noise with a folder, or --noise white.")
-    if Path(out).resolve() in (Path(speech).resolve(), Path(speech).with_suffix(".json").resolve()):
+    seconds = probe(speech).seconds
+    if Path(out).resolve() == Path(speech).resolve():
         raise UserError(f"The output would replace its input {speech}: choose another --out.")
-    if probe(speech).seconds > LONGEST_HOURS * 3600:
+    if seconds > LONGEST_HOURS * 3600:
         raise AudioError(f"{speech} is longer than an hour: cut it into shorter files first.", "too-long")
     wave = read_audio(speech)
     utterance = Path(speech).name

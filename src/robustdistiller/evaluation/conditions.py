@@ -21,6 +21,7 @@ A conditions file is YAML; `conditions/paper.yaml` and `conditions/quick.yaml` a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,9 +165,9 @@ def conditions_folder() -> Path:
 def load_conditions(path: str | Path) -> tuple[ConditionsConfig, Path]:
     """Read a conditions file given by path or by the name of a shipped one; also the folder its paths start from."""
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         shipped = conditions_folder() / f"{file.stem}.yaml"
-        if not shipped.is_file():
+        if not os.path.isfile(shipped):
             names = sorted(p.stem for p in conditions_folder().glob("*.yaml"))
             raise UserError(
                 f"There is no conditions file {path}.{closest(file.stem, names)} Shipped: {', '.join(names)}."

@@ -15,6 +15,7 @@ Every split may name a `source` and `root` of its own. Relative paths start at t
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -158,8 +159,8 @@ def load_task(path: str | Path, allow_overlap: bool = False, cache: Path | None 
 
 def _read_config(path: str | Path) -> tuple[TaskConfig, Path]:
     file = Path(path)
-    if not file.is_file():
-        known = [str(p) for p in sorted(file.parent.glob("*.yaml"))] if file.parent.is_dir() else []
+    if not os.path.isfile(file):
+        known = [str(p) for p in sorted(file.parent.glob("*.yaml"))] if os.path.isdir(file.parent) else []
         raise UserError(f"There is no task file {path}.{closest(str(path), known)} Give the path of a YAML task file.")
     return load_options(file, TaskConfig, "task"), file.parent
 
