@@ -18,6 +18,7 @@ from .metrics import RankedTrials, Scores, TrialScores
 
 Array = NDArray[np.float64]
 CHUNK = 1000  # replicates computed at once
+TRIALS = 2000  # replicates of an equal error rate, each of which is a pass over all pairs
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Bootstrap:
         return [slice(start, min(start + CHUNK, self.replicates)) for start in starts]
 
     def replicate(self, scores: Scores | TrialScores, model: str = "") -> Array:
-        """The figure in every replicate, (K,). `model` names whose head seeds are drawn."""
+        """The figure in every replicate, (K,), or the first `TRIALS` of them for pairs; `model`: whose head seeds are drawn."""
         return self._trials(scores, model) if isinstance(scores, TrialScores) else self._ratio(scores, model)
 
     def _seed_weights(self, seeds: int, model: str) -> Array:
@@ -96,7 +97,7 @@ class Bootstrap:
         )
         ranked = [RankedTrials(similarity, scores.same) for similarity in scores.similarity]
         values = []
-        for weights, seed in zip(self.weights, seeds, strict=True):
+        for weights, seed in zip(self.weights[:TRIALS], seeds[:TRIALS], strict=True):
             drawn = weights.astype(np.float64)
             pairs = np.where(scores.same, drawn[left], drawn[left] * drawn[right])
             values.append(ranked[seed].equal_error_rate(pairs))

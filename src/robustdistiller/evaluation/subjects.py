@@ -173,7 +173,12 @@ def read_provenance(folder: Path) -> Heard | None:
     if not file.is_file():
         return None
     told = read_json(file, "provenance")
-    groups = {key: frozenset(map(str, told.get(key, ()))) for key in ("speakers", "noise_groups", "room_groups")}
+    lists = (
+        {k: told.get(k, []) for k in ("speakers", "noise_groups", "room_groups")} if isinstance(told, dict) else None
+    )
+    if lists is None or not all(isinstance(names, list) for names in lists.values()):
+        raise UserError(f"The provenance {file} cannot be understood: copy the student folder again.")
+    groups = {key: frozenset(map(str, names)) for key, names in lists.items()}
     recipe = folder / "recipe.yaml"
     kinds: frozenset[str] = frozenset()
     if recipe.is_file():
