@@ -296,7 +296,8 @@ def distill(
                 validate()
                 clock = time.monotonic()
             stopping = bool(accelerator.reduce(torch.tensor(float(stop.is_set()), device=device), "sum"))
-            if ended or stopping or progress.step % settings.save_every == 0:
+            # In trouble nothing is saved, so that --resume takes the skipped steps again.
+            if ended or stopping or (progress.step % settings.save_every == 0 and not guard.in_a_row):
                 save()
             if stopping and not ended:
                 raise Interrupted(
