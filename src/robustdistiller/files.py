@@ -19,7 +19,7 @@ import yaml
 from .errors import UserError
 
 _SHORT = 40  # characters of a name that its temporary neighbour repeats: together they must not be too long
-_YAML_BYTES = 1 << 20
+_YAML_BYTES, _YAML_VALUES = 1 << 20, 100_000
 
 
 @contextlib.contextmanager
@@ -172,10 +172,26 @@ def read_mapping(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
 def parse_yaml(text: str) -> Any:
     """Plain YAML → plain values. Raises `ValueError` with the fault in one line, whatever PyYAML stumbled over."""
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
+        _unfold(value)
+        return value
     except Exception as error:  # impossible dates, endless numbers, deep nesting: each has a type of its own
         first = str(error).splitlines()[0] if str(error) and not isinstance(error, RecursionError) else ""
         raise ValueError(first or ("too deeply nested" if isinstance(error, RecursionError) else "no YAML")) from error
+
+
+def _unfold(value: Any) -> None:
+    """Raise `ValueError` for values that refer to each other so often that a few lines stand for billions."""
+    pending, seen = [value], 0
+    while pending:
+        item = pending.pop()
+        seen += 1
+        if seen > _YAML_VALUES:
+            raise ValueError(f"it unfolds to more than {_YAML_VALUES} values")
+        if isinstance(item, dict):
+            pending += item.values()
+        elif isinstance(item, (list, tuple, set)):
+            pending += item
 
 
 def _parse_json(text: str) -> Any:

@@ -36,6 +36,7 @@ YAML_LINES = (
     "!!python/object/apply:os.system ['true']", "- [", "a: &a [*a]", "2020-99-99", "!!float x", "!!int", "1" * 5000,
     "? [a]\n: b",
     "&a [x, x, x, x, x, x, x, x, x]", "{" * 2000, "\t", "%YAML 9.9", "!!binary x", "<<: 3", "=", "\u2028", "!!timestamp z",
+    "\n".join(f"z{n}: &b{n} [{', '.join([f'*b{n - 1}' if n else 'x'] * 9)}]" for n in range(12)),
 )  # fmt: skip
 
 
@@ -461,6 +462,19 @@ def _open_student(folder: Path) -> object:
     return states
 
 
+def _make_teacher(folder: Path) -> None:
+    from small_runs import shared
+
+    shared().make_checkpoint("whisper", folder / "teacher")
+
+
+def _open_teacher(folder: Path) -> object:
+    from robustdistiller.models.teacher import load_teacher
+
+    teacher = load_teacher(str(folder / "teacher"), precision="fp32")
+    return teacher.states(torch.zeros(1, 1600))
+
+
 def _open_provenance(folder: Path) -> object:
     from robustdistiller.evaluation.subjects import read_provenance
 
@@ -520,6 +534,8 @@ TARGETS = (
     Target("student", tuple(f"student/{n}" for n in (
         "config.json", "config.json", "model.safetensors", "heads.json", "heads.safetensors", "preprocessor_config.json")),
         _make_student, _open_student, 40),
+    Target("whisper teacher", tuple(f"teacher/{n}" for n in ("config.json", "preprocessor_config.json", "model.safetensors")),
+           _make_teacher, _open_teacher, 40),
     Target("provenance", ("provenance.json", "recipe.yaml"), _make_provenance, _open_provenance, 4),
     Target("onnx", ("a.onnx",), _make_onnx, _open_onnx, 2),
 )  # fmt: skip
