@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, one sentence for mistakes with exit code 2, real runs, real kills, two processes."""
+"""The command line as a user meets it: help, one sentence for mistakes and exit code 2, real runs, kills, two processes."""
 
 import json
 import os
@@ -69,7 +69,10 @@ def noise(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("verb", ["distill", "contaminate", "enhance", "features", "prepare", "recipes"])
+@pytest.mark.parametrize(
+    "verb",
+    ["distill", "contaminate", "enhance", "features", "prepare", "recipes", "evaluate", "quickstart", "pretrain"],
+)
 def test_every_verb_teaches(call, verb):
     text, _ = call(verb, "--help")
     assert "Usage" in text and len(text) > 300 - 150 * (verb == "recipes")
@@ -79,7 +82,10 @@ def test_mistakes_are_one_sentence_with_exit_code_2(call, tmp_path):
     cases = [
         (["distill", "nope", "--out", tmp_path / "a"], "There is no recipe nope"),
         (["distill", "smoke", "--out", tmp_path / "a", "--set", "training.stps=1"], "Did you mean 'steps'?"),
-        (["distill", "smoke", "--out", tmp_path / "a", "--speech", tmp_path / "none", "--teacher", "x"], "does not exist"),
+        (
+            ["distill", "smoke", "--out", tmp_path / "a", "--speech", tmp_path / "none", "--teacher", "x"],
+            "does not exist",
+        ),
         (["distill", "smoke", "--out", tmp_path / "a", "--speech", tmp_path, "--teacher", "x"], "no audio"),
         (["enhance", tmp_path, "a.wav", "b.wav"], "no config.json"),
         (["contaminate", tmp_path / "none.wav", "--noise", "white", "--out", tmp_path / "b.wav"], "does not exist"),
@@ -176,7 +182,9 @@ def test_two_processes_give_the_losses_of_one(checkpoint, speech, tmp_path):
     curves = []
     for name in ("one", "two"):
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        curves.append({(row["step"], k): v for row in rows for k, v in row.items() if k.endswith(("loss", "contaminated"))})
+        curves.append(
+            {(row["step"], k): v for row in rows for k, v in row.items() if k.endswith(("loss", "contaminated"))}
+        )
     assert curves[0].keys() == curves[1].keys() and len(curves[0]) >= 5
     for key, value in curves[0].items():
         assert curves[1][key] == pytest.approx(value, rel=2e-4), key

@@ -255,8 +255,8 @@ def prepare(
     if prepared.skipped:
         write_skipped(out.with_suffix(".skipped.jsonl"), prepared.skipped)
     print(
-        f"{printable(str(out))}: {len(prepared.recordings)} recordings, {prepared.seconds / 3600:.2f} h; {len(prepared.skipped)} skipped, "
-        f"{prepared.clipped} heavily clipped"
+        f"{printable(str(out))}: {len(prepared.recordings)} recordings, {prepared.seconds / 3600:.2f} h; "
+        f"{len(prepared.skipped)} skipped, {prepared.clipped} heavily clipped"
     )
 
 

@@ -128,7 +128,7 @@ def _task(result: Result, task: dict[str, Any]) -> str:
     counts = task["utterances"]
     parts = [
         f'<h2 id="{_anchor(task["name"])}">{escape(task["title"])}</h2>',
-        f'<p class="soft">{counts["test"]} test utterances of {_count_of(task["speakers"], "speaker")}'
+        f'<p class="soft">{counts["test"]} test utterances of {_count_of(task["speakers"], "known speaker")}'
         + (f"; heads trained on {counts['train']}, chosen on {counts['valid']}." if counts["train"] else ".")
         + "</p>",
     ]
