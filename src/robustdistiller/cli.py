@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import __version__
+from .cli_deployment import register as register_deployment
 from .cli_study import register as register_study
 from .errors import UserError, printable
 
@@ -386,6 +387,7 @@ def _is_main_process() -> bool:
 
 
 register_study(app, _bar, _Watch)
+register_deployment(app, _bar)
 
 
 if __name__ == "__main__":

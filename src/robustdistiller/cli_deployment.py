@@ -1,0 +1,229 @@
+"""The command line's verbs of deployment: export, latency, import, push-to-hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .deployment.export import Exported
+    from .deployment.latency import Latency
+
+Sources = list[str] | None
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+Step = Callable[[str, int, int], None]
+
+
+def register(app: typer.Typer, bar: Bar) -> None:
+    """Add the verbs to `app`; `bar` shows progress."""
+
+    @app.command()
+    def export(
+        student: Annotated[str, typer.Argument(help="A student folder (or any HuBERT-like model folder or hub name).")],
+        out: Annotated[Path, typer.Option(help="The folder to write; it is replaced as a whole.")],
+        int8: Annotated[
+            bool, typer.Option("--int8", help="Also write int8 files, calibrated on noisy speech.")
+        ] = False,
+        enhance: Annotated[bool, typer.Option("--enhance", help="Also export the enhancement head.")] = False,
+        task: Annotated[
+            str | None,
+            typer.Option(
+                metavar="HEAD", help="Also export this head: `RESULTS/heads/TASK/MODEL.safetensors` of `evaluate`."
+            ),
+        ] = None,
+        task_file: Annotated[
+            str | None,
+            typer.Option(
+                metavar="FILE", help="The head's task file: measures its accuracy in int8 on the validation part."
+            ),
+        ] = None,
+        last: Annotated[bool, typer.Option("--last", help="Export only the last state, not all.")] = False,
+        predictions: Annotated[
+            bool, typer.Option("--predictions", help="Also export the predicted teacher layers as states.")
+        ] = False,
+        speech: Annotated[
+            Sources, typer.Option("--speech", metavar="SOURCE", help="Speech to calibrate and check with; repeatable.")
+        ] = None,
+        noise: Annotated[
+            Sources, typer.Option("--noise", metavar="SOURCE", help="Noise to calibrate with; repeatable.")
+        ] = None,
+        rooms: Annotated[
+            Sources, typer.Option("--rooms", metavar="SOURCE", help="Rooms to calibrate with; repeatable.")
+        ] = None,
+        licence: Annotated[
+            str | None, typer.Option("--license", help="Written into the files; else the model card's.")
+        ] = None,
+        force: Annotated[bool, typer.Option("--force", help="Write files that fall short of a limit as well.")] = False,
+    ) -> None:
+        """Export a student to ONNX, checked against PyTorch before anything is written.
+
+        What is calibrated without --speech uses the training speech of the student's run, or synthetic voices.
+        Run the files with `from robustdistiller.runtime import Encoder`, which needs no PyTorch.
+
+        Example: `robustdistiller export runs/rd-hubert/student --out exported/ --int8 --enhance`
+        """
+        from .deployment.export import ExportOptions, export_student
+
+        options = ExportOptions(
+            int8, enhance, task, task_file, last, predictions, licence, force,
+            tuple(speech or ()), tuple(noise or ()), tuple(rooms or ()),
+        )  # fmt: skip
+        with _steps(bar) as step:
+            files = export_student(student, out, options, step)
+        for file in files:
+            print(export_line(file))
+
+    @app.command()
+    def latency(
+        models: Annotated[
+            list[str],
+            typer.Argument(help="Student folders, exported folders, `.onnx` files, each also as `name=MODEL`."),
+        ],
+        reference: Annotated[
+            str | None, typer.Option(help="The model that the others are compared with, such as the teacher.")
+        ] = None,
+        formats: Annotated[
+            list[str] | None, typer.Option("--format", help="torch, onnx or int8; repeatable. All by default.")
+        ] = None,
+        threads: Annotated[
+            list[int] | None, typer.Option("--threads", help="Threads; repeatable. One, and all cores, by default.")
+        ] = None,
+        seconds: Annotated[float, typer.Option(help="Seconds of audio in a run.")] = 5.0,
+        repeats: Annotated[int, typer.Option(help="Runs of every model, in turns.")] = 9,
+        json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything measured here.")] = None,
+        benchmark: Annotated[
+            Path | None, typer.Option(help="A `benchmark.json` of `evaluate`, for the accuracy in --plot.")
+        ] = None,
+        plot: Annotated[
+            Path | None, typer.Option(help="Write a picture of accuracy against speed and size; needs --benchmark.")
+        ] = None,
+    ) -> None:
+        """Measure speed, size and memory of models in PyTorch, ONNX and int8, run in turns.
+
+        Student folders are exported on the fly; int8 ranges are then arbitrary, which changes nothing about speed.
+        Example: `robustdistiller latency runs/rd/student runs/edge/student --reference facebook/hubert-base-ls960`
+        """
+        import os
+
+        from .deployment.latency import FORMATS, measure_latency
+        from .files import write_json
+
+        if (plot is None) != (benchmark is None):
+            raise UserError("A plot needs both --plot FILE and --benchmark benchmark.json.")
+        counts = threads or sorted({1, os.cpu_count() or 1})
+        with _steps(bar) as step:
+            result = measure_latency(models, reference, formats or FORMATS, counts, seconds, repeats, step)
+        print_latency(result, counts)
+        if json_file is not None:
+            write_json(json_file, result.to_dict())
+        if plot is not None and benchmark is not None:
+            from .deployment.tradeoff import plot_tradeoff
+
+            plot_tradeoff(result, benchmark, plot, counts[0])
+
+    @app.command("import")
+    def import_(
+        checkpoint: Annotated[Path, typer.Argument(help="An s3prl distiller checkpoint, such as `rd_hubert.ckpt`.")],
+        out: Annotated[Path, typer.Argument(help="The student folder to write.")],
+    ) -> None:
+        """Turn a DistilHuBERT or RobustDistiller checkpoint of s3prl into a student folder.
+
+        Only tensors and plain values are loaded; a file that holds other Python objects is refused.
+        Example: `robustdistiller import rd_hubert.ckpt rd-hubert/`
+        """
+        from .deployment.s3prl_import import import_checkpoint
+
+        done = import_checkpoint(checkpoint, out)
+        student = done.student
+        heads = f"heads for layers {', '.join(map(str, student.layers))}" if student.heads is not None else "no heads"
+        print(f"{out}: {student.num_parameters / 1e6:.2f} M parameters, {heads}, teacher {done.teacher}")
+
+    @app.command("push-to-hub")
+    def push_to_hub(
+        folder: Annotated[Path, typer.Argument(help="A student folder.")],
+        repository: Annotated[str, typer.Argument(help="Where to: `name/model`.")],
+        private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
+        licence: Annotated[
+            str | None, typer.Option("--license", help="Written into the model card, for example `apache-2.0`.")
+        ] = None,
+    ) -> None:
+        """Publish a student with its model card on the Hugging Face hub (log in with `hf auth login` first).
+
+        Example: `robustdistiller push-to-hub runs/rd-hubert/student me/rd-hubert --license apache-2.0`
+        """
+        from .deployment.publish import push_to_hub as push
+
+        print(push(folder, repository, private, licence))
+
+
+@contextmanager
+def _steps(bar: Bar) -> Iterator[Step]:
+    """Progress over several stages: a bar for each, as (what, done, total)."""
+    shown: str | None = None
+    with ExitStack() as stack:
+        advance: Callable[[int, int], None] | None = None
+
+        def step(what: str, done: int, total: int) -> None:
+            nonlocal shown, advance
+            if what != shown or advance is None:
+                stack.close()
+                shown, advance = what, stack.enter_context(bar(what))
+            advance(done, total)
+
+        yield step
+
+
+def export_line(file: Exported) -> str:
+    """What was measured of one exported file, in a line."""
+    m = file.measured
+    parts = [f"{file.bytes / 1e6:.2f} MB", file.description.precision]
+    if file.description.precision == "fp32":
+        parts.append(f"largest difference from PyTorch {m.error:.1e} over {m.seconds:.0f} s")
+    if m.cosine:
+        parts.append(f"cosine with fp32 {', '.join(f'{c:.5f}' for c in m.cosine)} (lowest 1 %: {m.lowest:.4f})")
+    if m.agreement is not None:
+        parts.append(f"same answers as fp32 {m.agreement:.1%}")
+    if m.accuracy:
+        parts.append(f"accuracy {m.accuracy['fp32']:.2%} in fp32, {m.accuracy['int8']:.2%} in int8")
+    return f"{file.path}: {'; '.join(parts)}" + (f"  [{file.short}]" if file.short else "")
+
+
+def print_latency(result: Latency, counts: list[int]) -> None:
+    """The table on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    machine = result.machine
+    print(
+        f"{machine['processor']}, {machine['cores']} cores, {' '.join(machine['flags']) or 'no known flags'}"
+        + (f"; load {machine['load']:.1f}" if machine["load"] is not None else "")
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "format"):
+        table.add_column(name, no_wrap=True)
+    for name in ("M params", "GMAC/s", "MB file", "MB memory"):
+        table.add_column(name, justify="right")
+    for n in counts:
+        table.add_column(f"RTF {n} thr min (median)", justify="right")
+        table.add_column("x", justify="right")
+    for row in result.rows:
+        c = row.candidate
+        cells: list[Any] = [
+            c.name, c.format, f"{c.parameters / 1e6:.2f}", f"{c.macs_per_second / 1e9:.2f}", f"{c.bytes / 1e6:.1f}",
+            f"{row.timings[counts[0]].peak / 1e6:.0f}",
+        ]  # fmt: skip
+        for n in counts:
+            t = row.timings[n]
+            cells += [f"{t.minimum / result.audio:.4f} ({t.median / result.audio:.4f})", f"{result.factor(row, n):.1f}"]
+        table.add_row(*cells)
+    Console(highlight=False, width=max(120, 40 + 34 * len(counts) + 60)).print(table)
+    print(
+        f"RTF: seconds of computation per second of audio ({result.audio:g} s at once, {result.repeats} runs in turns); "
+        f"x: times faster than {result.rows[0].candidate.name} ({result.rows[0].candidate.format})"
+    )

@@ -1,0 +1,40 @@
+"""What a model costs before anything is run on a device: parameters and multiply-accumulate operations; and its licence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from ..audio.io import SAMPLE_RATE
+
+SECONDS = 5  # attention grows with the square of the length: figures are per second of audio of this length
+
+
+def macs_per_second(model: nn.Module) -> float:
+    """Multiply-accumulate operations for a second of audio out of five, of the encoder alone (convolutions and products).
+
+    model: something with ``.states(wave (1, T))``, such as a student or a teacher
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    encoder: Any = getattr(model, "encoder", model)
+    device = next(encoder.parameters()).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder(torch.zeros(1, SECONDS * SAMPLE_RATE, device=device))
+    return counter.get_total_flops() / 2 / SECONDS
+
+
+def licence_of(folder: Path) -> str:
+    """The licence in the front matter of a model card, or "unknown"."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        if not text.startswith("---"):
+            return "unknown"
+        front = yaml.safe_load(text.split("---", 2)[1])
+        return str(front.get("license") or "unknown")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, IndexError):
+        return "unknown"

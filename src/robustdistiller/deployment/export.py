@@ -1,0 +1,360 @@
+"""A student folder → a folder of ONNX files that are proved equal to it before they appear.
+
+    OUT/encoder.onnx          waveform → hidden states
+    OUT/enhancer.onnx         waveform → enhanced waveform           (enhance)
+    OUT/<task>.onnx           waveform → probabilities of labels     (task)
+    OUT/*.int8.onnx           the same in static int8                (int8)
+    OUT/export.json           what was measured
+
+The encoder is traced once; heads are traced by themselves and joined to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .. import __version__
+from ..audio.io import SAMPLE_RATE
+from ..errors import UserError, need
+from ..evaluation.subjects import open_subjects
+from ..files import replacing_folder, write_json
+from ..models.frames import GRID
+from ..models.student import Student, load_student
+from ..runtime.container import Description
+from .calibration import calibration_waves
+from .cost import licence_of, macs_per_second
+from .graph import ClassifierHead, EncoderGraph, EnhancerHead, Level, graph_states
+from .onnx_file import join, trace, write_model
+from .parity import AGREEMENT, COSINE, TOLERANCE, Measured, Reference, compare, fidelity, varied_audio
+from .quantise import quantise
+from .task_head import TaskHead, labelled_audio, read_head
+
+logger = logging.getLogger(__name__)
+
+REPORT = "export.json"
+ACCURACY_POINTS = 0.5
+Progress = Callable[[str, int, int], None]
+"""Called with (what is done, units done, units in all)."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export.
+
+    int8: also in 8 bits; enhance: also the enhancement head; task: a head of the benchmark, task_file: the task to measure
+    its accuracy on; last: only the last state; predictions: also the predicted teacher layers; licence: written into the
+    files (None: the one in the model card); force: write files that fell short of a limit
+    speech, noise, rooms: sources to calibrate with; clips: how many utterances of it
+    """
+
+    int8: bool = False
+    enhance: bool = False
+    task: str | None = None
+    task_file: str | None = None
+    last: bool = False
+    predictions: bool = False
+    licence: str | None = None
+    force: bool = False
+    speech: tuple[str, ...] = ()
+    noise: tuple[str, ...] = ()
+    rooms: tuple[str, ...] = ()
+    clips: int = 48
+    seed: int = 0
+
+
+@dataclass
+class Exported:
+    """One file: where it is, what it says of itself, and what was measured."""
+
+    path: Path
+    description: Description
+    measured: Measured
+    bytes: int = 0
+    short: str | None = None  # the limit that it fell short of, when forced
+
+
+@dataclass
+class _Job:
+    """A graph on its way: its model, and what PyTorch says to the same audio."""
+
+    name: str
+    kind: str
+    model: Any
+    reference: Reference
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    task: str = ""
+    states: tuple[str, ...] = ()
+
+
+def export_student(
+    student: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: ExportOptions = ExportOptions(),
+    progress: Progress | None = None,
+) -> list[Exported]:
+    """Export a student folder into the folder `out`, which is replaced as a whole when everything has been checked.
+
+    fp32 files must equal PyTorch within 1e-4 on noise, voice-like and real audio of many lengths, alone and in batches.
+    int8 files must keep a mean cosine of 0.999 with fp32 on the valid frames of contaminated speech in every state, a
+    classifier its answers on 99.5 % of it, or its accuracy within 0.5 point where `task_file` gives labels.
+    Raises `UserError` for a folder that is no student, a head that does not belong to it, or a limit that is not kept.
+    """
+    out = Path(out)
+    _check_target(out)
+    _require_packages()
+    report = progress or (lambda what, done, total: None)
+    loaded = load_student(student)  # stays as it is: the reference
+    head = _matching_head(options, str(student), loaded) if options.task else None
+    predictions = options.predictions or (head is not None and len(head.states) > len(loaded.states_names))
+    report("tracing", 0, 1)
+    jobs = _trace(str(student), loaded, options, predictions, head)
+    report("tracing", 1, 1)
+    real, told = _audio(str(student), options)
+    labelled = labelled_audio(options.task_file, head) if options.task_file and head else None
+    about = _about(str(student), loaded, options)
+    done: list[Exported] = []
+    with replacing_folder(out) as folder:
+        for job in jobs:
+            done += _write(job, folder, out, about, real, labelled, head, options, report)
+        write_json(
+            folder / REPORT,
+            {
+                "format": 1,
+                "student": loaded.name,
+                "measured on": f"{len(real)} contaminated utterances of {told}" if real else "synthetic audio only",
+                "files": {file.path.name: _row(file) for file in done},
+            },
+        )
+    return done
+
+
+def _write(
+    job: _Job,
+    folder: Path,
+    out: Path,
+    about: Description,
+    real: list[NDArray[np.float32]],
+    labelled: Any,
+    head: TaskHead | None,
+    options: ExportOptions,
+    report: Progress,
+) -> list[Exported]:
+    """One graph in fp32 and, if wanted, int8: measured, judged, written."""
+    calibration, held_out = real[: -len(real) // 3 or None], real[-len(real) // 3 :]
+    report(f"checking {job.name}", 0, 1)
+    fp32 = _session(job.model)
+    measured = compare(fp32, job.reference, varied_audio(held_out, options.seed))
+    fp32_path = folder / f"{job.name}.onnx"
+    description = replace(
+        about,
+        kind=job.kind,
+        precision="fp32",
+        labels=job.labels,
+        task=job.task,
+        states=job.states,
+        parameters=_parameters(job.model),
+        measured=measured.to_dict(),
+    )
+    short = None
+    if not measured.error <= TOLERANCE:
+        short = f"{job.name}.onnx differs from PyTorch by {measured.error:.1e} where {TOLERANCE:.0e} is allowed"
+    _judge(short, options)
+    write_model(fp32_path, job.model, description)
+    report(f"checking {job.name}", 1, 1)
+    done = [Exported(out / fp32_path.name, description, measured, fp32_path.stat().st_size, short)]
+    if not options.int8:
+        return done
+    model = quantise(job.model, calibration, progress=lambda k, n: report(f"calibrating {job.name}", k, n))
+    int8 = _session(model)
+    measured = fidelity(fp32, int8, held_out, job.kind)
+    short = _shortfall(job, measured)
+    if job.kind == "classifier" and labelled is not None and head is not None:
+        short = _accuracy(job, int8, labelled, head, measured)
+    _judge(short, options)
+    path = folder / f"{job.name}.int8.onnx"
+    description = replace(description, precision="int8", measured=measured.to_dict())
+    write_model(path, model, description)
+    return [*done, Exported(out / path.name, description, measured, path.stat().st_size, short)]
+
+
+def _shortfall(job: _Job, measured: Measured) -> str | None:
+    """What an int8 graph fell short of, as the first half of a sentence."""
+    if measured.agreement is not None and measured.agreement < AGREEMENT:
+        return (
+            f"{job.name}.int8.onnx gives the answer of fp32 in {measured.agreement:.1%} of cases, not {AGREEMENT:.1%}"
+        )
+    if measured.cosine and min(measured.cosine) < COSINE:
+        worst = int(np.argmin(measured.cosine))
+        state = f" in the state '{job.states[worst]}'" if job.states else ""
+        return f"{job.name}.int8.onnx keeps a cosine of {measured.cosine[worst]:.4f} with fp32{state}, not {COSINE}"
+    return None
+
+
+def _accuracy(job: _Job, int8: Any, labelled: Any, head: TaskHead, measured: Measured) -> str | None:
+    """Accuracy on labelled audio, in PyTorch and int8, into `measured`; the shortfall as half a sentence."""
+    waves, answers = labelled
+    right = {"fp32": 0, "int8": 0}
+    for wave, answer in zip(waves, answers, strict=True):
+        lengths = torch.tensor([len(wave)])
+        with torch.no_grad():
+            wanted = job.reference(torch.from_numpy(wave)[None], lengths)
+        right["fp32"] += head.answers(wanted)[0] == answer
+        right["int8"] += head.answers(int8.run(None, {"wave": wave[None], "lengths": lengths.numpy()}))[0] == answer
+    measured.accuracy = {name: count / len(waves) for name, count in right.items()}
+    lost = 100 * (right["fp32"] - right["int8"]) / len(waves)
+    if lost > ACCURACY_POINTS:
+        return f"{job.name}.int8.onnx loses {lost:.1f} points of accuracy on {len(waves)} utterances"
+    return None
+
+
+def _judge(short: str | None, options: ExportOptions) -> None:
+    if short and not options.force:
+        raise UserError(f"{short}: calibrate with more --speech, leave --int8 out, or pass --force to keep the file.")
+    if short:
+        logger.warning("%s; it is kept because of --force", short)
+
+
+def _trace(
+    folder: str, loaded: Student, options: ExportOptions, predictions: bool, head: TaskHead | None
+) -> list[_Job]:
+    """All graphs that are wanted. The student is loaded afresh, because tracing changes it."""
+    samples = 16_000
+    wave = ("wave", 0.1 * torch.randn(2, samples, generator=torch.Generator().manual_seed(0)), (0, 1))
+    lengths = ("lengths", torch.tensor([samples, samples - 4000]), (0,))
+
+    def features(wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return loaded.states(wave, lengths, predictions)
+
+    def last(wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        states, frames = loaded.states(wave, lengths)
+        return states[:, -1:], frames
+
+    jobs = []
+    if options.last:
+        network = EncoderGraph(load_student(folder), last=True)
+        model = trace(network, [wave, lengths], ["states", "frames"])
+        jobs.append(_Job("encoder", "encoder", model, last, states=network.names))
+        if not options.enhance and head is None:
+            return jobs
+    fresh = load_student(folder)
+    network = EncoderGraph(fresh, predictions)
+    encoder = trace(network, [wave, lengths], ["states", "frames"])
+    if not options.last:
+        names = graph_states(loaded, predictions)
+        jobs.append(_Job("encoder", "encoder", encoder, features, states=names))
+    frames = int(GRID.count(torch.tensor(samples)))
+    states = ("states", torch.randn(2, len(network.names), frames, loaded.hidden_size), (0, 2))
+    valid = ("frames", torch.tensor([frames, frames - 12]), (0,))
+    if options.enhance:
+        graph = trace(EnhancerHead(fresh), [states, valid, wave, lengths], ["enhanced"])
+        jobs.append(_Job("enhancer", "enhancer", join(encoder, graph), lambda w, n: [loaded.enhance(w, n)]))
+    if head is not None:
+        jobs.append(_classifier(head, encoder, wave, lengths, states, valid, features))
+    return jobs
+
+
+def _classifier(
+    head: TaskHead, encoder: Any, wave: Any, lengths: Any, states: Any, valid: Any, features: Reference
+) -> _Job:
+    names = [f"probabilities {slot}" for slot in head.labels]
+    network = ClassifierHead(head.head, head.norm).eval()
+    model = join(encoder, trace(network, [states, valid], names))
+    level: nn.Module = nn.Identity()
+    if head.level is not None:
+        level = Level(head.level)
+        model = join(trace(level, [wave, lengths], ["levelled"]), model, {"levelled": "wave"}, prefix="")
+
+    def reference(wave: Tensor, lengths: Tensor) -> Sequence[Tensor]:
+        heard = level(wave, lengths) if head.level is not None else wave
+        return network(*features(heard, lengths))  # type: ignore[no-any-return]
+
+    return _Job(head.task, "classifier", model, reference, head.labels, head.task)
+
+
+def _matching_head(options: ExportOptions, folder: str, student: Student) -> TaskHead:
+    """The head, if it was trained on exactly this student."""
+    head = read_head(str(options.task))
+    predictions = len(head.states) > len(student.states_names)
+    (subject,) = open_subjects([folder], predictions, "cpu")
+    if subject.digest != head.model:
+        raise UserError(
+            f"The head {options.task} was trained on another model than {folder}: evaluate this student and give its head."
+        )
+    return head
+
+
+def _audio(folder: str, options: ExportOptions) -> tuple[list[NDArray[np.float32]], str]:
+    """Contaminated speech to calibrate with; a little of it, if there is any, to check with."""
+    sources = (options.speech, options.noise, options.rooms)
+    if not options.int8:
+        try:
+            return calibration_waves(folder, *sources, count=6, seed=options.seed)
+        except UserError:
+            if options.speech:
+                raise
+            return [], ""
+    waves, told = calibration_waves(folder, *sources, count=options.clips, seed=options.seed)
+    if len(waves) < 6:
+        raise UserError(f"Only {len(waves)} utterances of {told} can be used to calibrate with: give at least 6.")
+    return waves, told
+
+
+def _about(folder: str, student: Student, options: ExportOptions) -> Description:
+    path = Path(folder)
+    weights = path / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+    return Description(
+        kind="encoder",
+        precision="fp32",
+        student=path.parent.name if path.name == "student" else path.name,
+        sampling_rate=SAMPLE_RATE,
+        stride=GRID.stride,
+        field=GRID.field,
+        normalize=student.encoder.normalize,
+        hidden=student.hidden_size,
+        licence=options.licence or licence_of(path),
+        weights=digest,
+        macs_per_second=macs_per_second(student),
+        version=__version__,
+    )
+
+
+def _check_target(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()) and not (out / REPORT).is_file():
+        raise UserError(f"The folder {out} holds something else than an export: choose another --out.")
+
+
+def _require_packages() -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise need(name, "export", "Exporting") from error
+
+
+def _session(model: Any) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _parameters(model: Any) -> int:
+    return sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
+
+
+def _row(file: Exported) -> dict[str, Any]:
+    row = {"bytes": file.bytes, "precision": file.description.precision, **file.measured.to_dict()}
+    return row | ({"fell short": file.short} if file.short else {})

@@ -1,0 +1,153 @@
+"""From a network to an ONNX file that carries its own description."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError, need
+from ..files import replacing
+from ..runtime.container import KEY, Description
+
+# (input name, its dynamic axes); every batch and time axis of every graph here is free.
+Inputs = Sequence[tuple[str, Tensor, tuple[int, ...]]]
+
+
+def trace(module: nn.Module, inputs: Inputs, outputs: Sequence[str]) -> Any:
+    """Export `module` with the dynamo exporter: an `onnx.ModelProto` with one main domain, free of notes and paths.
+
+    inputs: name, example, and dynamic axes of each. Raises `UserError` when a package is missing or too old.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise need(error.name or "onnx", "export", "Exporting") from error
+    if not hasattr(torch.onnx, "ops"):
+        raise UserError(f"Exporting needs PyTorch 2.8 or newer, and this is {torch.__version__}: update it.")
+    shapes = {name: {axis: torch.export.Dim.DYNAMIC for axis in axes} for name, _, axes in inputs}
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(example for _, example, _ in inputs),
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=[name for name, _, _ in inputs],
+            output_names=list(outputs),
+            verbose=False,
+            optimize=True,
+        )
+    assert program is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        program.save(str(path), external_data=False)
+        model = onnx.load(str(path))
+    return _bare(model)
+
+
+def join(first: Any, second: Any, wires: dict[str, str] | None = None, prefix: str = "head.") -> Any:
+    """One model that runs `first`, then `second`; what `second` does not consume of `first` is no longer an output.
+
+    wires: output of `first` → input of `second` where the names differ. Inputs of `second` that `first` does not give
+    stay inputs, and are shared where `first` has an input of that name.
+    """
+    import onnx
+
+    wires = wires or {}
+    given = {wires.get(value.name, value.name): value.name for value in first.graph.output}
+    own = {value.name for value in first.graph.input}
+    inputs = {value.name for value in second.graph.input}
+    outputs = {value.name for value in second.graph.output}
+    if first.functions or second.functions or first.opset_import[0].version != second.opset_import[0].version:
+        raise ValueError("only flat models of one opset can be joined")
+
+    def name(old: str) -> str:
+        if old in given and old in inputs:
+            return given[old]
+        return old if not old or old in inputs or old in outputs else prefix + old
+
+    joined = onnx.ModelProto()
+    joined.CopyFrom(first)
+    del joined.graph.output[:], joined.graph.value_info[:]
+    taken = {*(o for node in first.graph.node for o in node.output)} - set(given.values())
+    if taken & (outputs | inputs):
+        raise ValueError(f"both models use the name {sorted(taken & (outputs | inputs))[0]}")
+    for node in second.graph.node:
+        new = joined.graph.node.add()
+        new.CopyFrom(node)
+        new.name = prefix + node.name
+        new.input[:] = [name(i) for i in node.input]
+        new.output[:] = [name(o) for o in node.output]
+    for tensor in second.graph.initializer:
+        new = joined.graph.initializer.add()
+        new.CopyFrom(tensor)
+        new.name = name(tensor.name)
+    joined.graph.input.extend(v for v in second.graph.input if v.name not in given and v.name not in own)
+    joined.graph.output.extend(second.graph.output)
+    onnx.checker.check_model(joined)
+    return joined
+
+
+def write_model(path: str | os.PathLike[str], model: Any, description: Description) -> None:
+    """Write an `onnx.ModelProto` followed by its description, atomically.
+
+    The digest in the description is that of all bytes before it, see runtime/container.py.
+    """
+    import onnx
+
+    del model.metadata_props[:]
+    body = model.SerializeToString()
+    entry = onnx.StringStringEntryProto(key=KEY, value=description.to_json(hashlib.sha256(body).hexdigest()))
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        stream.write(body)
+        # The fields of a protobuf message may come in any order, so that appending one is writing it last.
+        stream.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())
+
+
+def _bare(model: Any) -> Any:
+    """Name every node after the module that it comes from, and remove what else is noted beside the graph.
+
+    The exporter writes stack traces there, and with them paths of this machine.
+    """
+    graph = model.graph
+    counts: dict[str, int] = {}
+    for node in graph.node:
+        noted = {entry.key: entry.value for entry in node.metadata_props}
+        # A list of nested module names, then the node itself: "['', 'encoder', 'encoder.conv', 'conv1d']".
+        scopes = ast.literal_eval(noted.get("pkg.torch.onnx.name_scopes", "[]"))
+        name = f"{scopes[-2] if len(scopes) > 1 else ''}/{node.op_type}"
+        counts[name] = counts.get(name, 0) + 1
+        node.name = name if counts[name] == 1 else f"{name}.{counts[name]}"
+    for item in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's warnings, which concern its own insides."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,135 @@
+"""The proof that an exported graph computes what the student computes, on audio of many lengths, alone and in batches.
+
+Shapes: B utterances, T samples, F frames, S states, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..audio.io import SAMPLE_RATE
+from ..randomness import generator
+
+LENGTHS = (400, 719, 16_000, 48_123, 80_000)
+TOLERANCE, COSINE, AGREEMENT = 1e-4, 0.999, 0.995
+
+Floats = NDArray[np.float32]
+Reference = Callable[[Tensor, Tensor], Sequence[Tensor]]
+"""Waveforms (B, T) and lengths (B,) → what the graph's outputs must be, zeros beyond the valid part."""
+
+
+@dataclass
+class Measured:
+    """Graph against PyTorch: largest difference; for int8, mean cosine of valid frames by state (or agreement of answers).
+
+    error: largest absolute difference, divided by the RMS of that output where this is above 1; cosine: by state, the mean
+    over valid frames; lowest: their 1 % quantile in the worst state; agreement: share of equal answers
+    accuracy: on labelled audio, of fp32 (PyTorch) and int8; seconds: of audio that was compared
+    """
+
+    error: float = 0.0
+    cosine: tuple[float, ...] = ()
+    lowest: float | None = None
+    agreement: float | None = None
+    accuracy: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value not in (None, (), {})}
+
+
+def varied_audio(real: Sequence[Floats] = (), seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches (B, T) with lengths (B,): every length of `LENGTHS` as noise, voice, silence, voice off zero; real clips."""
+    for number, length in enumerate(LENGTHS):
+        shorter = [length, max(400, int(0.61 * length)), max(400, length - 320)]
+        kinds = [_noise, _voice, _offset] if number % 2 else [_voice, _noise, _silence]
+        for size in (1, 3):
+            yield _padded([make(n, seed + number) for make, n in zip(kinds, shorter[:size], strict=False)])
+    for start in range(0, len(real), 3):
+        yield _padded(list(real[start : start + 3]))
+
+
+def _padded(waves: Sequence[Floats]) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(wave) for wave in waves])
+    batch = torch.zeros(len(waves), int(lengths.max()))
+    for row, wave in zip(batch, waves, strict=True):
+        row[: len(wave)] = torch.from_numpy(wave)
+    return batch, lengths
+
+
+def _noise(samples: int, seed: int) -> Floats:
+    return (0.1 * generator(seed, "parity").standard_normal(samples)).astype(np.float32)
+
+
+def _voice(samples: int, seed: int) -> Floats:
+    """Harmonics of a gliding pitch under a syllabic envelope, with a faint noise."""
+    time = np.arange(samples) / SAMPLE_RATE
+    phase = 2 * np.pi * np.cumsum(130 + 40 * np.sin(2 * np.pi * 0.8 * time + seed)) / SAMPLE_RATE
+    sound = sum(np.sin(k * phase) / k for k in range(1, 25)) * (0.5 - 0.5 * np.cos(2 * np.pi * 4 * time))
+    return (0.05 * sound + 0.001 * generator(seed, "breath").standard_normal(samples)).astype(np.float32)
+
+
+def _silence(samples: int, seed: int) -> Floats:
+    return np.zeros(samples, np.float32)
+
+
+def _offset(samples: int, seed: int) -> Floats:
+    return (_voice(samples, seed) * 0.1 + 0.5).astype(np.float32)
+
+
+def compare(session: Any, reference: Reference, audio: Iterator[tuple[Tensor, Tensor]]) -> Measured:
+    """Largest difference between the outputs of `session` and those of PyTorch."""
+    worst, samples = 0.0, 0
+    for wave, lengths in audio:
+        found = session.run(None, {"wave": wave.numpy(), "lengths": lengths.numpy()})
+        with torch.no_grad():
+            wanted = [value.numpy() for value in reference(wave, lengths)]
+        for mine, theirs in zip(found, wanted, strict=True):
+            for axis_mine, axis_theirs in zip(_by_state(mine), _by_state(theirs), strict=True):
+                scale = max(1.0, float(np.sqrt(np.mean(np.square(axis_theirs, dtype=np.float64)))))
+                # A difference that is no number must fail, whatever max() makes of it.
+                difference = float(np.abs(axis_mine - axis_theirs).max()) / scale
+                worst = max(worst, difference) if np.isfinite(difference) else float("inf")
+        samples += int(lengths.sum())
+    return Measured(error=worst, seconds=samples / SAMPLE_RATE)
+
+
+def _by_state(value: NDArray[Any]) -> list[NDArray[Any]]:
+    """States (B, S, F, D) have scales of their own; other outputs are taken as a whole."""
+    return [value[:, s] for s in range(value.shape[1])] if value.ndim == 4 else [value]
+
+
+def fidelity(fp32: Any, int8: Any, waves: Sequence[Floats], kind: str) -> Measured:
+    """int8 against fp32 on real audio: cosines of states, agreement of answers, or the cosine of enhanced waveforms."""
+    cosines: list[NDArray[Any]] = []
+    same: list[bool] = []
+    for wave in waves:
+        feed = {"wave": wave[None], "lengths": np.array([len(wave)], np.int64)}
+        wanted, found = fp32.run(None, feed), int8.run(None, feed)
+        if kind == "classifier":
+            same.append(all(np.argmax(a) == np.argmax(b) for a, b in zip(wanted, found, strict=True)))
+        else:
+            cosines.append(_cosine(wanted[0][0], found[0][0]))
+    seconds = sum(len(wave) for wave in waves) / SAMPLE_RATE
+    if kind == "classifier":
+        return Measured(agreement=float(np.mean(same)), seconds=seconds)
+    joined = np.concatenate(cosines, 1)
+    return Measured(
+        cosine=tuple(float(c) for c in joined.mean(1)),
+        lowest=float(np.quantile(joined, 0.01, axis=1).min()),
+        seconds=seconds,
+    )
+
+
+def _cosine(wanted: Floats, found: Floats) -> NDArray[Any]:
+    """States (S, F, D) → (S, F); a waveform (T,) counts as one vector, (1, 1)."""
+    a, b = (x.astype(np.float64) if x.ndim == 3 else x.astype(np.float64)[None, None] for x in (wanted, found))
+    scale = np.sqrt(np.square(a).sum(-1) * np.square(b).sum(-1))
+    return (a * b).sum(-1) / np.maximum(scale, 1e-20)  # type: ignore[no-any-return]

@@ -1,0 +1,111 @@
+"""A head that the benchmark trained (``results/heads/<task>/<model>.safetensors``), ready to be exported with its student."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor
+
+from ..audio.manifest import Recording
+from ..errors import AudioError, UserError
+from ..evaluation.heads import UtteranceHead
+from ..evaluation.tasks import load_task
+
+
+@dataclass(frozen=True)
+class TaskHead:
+    """head: averaged states (B, S, D) → logits per slot; labels by slot; norm of the frames; level in dBFS, or None.
+
+    model: the digest of the student that it was trained on; states: the names of the states that it reads
+    """
+
+    head: UtteranceHead
+    task: str
+    labels: dict[str, tuple[str, ...]]
+    norm: str
+    level: float | None
+    states: tuple[str, ...]
+    model: str
+
+    def answers(self, probabilities: Sequence[Any]) -> list[tuple[str, ...]]:
+        """Probabilities per slot, [(B, classes), …], as arrays or tensors → the labels of every utterance."""
+        best = [np.asarray(p).argmax(-1) for p in probabilities]
+        names = [[labels[k] for k in column] for labels, column in zip(self.labels.values(), best, strict=True)]
+        return list(zip(*names, strict=True))
+
+
+def read_head(path: str | os.PathLike[str]) -> TaskHead:
+    """The best of the heads in a file, by its validation result.
+
+    Raises `UserError` for a file that is none, a damaged one, or a head that does not classify utterances.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"There is no head {path}: give results/heads/TASK/MODEL.safetensors from a folder that `evaluate` wrote."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {})["heads"])
+            about = told["about"]
+            best = int(np.argmax(told["validation"]))
+            state: dict[str, Tensor] = {
+                name.partition(".")[2]: file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118
+                if name.startswith(f"{best}.")
+            }
+    except Exception as error:  # safetensors raises its own types for a file that was cut short
+        raise UserError(
+            f"{path} is no head of this version of the benchmark: run `evaluate` again and give its heads/ file."
+        ) from error
+    if about["kind"] not in ("classification", "slots"):
+        raise UserError(
+            f"The head {path} is for a task of kind {about['kind']}: only classification and slots can be exported."
+        )
+    try:
+        labels = {str(slot): tuple(classes) for slot, classes in zip(about["slots"], about["classes"], strict=True)}
+        states, size = state["mix.mean"].shape
+        head = UtteranceHead(states, size, [len(classes) for classes in labels.values()])
+        head.load_state_dict(state)
+        return TaskHead(
+            head.eval(),
+            about["task"],
+            labels,
+            about["norm"],
+            about["level_dbfs"],
+            tuple(about["states"]),
+            about["model"],
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"The head {path} does not fit together: run `evaluate` again.") from error
+
+
+def labelled_audio(task_file: str, head: TaskHead) -> tuple[list[NDArray[np.float32]], list[tuple[str, ...]]]:
+    """The validation utterances of a task, as they are, with their answers. Raises `UserError` for another task's file."""
+    task = load_task(task_file, allow_overlap=True)
+    if dict(zip(task.slots, task.classes, strict=True)) != head.labels:
+        raise UserError(f"{task_file} is not the task {head.task} of the head: its answers differ.")
+    examples = task.valid or task.test
+    waves, answers = [], []
+    for example in examples:
+        try:
+            waves.append(_load(example.recording))
+        except AudioError:
+            continue
+        answers.append(example.target)
+    return waves, answers
+
+
+def _load(recording: Recording) -> NDArray[np.float32]:
+    wave = np.ascontiguousarray(recording.load(), np.float32)
+    if len(wave) < 400:
+        raise AudioError(f"{recording.path} is shorter than one frame.", "too-short")
+    return wave

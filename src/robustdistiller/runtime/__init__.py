@@ -1,0 +1,35 @@
+"""Exported students at work without PyTorch: this package needs onnxruntime, numpy and soundfile, and nothing else.
+
+    from robustdistiller.runtime import Encoder, read_wave
+
+    encoder = Encoder("exported/encoder.int8.onnx")
+    features = encoder(read_wave("speech.wav"))      # features.states (S, F, D), features.times (F,)
+
+    stream = encoder.stream()                        # chunks of any size in, frames out
+    for chunk in microphone:
+        for features in stream.push(chunk):
+            ...
+
+`Enhancer` cleans speech and `Classifier` answers with a label (a spoken command, say); both work on whole recordings and on
+streams. See docs/deployment.md for what a stream is equal to and how late it is.
+"""
+
+from __future__ import annotations
+
+from .container import Description, describe
+from .models import Answer, Classifier, Encoder, Enhancer, Features
+from .sound import SAMPLE_RATE, read_wave
+from .streaming import Stream
+
+__all__ = [
+    "SAMPLE_RATE",
+    "Answer",
+    "Classifier",
+    "Description",
+    "Encoder",
+    "Enhancer",
+    "Features",
+    "Stream",
+    "describe",
+    "read_wave",
+]

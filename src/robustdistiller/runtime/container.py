@@ -1,0 +1,201 @@
+"""What an exported file says of itself, read and checked before any engine touches the file.
+
+An exported ``.onnx`` is an ordinary ONNX model followed by one metadata entry, JSON under the key ``robustdistiller``. It
+holds a digest of all bytes before it, so that a file that was cut short, damaged or edited is recognised at once. Reading it
+needs no protobuf library: an ONNX file is a sequence of fields with a tag and a length, and only one of them is looked into.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import UserError
+
+KEY = "robustdistiller"
+FORMAT = 1
+KINDS = {"encoder": "Encoder", "enhancer": "Enhancer", "classifier": "Classifier"}
+
+_METADATA, _TOP_FIELDS = 14, frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})  # of onnx.ModelProto
+_LONGEST = 1 << 20  # bytes of a metadata entry that are believed
+
+
+@dataclass(frozen=True)
+class Description:
+    """An exported model.
+
+    kind: encoder, enhancer or classifier; precision: fp32 or int8; states: what the encoder shows, in order; hidden: D
+    sampling_rate in Hz; stride and field of a frame in samples (frame f is centred at sample stride·f + field/2)
+    normalize: whether the graph brings its input to zero mean and unit variance (nothing is left to the caller)
+    labels: the answers of a classifier by slot; weights: SHA-256 of the student's model.safetensors
+    parameters: of the whole graph; macs_per_second: of the encoder, for a second of audio out of five
+    measured: what the export measured, see docs/deployment.md
+    """
+
+    kind: str
+    precision: str
+    student: str
+    sampling_rate: int
+    stride: int
+    field: int
+    normalize: bool
+    states: tuple[str, ...] = ()
+    hidden: int = 0
+    labels: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    task: str = ""
+    licence: str = "unknown"
+    weights: str = ""
+    parameters: int = 0
+    macs_per_second: float = 0.0
+    version: str = ""
+    measured: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self, digest: str) -> str:
+        """The metadata entry of a file whose other bytes have the SHA-256 `digest`."""
+        return json.dumps({"format": FORMAT, "digest": digest, **vars(self)}, sort_keys=True)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Description:
+        """The inverse of `to_json`; raises `KeyError`, `TypeError` or `ValueError` for values of another shape."""
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        known["states"] = tuple(str(name) for name in known.get("states", ()))
+        known["labels"] = {str(k): tuple(str(x) for x in v) for k, v in known.get("labels", {}).items()}
+        made = cls(**known)
+        numbers = (made.sampling_rate, made.stride, made.field, made.hidden)
+        if made.kind not in KINDS or not all(isinstance(n, int) and n >= 0 for n in numbers) or made.stride < 1:
+            raise ValueError("impossible values")
+        return made
+
+
+def describe(path: str | os.PathLike[str], verify: bool = True) -> Description:
+    """Read and check the description of an exported file.
+
+    verify: also compare the digest of the whole file (about a second for a gigabyte). Raises `UserError` for a file that is
+    missing, no ONNX file, not made by RobustDistiller, of a newer format, truncated or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        names = sorted(file.name for file in path.glob("*.onnx"))
+        raise UserError(
+            f"{path} is a folder: give one of its files ({', '.join(names)})."
+            if names
+            else f"{path} is a folder without an .onnx file: give a file that `robustdistiller export` wrote."
+        )
+    if not path.is_file():
+        raise UserError(f"There is no file {path}: check the path, or export a student first.")
+    try:
+        with path.open("rb") as stream:
+            length, entries = _scan(stream, path)
+            values = _values(entries, path)
+            if verify and _digest(stream, length) != values.get("digest"):
+                raise UserError(
+                    f"{path} is damaged or was edited after its export: copy it again (verify=False opens it regardless)."
+                )
+    except OSError as error:
+        raise UserError(f"Cannot read {path} ({error.strerror or error}): check its permissions.") from error
+    try:
+        return Description.from_values(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"The description inside {path} cannot be understood: export the student again.") from error
+
+
+def _values(entries: dict[str, str], path: Path) -> dict[str, Any]:
+    if KEY not in entries:
+        raise UserError(
+            f"{path} is an ONNX file, but not one that `robustdistiller export` wrote: export the student with it."
+        )
+    try:
+        values = json.loads(entries[KEY])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"The description inside {path} cannot be understood: export the student again.") from error
+    if not isinstance(values, dict) or not isinstance(values.get("format"), int):
+        raise UserError(f"The description inside {path} cannot be understood: export the student again.")
+    if values["format"] > FORMAT:
+        raise UserError(f"{path} was made by a newer version of RobustDistiller: update the one that reads it.")
+    return values
+
+
+def _scan(stream: BinaryIO, path: Path) -> tuple[int, dict[str, str]]:
+    """Walk over the fields of the model: the number of bytes before the first metadata entry, and all entries."""
+    size = os.fstat(stream.fileno()).st_size
+    entries: dict[str, str] = {}
+    first = None
+    seen: set[int] = set()
+    while stream.tell() < size:
+        at = stream.tell()
+        tag = _varint(stream)
+        number, wire = (tag >> 3, tag & 7) if tag is not None else (0, 0)
+        if number not in _TOP_FIELDS or wire not in (0, 2):
+            what = "is damaged or cut short: copy it again" if {1, 7} & seen else "is no ONNX file: check the path"
+            raise UserError(f"{path} {what}.")
+        seen.add(number)
+        value = _varint(stream)
+        end = stream.tell() + (value if wire == 2 and value is not None else 0)
+        if value is None or end > size:
+            raise UserError(f"{path} is cut short or no ONNX file: copy it again, or check the path.")
+        if wire == 2 and number == _METADATA:
+            first = at if first is None else first
+            if value <= _LONGEST:
+                key, text = _pair(stream.read(value))
+                entries[key] = text
+        elif first is not None:
+            first = -1  # a model goes on after its metadata: written by other tools, no digest can hold
+        stream.seek(end)
+    if 7 not in seen:
+        raise UserError(f"{path} is cut short or no ONNX file: copy it again, or check the path.")
+    return (size if first is None else first), entries
+
+
+def _varint(stream: BinaryIO) -> int | None:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = stream.read(1)
+        if not byte:
+            return None
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    return None
+
+
+def _pair(message: bytes) -> tuple[str, str]:
+    """Key and value of an onnx.StringStringEntryProto; empty strings where it is not one."""
+    found = {1: "", 2: ""}
+    position = 0
+    while position < len(message):
+        tag, position = _short_varint(message, position)
+        length, position = _short_varint(message, position)
+        if tag & 7 != 2 or position + length > len(message):
+            return "", ""
+        found[tag >> 3] = message[position : position + length].decode("utf-8", "replace")
+        position += length
+    return found[1], found[2]
+
+
+def _short_varint(message: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < len(message):
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80 or shift > 63:
+            return value, position
+        shift += 7
+    return value, position
+
+
+def _digest(stream: BinaryIO, length: int) -> str:
+    total = hashlib.sha256()
+    stream.seek(0)
+    while length > 0:
+        block = stream.read(min(length, 1 << 20))
+        if not block:
+            break
+        total.update(block)
+        length -= len(block)
+    return total.hexdigest()

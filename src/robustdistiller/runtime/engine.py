@@ -1,0 +1,97 @@
+"""The engine that computes a graph: ONNX Runtime, or OpenVINO where it is installed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError, need
+from .container import KINDS, Description, describe
+
+Arrays = list[NDArray[Any]]
+
+
+class Engine(Protocol):
+    """Feeds by name → outputs in the order of the graph."""
+
+    def run(self, feeds: dict[str, NDArray[Any]]) -> Arrays: ...
+
+
+class OnnxRuntime:
+    """The ordinary engine: the processor provider of ONNX Runtime."""
+
+    def __init__(self, path: Path, threads: int | None):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise need("onnxruntime", "export", "Running an exported model") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.inter_op_num_threads = 1
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        # Waiting threads would otherwise keep a small device busy between two windows.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(self, feeds: dict[str, NDArray[Any]]) -> Arrays:
+        return self.session.run(None, feeds)  # type: ignore[no-any-return]
+
+
+class OpenVino:
+    """The same file in OpenVINO, in the precision of the file: its default on some processors is bfloat16."""
+
+    def __init__(self, path: Path, threads: int | None):
+        try:
+            import openvino
+        except ImportError as error:
+            raise need("openvino", "openvino", "The OpenVINO engine") from error
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        self.model = openvino.Core().compile_model(str(path), "CPU", settings)
+
+    def run(self, feeds: dict[str, NDArray[Any]]) -> Arrays:
+        result = self.model(feeds)
+        return [np.array(result[k]) for k in range(len(self.model.outputs))]
+
+
+ENGINES: dict[str, Callable[[Path, int | None], Engine]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+
+
+def open_graph(
+    path: str | os.PathLike[str],
+    kind: str,
+    engine: str = "onnxruntime",
+    threads: int | None = None,
+    verify: bool = True,
+) -> tuple[Description, Engine]:
+    """Check a file and load it.
+
+    kind: what it must hold; engine: onnxruntime or openvino; threads: None for as many as there are cores.
+    Raises `UserError` for a file that `describe` refuses, another kind of model, an engine that is not there, or a graph
+    that the engine cannot load.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"There is no engine '{engine}': choose {' or '.join(ENGINES)}.")
+    if threads is not None and threads < 1:
+        raise UserError(f"{threads} threads cannot work: give at least 1.")
+    description = describe(path, verify)
+    if description.kind != kind:
+        raise UserError(
+            f"{path} holds an {description.kind}: open it with {KINDS[description.kind]}, not {KINDS[kind]}."
+        )
+    try:
+        return description, ENGINES[engine](Path(path), threads)
+    except UserError:
+        raise
+    except Exception as error:  # engines raise types of their own for each of their stages
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{engine} cannot load {path} ({reason[:160]}): export it again, or update {engine}."
+        ) from error

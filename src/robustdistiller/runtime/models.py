@@ -1,0 +1,191 @@
+"""The three kinds of exported models: features, enhanced speech, and answers.
+
+Shapes: T samples, F frames, S states, D hidden.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import AudioError
+from .engine import open_graph
+from .sound import Wave, check_wave
+from .streaming import Stream, Window, Windows
+
+Floats = NDArray[np.float32]
+
+# A recording longer than this is heard in windows: attention costs the square of the length.
+LONGEST_SECONDS, PART_SECONDS, CONTEXT_SECONDS = 32.0, 30.0, 1.0
+
+
+class Features(NamedTuple):
+    """states (S, F, D); times (F,): the centres of the frames in seconds from the start of the recording or stream."""
+
+    states: Floats
+    times: NDArray[np.float64]
+
+
+class Answer(NamedTuple):
+    """What a classifier heard: the label and its probability per slot, when (seconds), and the whole distribution."""
+
+    labels: dict[str, str]
+    probability: float  # of the least certain slot
+    time: float
+    distributions: dict[str, Floats]
+
+    @property
+    def label(self) -> str:
+        """The answer as one word: the label, or the labels of all slots joined by spaces."""
+        return " ".join(self.labels.values())
+
+
+class _Model:
+    kind = ""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        threads: int | None = None,
+        engine: str = "onnxruntime",
+        verify: bool = True,
+    ):
+        """Open an exported file.
+
+        threads: None for as many as there are cores; engine: onnxruntime or openvino; verify: compare the file's digest.
+        Raises `UserError`.
+        """
+        self.description, self._engine = open_graph(path, self.kind, engine, threads, verify)
+        self.rate = self.description.sampling_rate
+
+    def _windows(self, hop: float, left: float, right: float, stride: int, field: int) -> Windows:
+        """Seconds → units, at least one unit of hop."""
+        unit = self.rate / stride
+        return Windows(round(left * unit), max(1, round(hop * unit)), round(right * unit), stride, field)
+
+
+class Encoder(_Model):
+    """Speech → hidden states; `names` tells the states in order."""
+
+    kind = "encoder"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.description.states
+
+    def __call__(self, wave: Any) -> Features:
+        """The states of one recording (T,) of 16 kHz floats. Raises `AudioError` for what is no audio."""
+        d = self.description
+        wave = check_wave(wave, d.field)
+        if len(wave) > LONGEST_SECONDS * self.rate:
+            stream = self.stream(PART_SECONDS, CONTEXT_SECONDS, CONTEXT_SECONDS)
+            parts = list(stream.run([wave]))
+            return Features(np.concatenate([p.states for p in parts], 1), np.concatenate([p.times for p in parts]))
+        return self._features(wave, 0)
+
+    def batch(self, waves: Sequence[Any]) -> list[Features]:
+        """Several recordings in one padded batch; each gets what it would get alone. Raises `AudioError`."""
+        d = self.description
+        checked = [check_wave(wave, d.field, f"Recording {k}") for k, wave in enumerate(waves)]
+        if not checked:
+            return []
+        lengths = np.array([len(wave) for wave in checked], np.int64)
+        padded = np.zeros((len(checked), int(lengths.max())), np.float32)
+        for row, wave in zip(padded, checked, strict=True):
+            row[: len(wave)] = wave
+        states, frames = self._engine.run({"wave": padded, "lengths": lengths})
+        return [Features(row[:, :count], self._times(0, int(count))) for row, count in zip(states, frames, strict=True)]
+
+    def stream(self, hop: float = 12.0, left: float = 0.8, right: float = 0.4) -> Stream[Features]:
+        """Listen to chunks: every `hop` seconds of frames are heard with `left` and `right` seconds of context.
+
+        A frame is late by at most hop + right; the computation grows by (left + right) / hop.
+        """
+        d = self.description
+
+        def work(window: Window) -> Features:
+            heard = self._features(window.wave, window.begin)
+            inner = slice(window.first - window.begin, window.last - window.begin)
+            return Features(heard.states[:, inner], heard.times[inner])
+
+        return Stream(self._windows(hop, left, right, d.stride, d.field), work, self.rate)
+
+    def _features(self, wave: Wave, begin: int) -> Features:
+        states, frames = self._engine.run({"wave": wave[None], "lengths": np.array([len(wave)], np.int64)})
+        return Features(states[0], self._times(begin, int(frames[0])))
+
+    def _times(self, begin: int, frames: int) -> NDArray[np.float64]:
+        d = self.description
+        return ((begin + np.arange(frames)) * d.stride + d.field / 2) / self.rate
+
+
+class Enhancer(_Model):
+    """Noisy speech → an estimate of the clean speech, as long as the input."""
+
+    kind = "enhancer"
+
+    def __call__(self, wave: Any) -> Wave:
+        """Enhance one recording (T,) of 16 kHz floats. Raises `AudioError` for what is no audio."""
+        wave = check_wave(wave, self.description.field)
+        if len(wave) > LONGEST_SECONDS * self.rate:
+            return np.concatenate(list(self.stream(PART_SECONDS, CONTEXT_SECONDS, CONTEXT_SECONDS).run([wave])))
+        return self._engine.run({"wave": wave[None]})[0][0]
+
+    def stream(self, hop: float = 12.0, left: float = 0.8, right: float = 0.4) -> Stream[Wave]:
+        """Listen to chunks; the enhanced samples come in pieces that follow each other without a gap."""
+        field = self.description.field
+
+        def work(window: Window) -> Wave:
+            wave = window.wave
+            if len(wave) < field:  # the end of a recording that is not even one frame long
+                wave = np.pad(wave, (0, field - len(wave)))
+            enhanced = self._engine.run({"wave": wave[None]})[0][0]
+            return enhanced[window.first - window.begin : window.last - window.begin]
+
+        return Stream(self._windows(hop, left, right, 1, 1), work, self.rate)
+
+
+class Classifier(_Model):
+    """Speech → a label, for each slot of its task; `labels` lists what it knows."""
+
+    kind = "classifier"
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        return self.description.labels
+
+    def __call__(self, wave: Any) -> Answer:
+        """The answer for one recording (T,) of 16 kHz floats. Raises `AudioError` for what is no audio."""
+        wave = check_wave(wave, self.description.field)
+        return self._answer(wave, len(wave) / self.rate)
+
+    def stream(self, window: float = 1.0, hop: float = 0.25) -> Stream[Answer]:
+        """Listen to chunks: an answer for the last `window` seconds, every `hop` seconds, without latency beyond `hop`.
+
+        The first answer comes with the first whole window. Each second of audio is heard window / hop times.
+        """
+        if not 0 < hop <= window:
+            raise AudioError("The hop of a classifier's stream lies between 0 and its window: correct them.", "hop")
+        field = self.description.field
+        windows = self._windows(hop, window - hop, 0.0, 1, 1)
+
+        def work(part: Window) -> Answer:
+            wave = part.wave if len(part.wave) >= field else np.pad(part.wave, (0, field - len(part.wave)))
+            return self._answer(wave, part.last / self.rate)
+
+        return Stream(windows, work, self.rate)
+
+    def _answer(self, wave: Wave, time: float) -> Answer:
+        outputs = self._engine.run({"wave": wave[None], "lengths": np.array([len(wave)], np.int64)})
+        heard = {slot: output[0] for slot, output in zip(self.labels, outputs, strict=True)}
+        best = {slot: int(np.argmax(row)) for slot, row in heard.items()}
+        return Answer(
+            {slot: self.labels[slot][k] for slot, k in best.items()},
+            float(min(heard[slot][k] for slot, k in best.items())),
+            time,
+            heard,
+        )

@@ -1,0 +1,133 @@
+"""Endless audio through a model that hears whole utterances: overlapping windows, cut the same way whatever the chunks.
+
+A window is heard with `left` units of context before and `right` units after the `hop` units that are kept of it; units are
+frames (encoder) or samples (enhancer). Where the windows lie depends on nothing but these three numbers, so that the result of
+a stream is that of the same windows over the whole recording, to the last bit, for chunks of any size. What it is not equal to
+is one pass over the whole recording: attention and the normalisation over time hear only the window.
+
+A unit is out after at most `hop + right` units: the latency. Each window computes `left + hop + right` units for `hop` that
+are kept: the overhead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from .sound import Wave, check_wave
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The cutting rule; left, hop, right in units, of which number u covers the samples [u·stride, u·stride + field)."""
+
+    left: int
+    hop: int
+    right: int
+    stride: int
+    field: int
+
+    def __post_init__(self) -> None:
+        if self.hop < 1 or self.left < 0 or self.right < 0:
+            raise ValueError("a stream needs a hop of at least one unit, and contexts that are not negative")
+
+    @property
+    def latency(self) -> int:
+        """Samples between the first sample of a unit and the moment when it is given out, at worst."""
+        return (self.hop + self.right - 1) * self.stride + self.field
+
+    @property
+    def overhead(self) -> float:
+        """Units computed beyond those kept, per unit kept."""
+        return (self.left + self.right) / self.hop
+
+    def units(self, samples: int) -> int:
+        """Whole units in so many samples."""
+        return max(0, (samples - self.field) // self.stride + 1)
+
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """The samples [begin, end) of the units [first, last)."""
+        return first * self.stride, (last - 1) * self.stride + self.field
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of the audio: `wave` starts at unit `begin`; of its result the units [first, last) are kept."""
+
+    wave: Wave
+    begin: int
+    first: int
+    last: int
+
+
+class Cutter:
+    """Chunks in, windows out; holds no more audio than one window and one chunk."""
+
+    def __init__(self, windows: Windows):
+        self.windows = windows
+        self.buffer: Wave = np.zeros(0, np.float32)
+        self.start = 0  # the sample at which the buffer starts
+        self.next = 0  # the unit that is given out next
+        self.end = 0  # samples heard so far
+
+    def push(self, chunk: Wave) -> Iterator[Window]:
+        """Every window that the audio so far completes."""
+        w = self.windows
+        self.buffer = np.concatenate([self.buffer, chunk])
+        self.end += len(chunk)
+        while w.units(self.end) >= self.next + w.hop + w.right:
+            yield self._window(self.next + w.hop, self.next + w.hop + w.right)
+
+    def close(self) -> Iterator[Window]:
+        """The last window, which keeps all units that are left, if there are any."""
+        total = self.windows.units(self.end)
+        if total > self.next:
+            yield self._window(total, total)
+
+    def _window(self, last: int, stop: int) -> Window:
+        w = self.windows
+        begin = max(0, self.next - w.left)
+        low, high = w.span(begin, stop)
+        window = Window(self.buffer[low - self.start : high - self.start], begin, self.next, last)
+        self.next = last
+        spare = max(0, last - w.left) * w.stride - self.start
+        self.buffer, self.start = self.buffer[spare:], self.start + spare
+        return window
+
+
+class Stream(Generic[T]):
+    """A model that listens: `push` chunks, `close` at the end; both give what is ready.
+
+    latency: seconds between the first sample of a frame and its appearance, at worst, without the time to compute it
+    overhead: share of computation that the windows' contexts add
+    """
+
+    def __init__(self, windows: Windows, work: Callable[[Window], T], rate: int):
+        self._cutter = Cutter(windows)
+        self._work = work
+        self._closed = False
+        self.windows = windows
+        self.latency = windows.latency / rate
+        self.overhead = windows.overhead
+
+    def push(self, chunk: Any) -> list[T]:
+        """Hear the next samples (any number) and give what they complete. Raises `AudioError` for what is no audio."""
+        if self._closed:
+            raise ValueError("this stream is closed: open another one")
+        return [self._work(window) for window in self._cutter.push(check_wave(chunk, 0, "The chunk"))]
+
+    def close(self) -> list[T]:
+        """Say that the audio ends here, and give what is left."""
+        self._closed = True
+        return [self._work(window) for window in self._cutter.close()]
+
+    def run(self, chunks: Iterable[Any]) -> Iterator[T]:
+        """All of `chunks`, then the end."""
+        for chunk in chunks:
+            yield from self.push(chunk)
+        yield from self.close()
