@@ -15,7 +15,7 @@ from robustdistiller.acoustics.scene import Environment, fixed_scene
 from robustdistiller.audio.io import SAMPLE_RATE, write_audio
 from robustdistiller.audio.manifest import Recording
 from robustdistiller.config import EnhancementConfig, EnvironmentConfig, ObjectivesConfig, StudentConfig
-from robustdistiller.errors import AudioError
+from robustdistiller.errors import AudioError, UserError
 from robustdistiller.models.precision import autocast
 from robustdistiller.models.student import build_student
 from robustdistiller.models.teacher import load_teacher
@@ -126,18 +126,20 @@ def test_half_precision_trains_as_single_precision_does(pair, environment):
 
 
 @pytest.mark.parametrize("kind", ["hubert", "wavlm", "wav2vec2"])
-def test_a_row_of_nothing_but_padding_changes_no_other_and_holds_no_nan(checkpoint, kind):
+def test_a_row_without_a_frame_is_refused_not_turned_into_nan(checkpoint, kind):
     teacher = load_teacher(str(checkpoint(kind)), precision="fp32")
     student, _ = build_student(teacher, StudentConfig(layers=1), EnhancementConfig(hidden=8, layers=1))
-    student.eval()
-    wave, lengths = padded([VOICE, np.zeros(0, np.float32)])
-    states, frames = student.states(wave, lengths)
-    alone, _ = student.states(wave[:1], lengths[:1])
-    assert frames.tolist() == [19, 0]
-    assert bool(torch.isfinite(states).all()) and not bool(states[1].any())
-    torch.testing.assert_close(states[:1], alone, atol=1e-5, rtol=0)
-    enhanced = student.enhance(wave, lengths)
-    assert bool(torch.isfinite(enhanced).all()) and not bool(enhanced[1].any())
+    for rest in (0, 1, 399):
+        wave, lengths = padded([VOICE, VOICE[:rest]])
+        for heard in (student.states, student.enhance, student, teacher):
+            with pytest.raises(UserError, match="shorter than one frame"):
+                heard(wave, lengths)
+    wave, lengths = padded([VOICE, VOICE[:400]])
+    states, frames = student.eval().states(wave, lengths)
+    alone, _ = student.states(wave[1:, :400])
+    assert frames.tolist() == [19, 1] and bool(torch.isfinite(states).all()) and not bool(states[1, :, 1:].any())
+    torch.testing.assert_close(states[1:, :, :1], alone, atol=1e-5, rtol=0)
+    assert bool(torch.isfinite(student.enhance(wave, lengths)).all())
 
 
 @pytest.mark.parametrize("response", [np.zeros(800), np.full(800, np.nan)])
