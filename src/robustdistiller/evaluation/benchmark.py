@@ -31,8 +31,8 @@ from .conditions import CLEAN, Condition, load_conditions
 from .enhancement import UNPROCESSED, enhance_and_score, score_enhancement
 from .features import FeatureModel, Features, Plan, Stream, extract, make_plan, require_space
 from .heads import HeadConfig, Trained
-from .metrics import METRICS, Scores, TrialScores, available_quality
-from .probes import Probe, confusions, load_heads, make_probe, save_heads
+from .metrics import METRICS, Scores, TrialScores, available_quality, join_scores
+from .probes import Confusions, Probe, load_heads, make_probe, save_heads
 from .results import AVERAGES, Figure, averaged, figures
 from .rows import Row, file_name, read_rows, write_rows
 from .similarity import similarities
@@ -187,7 +187,7 @@ class _Benchmark:
             "utterances": {
                 "train": len(task.train), "valid": len(task.valid), "test": sum(len(fold.test) for fold in folds)
             },
-            "speakers": len({example.cluster for fold in folds for example in fold.test}),
+            "speakers": len({e.recording.speaker for fold in folds for e in fold.test} - {None}),
             "metrics": [],
             "figures": [],
             "heads": [],
@@ -197,16 +197,20 @@ class _Benchmark:
             if task.name != UNLABELLED:
                 self._figures(told, folds, self._enhancement(task))
         else:
-            rows: dict[str, dict[str, list[Row]]] = {subject.name: {} for subject in self.subjects}
+            scored: dict[str, dict[str, list[Scores | TrialScores]]] = {subject.name: {} for subject in self.subjects}
+            taken = Confusions(task)
             for fold in folds:
                 probe = make_probe(fold, self._head_config(), self.settings.seed, self.device)
                 heads = self._heads(fold, probe)
                 for condition in self.stage.conditions:
-                    for name, found in self._predictions(fold, probe, heads, condition).items():
-                        rows[name].setdefault(condition.name, []).extend(found)
+                    for name, rows in self._predictions(fold, probe, heads, condition).items():
+                        before = scored[name].get(condition.name)
+                        scores = probe.score(rows)
+                        scored[name][condition.name] = join_scores(before, scores) if before else scores
+                        taken.add(name, condition, rows)
                 told["heads"] = told["heads"] or [self._head_report(s, heads[s.name][0]) for s in self.subjects]
-            self._figures(told, folds, {m: {c: probe.score(r) for c, r in by.items()} for m, by in rows.items()})
-            told["confusion"] = confusions(task, rows)
+            self._figures(told, folds, scored)
+            told["confusion"] = taken.to_list()
         told["similarity"] = self._similarity(task)
         told["audio"] = self._audio(task)
         return told

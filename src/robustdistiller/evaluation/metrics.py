@@ -80,6 +80,18 @@ class TrialScores:
         return float(np.mean([RankedTrials(s, self.same).equal_error_rate() for s in self.similarity]))
 
 
+def join_scores(
+    first: Sequence[Scores | TrialScores], second: Sequence[Scores | TrialScores]
+) -> list[Scores | TrialScores]:
+    """The scores of two folds as those of one test set."""
+    joined: list[Scores | TrialScores] = []
+    for a, b in zip(first, second, strict=True):
+        if not (isinstance(a, Scores) and isinstance(b, Scores)):
+            raise TypeError("pairs of speakers have no folds")
+        joined.append(Scores(a.metric, np.concatenate([a.total, b.total], 1), np.concatenate([a.count, b.count])))
+    return joined
+
+
 class RankedTrials:
     """Pairs sorted by similarity once, for the equal error rate under many weightings."""
 

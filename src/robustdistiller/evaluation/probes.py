@@ -7,7 +7,7 @@ the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from ..errors import UserError
 from ..files import replacing
 from . import ctc, heads
-from .conditions import CLEAN
+from .conditions import Condition
 from .features import Features
 from .heads import HeadConfig, Trained
 from .metrics import ACCURACY, CER, EER, PER, WER, RankedTrials, Scores, TrialScores, unit_errors
@@ -194,31 +194,35 @@ def _error_rate(metric: Any, rows: Sequence[Row], units: Callable[[Any], list[st
     return Scores(metric, np.array(total, dtype=np.float64), np.array([len(units(r["target"])) for r in rows], float))
 
 
-def confusions(task: Task, rows: Mapping[str, Mapping[str, Sequence[Row]]]) -> list[dict[str, Any]]:
-    """What was taken for what, per model and slot: on clean speech, and in all contaminated conditions together.
+class Confusions:
+    """What was taken for what, per model and slot: on clean speech, and in all contaminated conditions together."""
 
-    rows: model → condition → predictions. Counts (said, answered) are averaged over head seeds.
-    """
-    if task.config.kind not in ("classification", "slots"):
-        return []
-    found = []
-    for model, by_condition in rows.items():
-        noisy = [row for name, part in by_condition.items() if name != CLEAN.name for row in part]
-        for what, members in (("clean", by_condition.get(CLEAN.name, [])), ("contaminated", noisy)):
-            for slot, classes in enumerate(task.classes):
-                if members and len(classes) <= MOST_CLASSES:
-                    counts = _confusion(members, slot, classes)
-                    found.append({"model": model, "condition": what, "slot": task.slots[slot], "counts": counts})
-    return found
+    def __init__(self, task: Task):
+        self.task = task
+        labelled = task.config.kind in ("classification", "slots")
+        self.codes = {
+            slot: {name: k for k, name in enumerate(classes)}
+            for slot, classes in (zip(task.slots, task.classes, strict=True) if labelled else ())
+            if len(classes) <= MOST_CLASSES
+        }
+        self.counts: dict[tuple[str, str, str], NDArray[np.float64]] = {}
 
+    def add(self, model: str, condition: Condition, rows: Sequence[Row]) -> None:
+        """Count predictions; those of several heads count as parts of one."""
+        what = "clean" if condition.kind == "clean" else "contaminated"
+        for slot, code in self.codes.items():
+            place = self.task.slots.index(slot)
+            counts = self.counts.setdefault((model, what, slot), np.zeros((len(code), len(code))))
+            for row in rows:
+                for answer in row["predictions"]:
+                    counts[code[row["target"][place]], code[answer[place]]] += 1 / len(row["predictions"])
 
-def _confusion(rows: Sequence[Row], slot: int, classes: Sequence[str]) -> list[list[float]]:
-    code = {name: k for k, name in enumerate(classes)}
-    counts = np.zeros((len(classes), len(classes)))
-    for row in rows:
-        for answer in row["predictions"]:
-            counts[code[row["target"][slot]], code[answer[slot]]] += 1 / len(row["predictions"])
-    return counts.round(3).tolist()  # type: ignore[no-any-return]
+    def to_list(self) -> list[dict[str, Any]]:
+        """Plain JSON: rows are what was said, columns what was answered."""
+        return [
+            {"model": model, "condition": what, "slot": slot, "counts": counts.round(3).tolist()}
+            for (model, what, slot), counts in self.counts.items()
+        ]
 
 
 def save_heads(path: Path, trained: Sequence[Trained], key: str, about: dict[str, Any]) -> None:
