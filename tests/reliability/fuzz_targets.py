@@ -511,6 +511,21 @@ def _open_onnx(folder: Path) -> object:
     return open_graph(folder / "a.onnx", "encoder", threads=1)
 
 
+def _make_s3prl(folder: Path) -> None:
+    tensors = {"feature_extractor.conv_layers.0.0.weight": torch.ones(4, 1, 10), "mask_emb": torch.ones(4)}
+    values = {"Distiller": tensors, "Config": {"distiller": {"encoder_layers": 2}}, "Step": 3}
+    torch.save(values, folder / "a.ckpt")
+
+
+def _open_s3prl(folder: Path) -> object:
+    from robustdistiller.deployment.s3prl_import import import_checkpoint, read_checkpoint
+
+    read_checkpoint(folder / "a.ckpt")
+    with contextlib.suppress(UserError):  # it is no whole student
+        import_checkpoint(folder / "a.ckpt", folder / "out")
+    return None
+
+
 TARGETS = (
     Target("wav", ("a.wav",), _sound("a.wav"), _listen("a.wav")),
     Target("float wav", ("a.wav",), _sound("a.wav", subtype="FLOAT"), _listen("a.wav")),
@@ -537,5 +552,6 @@ TARGETS = (
     Target("whisper teacher", tuple(f"teacher/{n}" for n in ("config.json", "preprocessor_config.json", "model.safetensors")),
            _make_teacher, _open_teacher, 40),
     Target("provenance", ("provenance.json", "recipe.yaml"), _make_provenance, _open_provenance, 4),
+    Target("s3prl", ("a.ckpt",), _make_s3prl, _open_s3prl, 2),
     Target("onnx", ("a.onnx",), _make_onnx, _open_onnx, 2),
 )  # fmt: skip
