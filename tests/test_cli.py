@@ -137,7 +137,10 @@ def test_a_killed_run_resumes_to_the_weights_of_one_that_was_not(checkpoint, spe
     kills = 0
     for delay in (0.0, 0.3, 0.05, 0.6, 0.2):
         process = subprocess.Popen(
-            [sys.executable, "-m", "robustdistiller", *command], env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "robustdistiller", *command],
+            env=ENVIRONMENT,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
         )  # fmt: skip
         seen = len(list((tmp_path / "killed").glob("checkpoints/*")))
         deadline = time.monotonic() + 120
