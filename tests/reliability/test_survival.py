@@ -140,7 +140,7 @@ def test_a_validation_that_is_not_finite_is_never_the_best(recipe, tmp_path, mon
 @pytest.mark.parametrize("death", ["kill", "exit"])
 def test_a_loader_worker_that_dies_is_named_with_its_file_and_nothing_is_lost(recipe, tmp_path, monkeypatch, death):
     read = data.load_crop
-    step = {"left": 1}
+    step = {"left": 3}
 
     def fatal(recording, crop):
         # The workers are copies of this process, each with a count of its own.
@@ -150,7 +150,7 @@ def test_a_loader_worker_that_dies_is_named_with_its_file_and_nothing_is_lost(re
         return read(recording, crop)
 
     monkeypatch.setattr(data, "load_crop", fatal)
-    more = "training.steps=16"  # longer than a worker lives
+    more = "training.steps=40"  # longer than a worker lives
     with pytest.raises(UserError, match=r"A process that reads the speech died .*over .*3\.wav: .*--resume") as caught:
         distill(recipe("data.workers=2", more), tmp_path / "run")
     assert str(caught.value).isprintable()
