@@ -211,9 +211,12 @@ def distill(
     since = taken = 0
     guard = Guard(run if main else None, scaler.is_enabled(), origin)
     unfinished = progress.step < settings.steps
-    speed = (
-        _measure_speed(_first_batch(sampler, dataset, progress.step).to(device), losses, student) if unfinished else 0.0
-    )
+    with named_deaths(dataset, "then go on with --resume."):  # the workers read already
+        speed = (
+            _measure_speed(_first_batch(sampler, dataset, progress.step).to(device), losses, student)
+            if unfinished
+            else 0.0
+        )
     if main:
         observer.plan(
             Plan(
