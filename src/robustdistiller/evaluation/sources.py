@@ -59,7 +59,7 @@ def matches(recording: Recording, where: dict[str, Any]) -> bool:
 
 
 def fingerprint(recordings: Iterable[Recording]) -> list[Any]:
-    """What identifies audio on disk: paths, segments, file sizes and times of change."""
+    """What identifies audio on disk: paths, segments, file sizes and times of change; and who speaks, which babble avoids."""
     rows = []
     for recording in recordings:
         try:
@@ -68,7 +68,6 @@ def fingerprint(recordings: Iterable[Recording]) -> list[Any]:
             raise UserError(
                 f"The recording {recording.path} is missing: restore it or correct its manifest."
             ) from error
-        rows.append(
-            [recording.id, str(recording.path), recording.start, recording.seconds, status.st_size, status.st_mtime_ns]
-        )
+        place = [recording.id, recording.path, recording.start, recording.seconds, recording.speaker]
+        rows.append([*place, status.st_size, status.st_mtime_ns])
     return rows

@@ -33,7 +33,7 @@ from .tasks import Example, Task
 
 logger = logging.getLogger(__name__)
 
-CACHE_MB = 256.0  # of decoded speech, and as much of every noise type
+CACHE_MB = 64.0  # of decoded audio of every noise type, and four times as much speech
 SHORTEST = 400  # samples: one frame
 TRAINING = Condition("training", "contaminated training", "training")
 
@@ -76,7 +76,7 @@ class Stage:
         self.notes: list[str] = []
         self._given = {"noise": tuple(noise), "rooms": tuple(rooms)}
         self._folder, self._cache = folder, cache
-        self._waves: ByteCache[np.ndarray] = ByteCache(CACHE_MB * 2**20)
+        self._waves: ByteCache[np.ndarray] = ByteCache(4 * CACHE_MB * 2**20)
         self._training: dict[str, list[Recording]] = {"noise": [], "rooms": []}
         self._noises = self._collect_noises()
         self._rooms = self._collect_rooms()
@@ -87,7 +87,8 @@ class Stage:
             raise UserError(
                 f"No condition of {config.name} can be made: pass --noise or --rooms, or choose another file."
             )
-        self._environments: dict[tuple[str, str | None, str | None], Environment] = {}
+        self._environments: dict[tuple[str, str, str | None], Environment] = {}
+        self._banks: dict[tuple[str, str], NoiseBank] = {}
         self._check_training_overlap(allow_overlap)
 
     # What there is to hear
@@ -113,20 +114,18 @@ class Stage:
         for source in self.config.rooms.sources:
             if source.simulated:
                 bank, found = RoomBank(), {}
+                recordings: tuple[Recording, ...] = ()
                 for low, high in bins:
-                    known = len(bank)
-                    bank.add_simulated(
-                        source.simulated, (max(0.1, low), high), self.config.seed, f"test-{low:g}-{high:g}"
-                    )
+                    known, limits = len(bank), (max(0.1, low), high)
+                    bank.add_simulated(source.simulated, limits, self.config.seed, f"test-{low:g}-{high:g}")
                     found[low, high] = _within(bank, bank.ids[known:], low, high)
-                sources[source.name] = _Rooms(bank, source.seen, found, ())
-                continue
-            recordings = self._read(source, "rooms")
-            if not recordings:
-                self.notes.append(f"Rooms '{source.name}' are left out: no room responses were named (--rooms).")
-                continue
-            bank = RoomBank(recordings)
-            found = {(low, high): _within(bank, bank.ids, low, high) for low, high in bins}
+            else:
+                recordings = self._read(source, "rooms")
+                if not recordings:
+                    self.notes.append(f"Rooms '{source.name}' are left out: no room responses were named (--rooms).")
+                    continue
+                bank = RoomBank(recordings)
+                found = {(low, high): _within(bank, bank.ids, low, high) for low, high in bins}
             sources[source.name] = _Rooms(bank, source.seen, found, recordings)
             for (low, high), ids in found.items():
                 if not ids:
@@ -236,34 +235,36 @@ class Stage:
         return environment.render(clean, lengths, noise, scenes)
 
     def _environment(self, condition: Condition, task: Task, part: str) -> Environment:
-        babble = condition.noise is not None and self._noises[condition.noise][1].kind == "babble"
-        talkers = f"{task.name} {part}" if babble or condition is TRAINING else ""
-        key = (talkers, condition.noise or condition.kind, condition.rooms)
+        key = (self._talkers(condition, task, part), condition.noise or condition.kind, condition.rooms)
         if key not in self._environments:
             self._environments[key] = self._build(condition, task, part)
         return self._environments[key]
 
     def _build(self, condition: Condition, task: Task, part: str) -> Environment:
-        voices = [example.recording for example in task.part(part)]
         if condition is TRAINING:
-            return Environment.build(
-                self.config.training,
-                self._training["noise"],
-                self._training["rooms"],
-                voices,
-                self.config.seed,
-                "train",
-            )
-        bank = None
-        if condition.noise:
-            noise = self._noises[condition.noise][1]
+            voices = [example.recording for example in task.part(part)]
+            noise, rooms = self._training["noise"], self._training["rooms"]
+            return Environment.build(self.config.training, noise, rooms, voices, self.config.seed, "train", CACHE_MB)
+        bank = self._noise_bank(condition, task, part) if condition.noise else None
+        return Environment(
+            EnvironmentConfig(), bank, self._rooms[condition.rooms].bank if condition.rooms else None, self.config.seed
+        )
+
+    def _noise_bank(self, condition: Condition, task: Task, part: str) -> NoiseBank:
+        """The bank of a noise type, shared by all conditions that hear it."""
+        key = (self._talkers(condition, task, part), str(condition.noise))
+        if key not in self._banks:
+            noise = self._noises[str(condition.noise)][1]
             mix = NoiseMix(**{kind: float(kind == noise.kind) for kind in NoiseMix.model_fields})
-            if noise.kind == "babble":
-                bank = NoiseBank((), mix, noise.recordings or voices, CACHE_MB)
-            else:
-                bank = NoiseBank(noise.recordings, mix, (), CACHE_MB)
-        rooms = self._rooms[condition.rooms].bank if condition.rooms else None
-        return Environment(EnvironmentConfig(), bank, rooms, self.config.seed)
+            voices = noise.recordings or [example.recording for example in task.part(part)]
+            recorded, speech = ((), voices) if noise.kind == "babble" else (noise.recordings, ())
+            self._banks[key] = NoiseBank(recorded, mix, speech, CACHE_MB)
+        return self._banks[key]
+
+    def _talkers(self, condition: Condition, task: Task, part: str) -> str:
+        """Whose voices a condition needs: those of one part of a task where it has babble, else nobody's."""
+        babble = condition.noise is not None and self._noises[condition.noise][1].kind == "babble"
+        return f"{task.name} {part}" if babble or condition is TRAINING else ""
 
     def _check_training_overlap(self, allow: bool) -> None:
         """Noise and rooms of contaminated training must not come back in the test."""
