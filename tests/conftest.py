@@ -84,7 +84,7 @@ def speech_like(seconds: float, seed: int = 0, rate: int = 16_000) -> np.ndarray
     return (0.06 * wave / np.sqrt(np.mean(wave**2) + 1e-12)).astype(np.float32)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def voice():
     """The function `speech_like(seconds, seed)`."""
     return speech_like

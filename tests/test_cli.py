@@ -50,12 +50,10 @@ def call(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def speech(tmp_path_factory):
-    from conftest import speech_like
-
+def speech(tmp_path_factory, voice):
     folder = tmp_path_factory.mktemp("speech")
     for number in range(8):
-        write_audio(folder / f"s{number // 2}" / f"{number}.wav", speech_like(1.0 + 0.1 * number, number))
+        write_audio(folder / f"s{number // 2}" / f"{number}.wav", voice(1.0 + 0.1 * number, number))
     return folder
 
 

@@ -26,15 +26,13 @@ FIELDS = [
 
 
 @pytest.fixture(scope="module")
-def speech(tmp_path_factory):
+def speech(tmp_path_factory, voice):
     """Eight recordings of four speakers as a manifest."""
-    from conftest import speech_like
-
     folder = tmp_path_factory.mktemp("speech")
     rows = []
     for number in range(8):
         seconds = 1.0 + 0.2 * number
-        write_audio(folder / f"{number}.wav", speech_like(seconds, number))
+        write_audio(folder / f"{number}.wav", voice(seconds, number))
         rows.append({"path": f"{number}.wav", "duration": seconds, "speaker": f"s{number // 2}"})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "manifest.jsonl"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..audio.io import SAMPLE_RATE
 from ..config import load_recipe
+from ..assets import shipped
 from ..errors import UserError, closest
 from ..files import digest, read_json
 from ..models.student import HEADS_CONFIG, Student, load_student
@@ -118,10 +119,11 @@ def _open(name: str, source: str, predictions: bool, device: torch.device | str)
         if predictions and network.heads is not None:
             state_names = (*state_names, *(f"prediction of layer {layer}" for layer in network.layers))
     else:
-        if not folder.exists() and "/" not in source:
+        if not folder.exists() and "/" not in source and source not in shipped():
+            known = [*BASELINES, *shipped()]
             raise UserError(
-                f"There is no model {source}.{closest(source, BASELINES)} Give a student folder, a model folder or hub "
-                f"name, or one of {', '.join(BASELINES)}."
+                f"There is no model {source}.{closest(source, known)} Give a student folder, a model folder or hub "
+                f"name, or one of {', '.join(known)}."
             )
         network = load_teacher(source, precision="fp32")
         kind, size = "teacher", network.num_parameters
