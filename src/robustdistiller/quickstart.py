@@ -160,8 +160,8 @@ def _enhancement(student: Student, held_out: list[Recording], folder: Path, seed
 
 
 def _si_sdr(estimate: np.ndarray, clean: np.ndarray) -> float:
-    pair = (torch.from_numpy(np.ascontiguousarray(x))[None] for x in (estimate, clean))
-    return float(si_sdr(*pair, torch.tensor([len(clean)])))
+    first, second = (torch.from_numpy(np.ascontiguousarray(x))[None] for x in (estimate, clean))
+    return float(si_sdr(first, second, torch.tensor([len(clean)])))
 
 
 def _player(wave: np.ndarray) -> str:
@@ -183,9 +183,9 @@ def _picture(wave: np.ndarray) -> str:
 
     spectrum = stft(torch.from_numpy(np.ascontiguousarray(wave))[None], torch.tensor([len(wave)]))[0][0].abs()
     levels = 20 * torch.log10(spectrum.clamp_min(1e-6))
-    levels = levels.clamp(levels.max() - 70, levels.max()).flip(0).numpy()
+    picture = levels.clamp(levels.max() - 70, levels.max()).flip(0).numpy()
     stream = io.BytesIO()
-    image.imsave(stream, levels, cmap="viridis", format="png")
+    image.imsave(stream, picture, cmap="viridis", format="png")
     return f'<img alt="spectrogram" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
 
 

@@ -116,8 +116,8 @@ def test_damaged_weights_are_one_sentence(checkpoint, tmp_path):
     folder = shutil.copytree(checkpoint("hubert"), tmp_path / "damaged")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="copy or download|Cannot load the model|no .*safetensors"):
+    with pytest.raises(UserError, match=r"copy or download|Cannot load the model|no .*safetensors"):
         load_teacher(str(folder))
     weights.unlink()
-    with pytest.raises(UserError, match="copy or download|Cannot load the model|no .*safetensors"):
+    with pytest.raises(UserError, match=r"copy or download|Cannot load the model|no .*safetensors"):
         load_teacher(str(folder))

@@ -35,7 +35,7 @@ from ..runtime.container import Description
 from .calibration import calibration_waves
 from .cost import licence_of, macs_per_second
 from .graph import ClassifierHead, EncoderGraph, EnhancerHead, Level, graph_states
-from .onnx_file import join, trace, write_model
+from .onnx_file import join, renamed, trace, write_model
 from .parity import AGREEMENT, COSINE, TOLERANCE, Measured, Reference, compare, fidelity, varied_audio
 from .quantise import quantise
 from .task_head import TaskHead, labelled_audio, read_head
@@ -258,7 +258,9 @@ def _trace(
     valid = ("frames", torch.tensor([frames, frames - 12]), (0,))
     if options.enhance:
         graph = trace(EnhancerHead(fresh), [states, valid, wave, lengths], ["enhanced"])
-        jobs.append(_Job("enhancer", "enhancer", join(encoder, graph), lambda w, n: [loaded.enhance(w, n)]))
+        jobs.append(
+            _Job("enhancer", "enhancer", join(encoder, renamed(graph, "head.")), lambda w, n: [loaded.enhance(w, n)])
+        )
     if head is not None:
         jobs.append(_classifier(head, encoder, wave, lengths, states, valid, features))
     return jobs
@@ -269,11 +271,11 @@ def _classifier(
 ) -> _Job:
     names = [f"probabilities {slot}" for slot in head.labels]
     network = ClassifierHead(head.head, head.norm).eval()
-    model = join(encoder, trace(network, [states, valid], names))
+    model = join(encoder, renamed(trace(network, [states, valid], names), "head."))
     level: nn.Module = nn.Identity()
     if head.level is not None:
         level = Level(head.level)
-        model = join(trace(level, [wave, lengths], ["levelled"]), model, {"levelled": "wave"}, prefix="")
+        model = join(renamed(trace(level, [wave, lengths], ["levelled"]), "level."), model, {"levelled": "wave"})
 
     def reference(wave: Tensor, lengths: Tensor) -> Sequence[Tensor]:
         heard = level(wave, lengths) if head.level is not None else wave

@@ -56,47 +56,50 @@ def trace(module: nn.Module, inputs: Inputs, outputs: Sequence[str]) -> Any:
     return _bare(model)
 
 
-def join(first: Any, second: Any, wires: dict[str, str] | None = None, prefix: str = "head.") -> Any:
+def join(first: Any, second: Any, wires: dict[str, str] | None = None) -> Any:
     """One model that runs `first`, then `second`; what `second` does not consume of `first` is no longer an output.
 
     wires: output of `first` → input of `second` where the names differ. Inputs of `second` that `first` does not give
-    stay inputs, and are shared where `first` has an input of that name.
+    stay inputs, and are shared where `first` has an input of that name. Names inside the two must differ: see `renamed`.
     """
     import onnx
 
     wires = wires or {}
     given = {wires.get(value.name, value.name): value.name for value in first.graph.output}
     own = {value.name for value in first.graph.input}
-    inputs = {value.name for value in second.graph.input}
-    outputs = {value.name for value in second.graph.output}
+    wanted = {value.name for value in second.graph.input}
     if first.functions or second.functions or first.opset_import[0].version != second.opset_import[0].version:
         raise ValueError("only flat models of one opset can be joined")
-
-    def name(old: str) -> str:
-        if old in given and old in inputs:
-            return given[old]
-        return old if not old or old in inputs or old in outputs else prefix + old
-
     joined = onnx.ModelProto()
     joined.CopyFrom(first)
     del joined.graph.output[:], joined.graph.value_info[:]
-    taken = {*(o for node in first.graph.node for o in node.output)} - set(given.values())
-    if taken & (outputs | inputs):
-        raise ValueError(f"both models use the name {sorted(taken & (outputs | inputs))[0]}")
     for node in second.graph.node:
         new = joined.graph.node.add()
         new.CopyFrom(node)
-        new.name = prefix + node.name
-        new.input[:] = [name(i) for i in node.input]
-        new.output[:] = [name(o) for o in node.output]
-    for tensor in second.graph.initializer:
-        new = joined.graph.initializer.add()
-        new.CopyFrom(tensor)
-        new.name = name(tensor.name)
+        new.input[:] = [given[name] if name in given and name in wanted else name for name in node.input]
+    joined.graph.initializer.extend(second.graph.initializer)
     joined.graph.input.extend(v for v in second.graph.input if v.name not in given and v.name not in own)
     joined.graph.output.extend(second.graph.output)
-    onnx.checker.check_model(joined)
+    onnx.checker.check_model(joined)  # notices names that occur in both
     return joined
+
+
+def renamed(model: Any, prefix: str) -> Any:
+    """The model with `prefix` before every name inside it; its inputs and outputs keep theirs."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    outside = {value.name for value in (*graph.input, *graph.output)} | {""}
+    for node in graph.node:
+        node.name = prefix + node.name
+        node.input[:] = [name if name in outside else prefix + name for name in node.input]
+        node.output[:] = [name if name in outside else prefix + name for name in node.output]
+    for tensor in graph.initializer:
+        tensor.name = prefix + tensor.name
+    del graph.value_info[:]
+    return copy
 
 
 def write_model(path: str | os.PathLike[str], model: Any, description: Description) -> None:

@@ -49,7 +49,7 @@ def varied_audio(real: Sequence[Floats] = (), seed: int = 0) -> Iterator[tuple[T
     """Batches (B, T) with lengths (B,): every length of `LENGTHS` as noise, voice, silence, voice off zero; real clips."""
     for number, length in enumerate(LENGTHS):
         shorter = [length, max(400, int(0.61 * length)), max(400, length - 320)]
-        kinds = [_noise, _voice, _offset] if number % 2 else [_voice, _noise, _silence]
+        kinds = [_noise, voice_like, _offset] if number % 2 else [voice_like, _noise, _silence]
         for size in (1, 3):
             yield _padded([make(n, seed + number) for make, n in zip(kinds, shorter[:size], strict=False)])
     for start in range(0, len(real), 3):
@@ -68,7 +68,7 @@ def _noise(samples: int, seed: int) -> Floats:
     return (0.1 * generator(seed, "parity").standard_normal(samples)).astype(np.float32)
 
 
-def _voice(samples: int, seed: int) -> Floats:
+def voice_like(samples: int, seed: int) -> Floats:
     """Harmonics of a gliding pitch under a syllabic envelope, with a faint noise."""
     time = np.arange(samples) / SAMPLE_RATE
     phase = 2 * np.pi * np.cumsum(130 + 40 * np.sin(2 * np.pi * 0.8 * time + seed)) / SAMPLE_RATE
@@ -81,7 +81,7 @@ def _silence(samples: int, seed: int) -> Floats:
 
 
 def _offset(samples: int, seed: int) -> Floats:
-    return (_voice(samples, seed) * 0.1 + 0.5).astype(np.float32)
+    return (voice_like(samples, seed) * 0.1 + 0.5).astype(np.float32)
 
 
 def compare(session: Any, reference: Reference, audio: Iterator[tuple[Tensor, Tensor]]) -> Measured:

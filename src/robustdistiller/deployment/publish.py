@@ -86,4 +86,4 @@ def with_licence(card: str, licence: str | None) -> str:
     if licence is not None:
         front["license"] = licence
     body = parts[2].lstrip("\n") if has_front else card
-    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, default_flow_style=None)}---\n{body}"
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n{body}"

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..assets import shipped
 from ..audio.io import SAMPLE_RATE
 from ..config import load_recipe
-from ..assets import shipped
 from ..errors import UserError, closest
 from ..files import digest, read_json
 from ..models.student import HEADS_CONFIG, Student, load_student

@@ -166,7 +166,7 @@ class Classifier(_Model):
     def stream(self, window: float = 1.0, hop: float = 0.25) -> Stream[Answer]:
         """Listen to chunks: an answer for the last `window` seconds, every `hop` seconds, without latency beyond `hop`.
 
-        The first answer comes with the first whole window. Each second of audio is heard window / hop times.
+        The first answers hear less than a whole window. Each second of audio is heard window / hop times.
         """
         if not 0 < hop <= window:
             raise AudioError("The hop of a classifier's stream lies between 0 and its window: correct them.", "hop")

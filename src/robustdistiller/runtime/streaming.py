@@ -95,7 +95,7 @@ class Cutter:
         low, high = w.span(begin, stop)
         window = Window(self.buffer[low - self.start : high - self.start], begin, self.next, last)
         self.next = last
-        spare = max(0, last - w.left) * w.stride - self.start
+        spare = min(max(0, last - w.left) * w.stride - self.start, len(self.buffer))
         self.buffer, self.start = self.buffer[spare:], self.start + spare
         return window
 
