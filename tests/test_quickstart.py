@@ -23,6 +23,8 @@ def check(done, out):
     assert (out / "enhancement" / "0-wind-enhanced.wav").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_small_quickstart_ends_in_its_page(tmp_path, monkeypatch):
     size = Size((24, 8), (36, 12, 24), (6, 3, 3))
     build, recipe = module.build_corpus, load_recipe

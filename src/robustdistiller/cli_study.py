@@ -168,10 +168,11 @@ def _print_averages(folder: Path) -> None:
         for measure in result.measures(task):
             table = Table(title=f"{task['title']}: {measure.label}", title_justify="left", box=None, pad_edge=False)
             table.add_column("model", style="bold")
-            for name in result.averages:
-                table.add_column(result.average_title(name), justify="right")
+            names = ["clean", *(f"mean:{name}" for name in result.averages)]
+            for title in ("clean", *(result.average_title(name) for name in result.averages)):
+                table.add_column(title, justify="right")
             for model in measure.models:
-                figures = [measure.get(model, name) for name in result.averages]
+                figures = [measure.get(model, name) for name in names]
                 cells = [escape(measure.interval(figure)) if figure else "" for figure in figures]
                 table.add_row(model, *cells)
             console.print(table)

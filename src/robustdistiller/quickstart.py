@@ -131,7 +131,7 @@ def _enhancement(student: Student, held_out: list[Recording], folder: Path, seed
     """Clean, contaminated and enhanced speech of a few held-out sentences, as files, players, pictures and numbers."""
     mix = NoiseMix(recorded=0, white=0, babble=1, wind=1, alarm=1)
     environment = Environment.build(
-        EnvironmentConfig(clean=0, noise=1, reverb=0, both=0, noise_kinds=mix), speech=held_out, seed=seed, split="test"
+        EnvironmentConfig(clean=0, noise=1, reverb=0, both=0, noise_kinds=mix), speech=held_out, seed=seed, split="valid"
     )
     rows = []
     for number, noise, snr in SHOWN:
