@@ -149,10 +149,13 @@ def test_a_model_joins_later_without_repeating_the_others(config, conditions, tm
 
 
 def test_progress_ends_where_it_said(config, conditions, tmp_path):
-    seen = []
-    evaluate(["log-mel"], [config], conditions, tmp_path, settings=FAST, progress=lambda *x: seen.append(x))
-    assert seen[-1][0] == seen[-1][1] and len({total for _, total in seen}) == 1
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    for _ in range(2):  # the second time everything is there already
+        seen = []
+        evaluate(
+            ["log-mel"], [config], conditions, tmp_path, settings=FAST, progress=lambda *x, seen=seen: seen.append(x)
+        )
+        assert seen[-1][0] == seen[-1][1] and len({total for _, total in seen}) == 1
+        assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
 def test_students_teachers_and_baselines_run_side_by_side(config, conditions, student, checkpoint, words, tmp_path):

@@ -143,7 +143,7 @@ class _Benchmark:
     ):  # fmt: skip
         self.subjects, self.tasks, self.stage, self.out, self.device = subjects, tasks, stage, out, device
         self.reference, self.settings, self.notes, self.progress = reference, settings, notes, progress
-        self.done = self.total = 0
+        self.done = self.total = self.begun = 0
 
     def run(self) -> dict[str, Any]:
         self._require_space()
@@ -208,6 +208,7 @@ class _Benchmark:
                         scores = probe.score(rows)
                         scored[name][condition.name] = join_scores(before, scores) if before else scores
                         taken.add(name, condition, rows)
+                    self._phase(len(self._plan(fold.test).shards))
                 told["heads"] = told["heads"] or [self._head_report(s, heads[s.name][0]) for s in self.subjects]
             self._figures(told, folds, scored)
             told["confusion"] = taken.to_list()
@@ -264,8 +265,6 @@ class _Benchmark:
                 self.stage.render(condition, task, part, task.part(part)), pooled, self.settings.norm, self.device,
                 self._tick,
             )  # fmt: skip
-        else:
-            self._tick(len(plan.shards))
         return {subject.name: stream.open() for subject, stream in zip(subjects, streams, strict=True)}
 
     def _plan(self, examples: Sequence[Example]) -> Plan:
@@ -286,6 +285,7 @@ class _Benchmark:
             trained = probe.fit(parts["train"][subject.name], parts["valid"][subject.name], self._tick)
             save_heads(files[subject.name], trained, keys[subject.name], self._about_head(subject, task))
             heads[subject.name] = trained
+        self._phase(self._head_work(task))
         return {name: found for name, found in heads.items() if found is not None}
 
     def _about_head(self, subject: Subject, task: Task) -> dict[str, Any]:
@@ -335,7 +335,6 @@ class _Benchmark:
             else:
                 found[subject.name] = rows
         if not missing:
-            self._tick(len(self._plan(task.test).shards))
             return found
         features = self._extract([subject for subject, _ in missing], task, "test", condition, probe.pooled)
         for subject, key in missing:
@@ -369,8 +368,7 @@ class _Benchmark:
                 for name, values in new.items():
                     write_rows(self._rows_file(task, name, condition), values, keys[name])
                     rows[name] = values
-            else:
-                self._tick(len(plan.shards))
+            self._phase(len(plan.shards))
             for name in names:
                 scored[name][condition.name] = score_enhancement(rows[name] or [], wanted)
         return scored
@@ -397,7 +395,7 @@ class _Benchmark:
                     subject, self.stage, task, examples, self._plan(examples), contaminated, self.device
                 )
                 write_rows(file, rows, key)
-            self._tick(len(contaminated))
+            self._phase(len(contaminated))
             found += [{"model": subject.name, **row} for row in rows]
         return found
 
@@ -427,16 +425,25 @@ class _Benchmark:
         if self.progress:
             self.progress(self.done, self.total)
 
+    def _phase(self, units: int) -> None:
+        """The end of a phase that was announced as `units`, however much of it was there already."""
+        self.begun += units
+        self._tick(max(0, self.begun - self.done))
+
+    def _head_work(self, task: Task) -> int:
+        if task.config.kind == "enhancement":
+            return 0
+        tried = len(self.settings.heads.learning_rates) * len(self.settings.heads.weight_decays)
+        shards = sum(len(self._plan(task.part(part)).shards) for part in ("train", "valid"))
+        return shards + len(self.subjects) * (tried + self.settings.seeds - 1)
+
     def _work(self) -> int:
         total = 0
         conditions = self.stage.conditions
         for task in (task for folds in self.tasks for task in folds):
             test = len(self._plan(task.test).shards) * len(conditions)
             total += test
-            if task.config.kind != "enhancement":
-                heads = len(self.settings.heads.learning_rates) * len(self.settings.heads.weight_decays)
-                total += sum(len(self._plan(task.part(part)).shards) for part in ("train", "valid"))
-                total += len(self.subjects) * (heads + self.settings.seeds - 1)
+            total += self._head_work(task)
         if self.settings.similarity:
             total += len(self.tasks) * len(self.subjects) * sum(c.kind != "clean" for c in conditions)
         return max(1, total)
