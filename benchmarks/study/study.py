@@ -1,0 +1,154 @@
+"""The study on real recordings: distil every row of rows.yaml, then measure all of them on tasks in noise and rooms.
+
+    python benchmarks/study/study.py prepare --data DATA --out WORK         manifests with three disjoint parts, task files
+    python benchmarks/study/study.py train robust plain --seeds 0 1 2 --steps 600 --out WORK [--teacher NAME] [--set A=B]
+    python benchmarks/study/study.py evaluate --models NAME=FOLDER … --part valid|test --out WORK
+
+`train` and `evaluate` only run the commands `robustdistiller distill` and `robustdistiller evaluate`, and print them; a run
+that is there goes on where it stopped. DATA holds tasks/, speech/, noise/ and rir/ with a manifest in each set.
+
+Parts, of every task: a third part of speakers is split off the training speakers (`test`, looked at once); `valid` is for
+choosing among rows; heads learn on the rest. No speaker, noise type or room of `test` is heard in distillation: two types of
+recorded noise and five rooms are kept for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from robustdistiller.audio.manifest import Recording, read_manifest, write_manifest
+from robustdistiller.files import write_text
+from robustdistiller.randomness import generator
+
+HERE = Path(__file__).parent
+SPEECH = ("speech_commands_words", "speech_commands_more", "ljspeech_141", "ljspeech_more", "mboshi", "mboshi_more")
+NOISE = ("urbansound8k_part", "speech_commands_bg", "speechbrain_fixtures")
+ROOMS = ("openair", "surrey_iosr", "unverified")
+TEST_NOISE = {"drilling", "street_music"}
+LEFT_OUT = {"children_playing"}  # voices
+TEST_ROOMS = {"rymer_auditorium", "auralizr_stairwell", "genesis6_live_room", "auralizr_basement", "audiomentations_stereo"}
+VALID_ROOMS = {"piper_concrete_room", "speechbrain_rir1"}
+TASKS = {
+    "keywords": ("speech_commands_v2_testset", "Keyword spotting", {"kind": "classification"}, 0.25),
+    "intents": ("picovoice_barista", "Intent, all slots", {"kind": "slots", "slots": ["multi"]}, 0.25),
+    "emotion": ("ravdess", "Emotion recognition", {"kind": "classification", "level_dbfs": -26}, 0.3),
+}
+
+
+def prepare(data: Path, out: Path) -> None:
+    """Write manifests (absolute paths), task files and the conditions file to `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    # Without a split, so that `distill` holds out speakers of all sets, not of the one that names some.
+    speech = [replace(r, split=None) for name in SPEECH for r in _read(data / "speech" / name)]
+    write_manifest(out / "speech.jsonl", speech)
+    noise = [replace(r, split=_noise_part(r)) for name in NOISE for r in _read(data / "noise" / name) if r.label not in LEFT_OUT]
+    write_manifest(out / "noise.jsonl", noise)
+    rooms = [replace(r, split=_room_part(r)) for name in ROOMS for r in _read(data / "rir" / name)]
+    write_manifest(out / "rooms.jsonl", rooms)
+    for name, (folder, title, fields, share) in TASKS.items():
+        write_manifest(out / f"{name}.jsonl", _three_parts(_read(data / "tasks" / folder), share))
+        for part, where in (("valid", {"valid": {"hold_out": 0.15}, "test": {"where": {"split": "valid"}}}), ("test", {})):
+            task = {"name": name, "title": title, "source": f"{name}.jsonl", **fields, **where}
+            write_text(out / f"{name}-{part}.yaml", yaml.safe_dump(task, sort_keys=False))
+    write_text(out / "conditions.yaml", (HERE / "conditions.yaml").read_text())
+    for name, found in (("speech", speech), ("noise", noise), ("rooms", rooms)):
+        print(f"{name}: {_count(found)}")
+
+
+def _read(folder: Path) -> list[Recording]:
+    """A set's recordings; ids are unique over sets, and speakers stay what they are called in their corpus."""
+    return [replace(r, id=f"{folder.name}/{r.id}") for r in read_manifest(folder / "manifest.jsonl")]
+
+
+def _noise_part(recording: Recording) -> str | None:
+    return "test" if recording.label in TEST_NOISE else recording.split
+
+
+def _room_part(recording: Recording) -> str:
+    return "test" if recording.group in TEST_ROOMS else "valid" if recording.group in VALID_ROOMS else "train"
+
+
+def _three_parts(recordings: list[Recording], share: float) -> list[Recording]:
+    """`share` of the training speakers become the test part."""
+    speakers = sorted({r.speaker for r in recordings if r.split == "train" and r.speaker})
+    order = generator(0, "third part").permutation(len(speakers))
+    chosen = {speakers[i] for i in order[: round(share * len(speakers))]}
+    return [replace(r, split="test") if r.speaker in chosen and r.split == "train" else r for r in recordings]
+
+
+def _count(recordings: Iterable[Recording]) -> str:
+    parts: dict[str, list[float]] = {}
+    for recording in recordings:
+        parts.setdefault(recording.split or "unassigned", []).append(recording.seconds)
+    return ", ".join(f"{part} {len(s)} recordings, {sum(s) / 3600:.2f} h" for part, s in sorted(parts.items()))
+
+
+def train(rows: list[str], seeds: list[int], steps: int, out: Path, teacher: str | None, settings: list[str], tag: str) -> None:
+    """Distil rows × seeds, one after the other, to out/runs/ROW[-TAG]-SEED."""
+    known = yaml.safe_load((HERE / "rows.yaml").read_text())
+    for seed in seeds:
+        for row in rows:
+            if row not in known["rows"]:
+                raise SystemExit(f"There is no row {row}: choose from {', '.join(known['rows'])}.")
+            about = known["rows"][row]
+            chosen = [*known["common"], *about.get("set", []), f"training.seed={seed}", *settings]
+            command = ["distill", about["recipe"], "--resume", "--steps", str(steps), "--out",
+                       str(out / "runs" / "-".join(filter(None, [row, tag, str(seed)])))]  # fmt: skip
+            for role in ("speech", "noise", "rooms"):
+                command += [f"--{role}", str(out / f"{role}.jsonl")]
+            if teacher:
+                command += ["--teacher", teacher]
+            run(command + [word for value in chosen for word in ("--set", value)])
+
+
+def evaluate(models: list[str], tasks: list[str], part: str, out: Path, reference: str | None) -> None:
+    """Measure models on the `part` of all tasks under all conditions, into out/results-PART."""
+    command = ["evaluate", *models, "--conditions", str(out / "conditions.yaml"), "--out", str(out / f"results-{part}")]
+    for name in tasks:
+        command += ["--task", str(out / f"{name}-{part}.yaml")]
+    run(command + (["--reference", reference] if reference else []))
+
+
+def run(command: list[str]) -> None:
+    print("robustdistiller " + shlex.join(command), flush=True)
+    subprocess.run([sys.executable, "-m", "robustdistiller", *command], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    first = verbs.add_parser("prepare")
+    first.add_argument("--data", type=Path, required=True)
+    second = verbs.add_parser("train")
+    second.add_argument("rows", nargs="+")
+    second.add_argument("--seeds", type=int, nargs="+", default=[0])
+    second.add_argument("--steps", type=int, default=600)
+    second.add_argument("--teacher", help="another teacher than the shipped mini teacher")
+    second.add_argument("--set", dest="settings", action="append", default=[], help="further recipe fields")
+    second.add_argument("--tag", default="", help="part of the names of the run folders")
+    third = verbs.add_parser("evaluate")
+    third.add_argument("--models", nargs="+", required=True)
+    third.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    third.add_argument("--part", choices=("valid", "test"), required=True)
+    third.add_argument("--reference")
+    for verb in (first, second, third):
+        verb.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    if given.verb == "prepare":
+        prepare(given.data, given.out)
+    elif given.verb == "train":
+        train(given.rows, given.seeds, given.steps, given.out, given.teacher, given.settings, given.tag)
+    else:
+        evaluate(given.models, given.tasks, given.part, given.out, given.reference)
+
+
+if __name__ == "__main__":
+    main()
