@@ -152,6 +152,18 @@ def distill(
             )
         if "si_sdr/out" in metrics:
             print(f"enhancement: SI-SDR {metrics['si_sdr/in']:.2f} -> {metrics['si_sdr/out']:.2f} dB")
+        if result.cache:
+            print(_cache_line(result.cache))
+
+
+def _cache_line(cache: dict[str, Any]) -> str:
+    saved = cache["seconds_saved"]
+    return (
+        f"target cache: {cache['read']} of {cache['read'] + cache['computed']} targets read, not computed"
+        + (f", which saved {saved:.0f} s" if saved else "")
+        + f"; it holds {cache['hours_held']:.2f} h in {cache['bytes_held'] / 1e9:.2f} GB "
+        f"({cache['bytes_per_hour'] / 1e6:.0f} MB an hour of speech): {printable(cache['folder'])}"
+    )
 
 
 @app.command()

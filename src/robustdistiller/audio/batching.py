@@ -53,6 +53,12 @@ class LengthBucketSampler:
     ones, so these are visited twice. A small corpus is repeated (each visit with its own epoch number) until it fills
     several batches. Recordings below `min_seconds` are left out.
 
+    With `fixed_crops` above 0, a recording has so many crops and no others, one after the other in successive epochs, so
+    that what a teacher makes of them can be kept: their lengths are rounded down to a grid of steps of `max_trim`, and
+    longer recordings have theirs evenly spaced (one that is heard nearly whole has a single one). They depend on the
+    recording's length, `crop_seconds` and `max_trim` alone, not on seed, corpus or batch. A batch at the border of two
+    lengths is then padded.
+
     `seconds` holds the durations; `batch_seconds` bounds the audio of one microbatch of one process,
     rounded up to a whole recording where the crops do not divide it evenly. Raises `UserError` when nothing is left or
     one crop exceeds a batch.
@@ -69,6 +75,7 @@ class LengthBucketSampler:
         rank: int = 0,
         world: int = 1,
         accumulate: int = 1,
+        fixed_crops: int = 0,
     ):
         if not 0 <= rank < world or accumulate < 1:
             raise ValueError(f"rank {rank} of {world} with {accumulate} microbatches does not exist")
@@ -84,6 +91,9 @@ class LengthBucketSampler:
         self.heard = np.minimum(self.whole, round(crop_seconds * SAMPLE_RATE))
         if self.heard[usable].max() < shortest:
             raise UserError(f"data.crop_seconds ({crop_seconds:g}) is below data.min_seconds: raise the first.")
+        self.fixed_crops = fixed_crops
+        if fixed_crops:
+            self.heard = _on_grid(self.heard, round(crop_seconds * SAMPLE_RATE), max_trim)
         self.capacity = round(world * accumulate * batch_seconds * SAMPLE_RATE)  # samples of a global batch
         longest = int(self.heard[usable].max())
         if self.capacity < world * accumulate * longest:
@@ -91,7 +101,9 @@ class LengthBucketSampler:
                 f"data.batch_seconds ({batch_seconds:g}) holds less than one crop of {longest / SAMPLE_RATE:g} s: "
                 "raise it, or lower data.crop_seconds."
             )
-        self._stretch = 1 / (1 - max_trim)
+        self._stretch = 1 / (1 - max_trim) if not fixed_crops else 1.0
+        # How many different crops a recording has: as many as it takes to hear all of it, at most `fixed_crops`.
+        self._crops = np.clip(np.ceil(self.whole * (1 - max_trim) / self.heard.clip(1)), 1, max(1, fixed_crops))
         audio = int(self.heard[usable].sum())
         self.passes = max(1, -(-_BATCHES_PER_PLAN * self.capacity // audio))  # over the corpus, in one plan
         self._usable = usable
@@ -115,17 +127,26 @@ class LengthBucketSampler:
         plan, place = divmod(step, self.steps_per_plan)
         entries, limit = self._entries(plan, place)
         index, visit = self._usable[entries % len(self._usable)], plan * self.passes + entries // len(self._usable)
-        samples = np.full(len(index), min(limit, int(self.heard[index].min())))
-        crops = []
-        for i, epoch, kept in zip(index.tolist(), visit.tolist(), samples.tolist(), strict=True):
-            start = int(fraction(self.seed, "crop", epoch, i) * (self.whole[i] - kept + 1))
-            crops.append(Crop(i, epoch, start, kept))
+        samples = self.heard[index]
+        if not self.fixed_crops:
+            samples = np.full(len(index), min(limit, int(samples.min())))
+        crops = [
+            Crop(i, epoch, self._start(i, epoch, kept), kept)
+            for i, epoch, kept in zip(index.tolist(), visit.tolist(), samples.tolist(), strict=True)
+        ]
         frames = int(((samples - RECEPTIVE_FIELD) // STRIDE + 1).sum())
         shares = self.world * self.accumulate
         parts = tuple(
             tuple(crops[share::shares]) for share in range(rank * self.accumulate, (rank + 1) * self.accumulate)
         )
         return Microbatches(step, plan * self.passes, parts, frames)
+
+    def _start(self, index: int, epoch: int, kept: int) -> int:
+        room = int(self.whole[index]) - kept
+        if not self.fixed_crops:
+            return int(fraction(self.seed, "crop", epoch, index) * (room + 1))
+        count = int(self._crops[index])
+        return room * (epoch % count) // (count - 1) if count > 1 else room // 2
 
     def _order_cells(self) -> None:
         """Cells of like length, longest first: within one, cropping to the padding limit cuts nothing."""
@@ -153,13 +174,18 @@ class LengthBucketSampler:
         while begin < total:
             limit = self._longest[begin]
             count = self.capacity // limit
-            while begin + count <= total:
+            while begin + count <= total and not self.fixed_crops:
                 # Shorter recordings at the batch's end crop the others, which makes room for more.
                 limit = min(limit, int(self._shortest[begin + count - 1] * self._stretch))
                 if self.capacity // limit <= count:
                     break
                 count = self.capacity // limit
-            if begin + count > total:  # the last batch reaches back to the next longer recordings
+            if begin + count > total and self.fixed_crops:
+                count = total - begin  # reaching back to longer ones takes more room for each
+                while count < total and (count + 1) * self._longest[total - count - 1] <= self.capacity:
+                    count += 1
+                self._first.append(total - count)
+            elif begin + count > total:  # the last batch reaches back to the next longer recordings
                 limit = min(self._longest[begin], int(self._shortest[-1] * self._stretch))
                 count = min(total, self.capacity // limit)
                 self._first.append(total - count)
@@ -179,3 +205,12 @@ class LengthBucketSampler:
         batch = batches[place]
         first = self._first[batch]
         return order[first : first + self._count[batch]], self._limit[batch]
+
+
+def _on_grid(samples: np.ndarray, longest: int, trim: float) -> np.ndarray:
+    """Lengths rounded down to `longest` * (1 - trim)^k, and then to whole frames."""
+    if trim > 0:
+        steps = np.ceil(np.log(samples.clip(1) / longest) / np.log1p(-trim) - 1e-9)
+        samples = np.minimum(samples, np.floor(longest * (1 - trim) ** steps).astype(np.int64))
+    frames = (samples - RECEPTIVE_FIELD) // STRIDE
+    return np.where(frames >= 0, frames * STRIDE + RECEPTIVE_FIELD, samples)

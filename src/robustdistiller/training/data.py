@@ -9,7 +9,8 @@ import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,28 +25,34 @@ from ..audio.manifest import Recording
 from ..errors import AudioError, UserError
 from ..models.frames import GRID
 from ..randomness import integer
+from .targets import audio_key
 
 
 @dataclass
 class Batch:
-    """A microbatch. clean, noise: (B, T); lengths: (B,) valid samples; replaced: what could not be read, as rows."""
+    """A microbatch.
+
+    clean, noise: (B, T); lengths: (B,) valid samples; replaced: what could not be read, as rows; keys: digests of the clean
+    crops, where there is a target cache to ask
+    """
 
     clean: Tensor
     lengths: Tensor
     noise: Tensor | None
     scenes: list[Scene]
     replaced: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[bytes] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
         noise = None if self.noise is None else self.noise.to(device, non_blocking=True)
         clean, lengths = (x.to(device, non_blocking=True) for x in (self.clean, self.lengths))
-        return Batch(clean, lengths, noise, self.scenes, self.replaced)
+        return replace(self, clean=clean, lengths=lengths, noise=noise)
 
     def pin_memory(self) -> Batch:
         """For the loader: page-locked copies, which a GPU reads without waiting."""
         noise = None if self.noise is None else self.noise.pin_memory()
-        return Batch(self.clean.pin_memory(), self.lengths.pin_memory(), noise, self.scenes, self.replaced)
+        return replace(self, clean=self.clean.pin_memory(), lengths=self.lengths.pin_memory(), noise=noise)
 
 
 Item = tuple[np.ndarray, Scene, "np.ndarray | None", list[dict[str, Any]]]
@@ -130,8 +137,8 @@ def load_crop(recording: Recording, crop: Crop) -> np.ndarray:
     return wave
 
 
-def collate(items: Sequence[Item]) -> Batch:
-    """Pad crops of nearly equal length with zeros."""
+def collate(items: Sequence[Item], keyed: bool = False) -> Batch:
+    """Pad crops of nearly equal length with zeros; `keyed`: with the digests that a target cache asks for."""
     waves, scenes, noises, replaced = zip(*items, strict=True)
     size = max(len(wave) for wave in waves)
 
@@ -144,7 +151,8 @@ def collate(items: Sequence[Item]) -> Batch:
 
     noise = stack(noises) if any(n is not None for n in noises) else None
     lengths = torch.tensor([len(wave) for wave in waves])
-    return Batch(stack(waves), lengths, noise, list(scenes), [row for rows in replaced for row in rows])
+    keys = [audio_key(wave) for wave in waves] if keyed else None
+    return Batch(stack(waves), lengths, noise, list(scenes), [row for rows in replaced for row in rows], keys)
 
 
 class StepSampler(Sampler[list[tuple[int, Crop]]]):
@@ -159,9 +167,9 @@ class StepSampler(Sampler[list[tuple[int, Crop]]]):
                 yield [(step, crop) for crop in microbatch]
 
 
-def _collate(items: Sequence[Item | UserError]) -> Batch | UserError:
+def _collate(items: Sequence[Item | UserError], keyed: bool) -> Batch | UserError:
     wrong = next((item for item in items if isinstance(item, UserError)), None)
-    return collate(items) if wrong is None else wrong  # type: ignore[arg-type]
+    return collate(items, keyed) if wrong is None else wrong  # type: ignore[arg-type]
 
 
 def next_batch(batches: Iterator[Batch | UserError], device: torch.device) -> Batch:
@@ -194,13 +202,15 @@ def named_deaths(dataset: CropDataset, advice: str) -> Iterator[None]:
         ) from error
 
 
-def make_loader(dataset: CropDataset, sampler: StepSampler, workers: int, pin: bool) -> DataLoader[Any]:
+def make_loader(
+    dataset: CropDataset, sampler: StepSampler, workers: int, pin: bool, keyed: bool = False
+) -> DataLoader[Any]:
     """A loader with a generator of its own: starting its workers must not draw from the global one."""
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, keyed=keyed),
         pin_memory=pin,
         generator=torch.Generator().manual_seed(0),
         prefetch_factor=4 if workers else None,

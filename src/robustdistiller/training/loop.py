@@ -26,6 +26,7 @@ from torch import Tensor
 from ..audio.batching import LengthBucketSampler
 from ..config import Recipe
 from ..errors import UserError
+from ..files import write_json
 from ..models.precision import pick_precision
 from ..models.student import Student, build_student
 from ..models.teacher import Teacher, TeacherOutput, load_teacher
@@ -40,6 +41,7 @@ from .guard import Guard
 from .metrics import MetricsLog, validation_at
 from .optimiser import build_optimiser, learning_rate
 from .record import check_resumable, record_run
+from .targets import TargetCache
 from .validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -100,11 +102,12 @@ class Plan:
 
 @dataclass
 class Result:
-    """The end of a run: the student folder, the metrics of its best validation, and where it stood."""
+    """The end of a run: the student folder, the metrics of its best validation, where it stood, and `TargetCache.report`."""
 
     student: Path
     metrics: dict[str, float]
     progress: Progress = field(default_factory=Progress)
+    cache: dict[str, Any] | None = None
 
 
 def distill(
@@ -136,14 +139,16 @@ def distill(
     with accelerator.main_process_first():  # the others then read what the first one scanned
         materials = gather(recipe, run, _reporter(observer) if main else None)
     if teacher is None:
-        chosen = recipe.teacher
-        teacher = load_teacher(str(chosen.model), chosen.layers, chosen.precision, None, chosen.target_norm)
+        wanted = recipe.teacher
+        teacher = load_teacher(str(wanted.model), wanted.layers, wanted.precision, None, wanted.target_norm)
     teacher.stop_at_highest().to(device)
+    chosen = recipe.teacher
+    cache = TargetCache(chosen.cache, chosen.cache_gb, teacher, device) if chosen.cache is not None else None
     student, initialisation = build_student(teacher, recipe.student, recipe.objectives.enhancement, settings.seed)
     precision = pick_precision(settings.precision, device, student.encoder)
     sampler = LengthBucketSampler(
         [r.seconds for r in materials.train], recipe.data.batch_seconds, recipe.data.crop_seconds, recipe.data.min_seconds,
-        recipe.data.max_trim, settings.seed, rank, world, settings.accumulate,
+        recipe.data.max_trim, settings.seed, rank, world, settings.accumulate, recipe.data.fixed_crops,
     )  # fmt: skip
 
     student.to(device)
@@ -163,12 +168,15 @@ def distill(
     log = MetricsLog(run, progress.step, tensorboard) if main else None
     dataset = CropDataset(materials.train, materials.train_environment)
     loader = make_loader(
-        dataset, StepSampler(sampler, progress.step, settings.steps), recipe.data.workers, device.type == "cuda"
-    )
+        dataset, StepSampler(sampler, progress.step, settings.steps), recipe.data.workers, device.type == "cuda",
+        keyed=cache is not None,
+    )  # fmt: skip
 
     def heard(batch: Batch) -> tuple[Tensor, TeacherOutput]:
         """What student and teacher make a microbatch of: contaminated speech (B, T), and clean targets."""
         noisy = materials.train_environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)
+        if cache is not None and batch.keys is not None:
+            return noisy, cache(batch.clean, batch.lengths, batch.keys)
         return noisy, teacher(batch.clean, batch.lengths)
 
     def origin(batch: Batch) -> dict[str, Tensor]:
@@ -309,8 +317,12 @@ def distill(
                 )
     if log is not None:
         log.close()
+    if cache is not None:
+        if main:
+            write_json(run / "target_cache.json", cache.report())
+        cache.close()
     metrics = validation_at(run, progress.best_step)
-    return Result(run / "student", metrics, progress)
+    return Result(run / "student", metrics, progress, cache.report() if cache else None)
 
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -21,12 +21,13 @@ logger = logging.getLogger(__name__)
 RECIPE, RECORD = "recipe.yaml", "run.json"
 
 # Fields that do not touch the result, and those without which a checkpoint no longer fits.
-HARMLESS = ("name", "notes", "data.workers", "data.noise_cache_mb", "training.log_every", "training.save_every",
-            "training.valid_every", "training.keep")  # fmt: skip
+HARMLESS = ("name", "notes", "data.workers", "data.noise_cache_mb", "teacher.cache_gb", "training.log_every",
+            "training.save_every", "training.valid_every", "training.keep")  # fmt: skip
 MEANINGS = {
     "training.steps": "another end, and with it another learning rate at every step to come",
     "training.seed": "other batches, crops, contaminations and dropout from here on, and perhaps other held-out speakers",
     "training.precision": "other rounding from here on",
+    "teacher.cache": "targets in half precision or no longer: the last bits differ from here on",
     "training.": "another optimisation from here on",
     "data.": "other speech, noise or batches from here on; compare the digests in run.json",
     "environment.": "other contaminations from here on",
@@ -34,8 +35,8 @@ MEANINGS = {
     "": "another student or teacher behaviour from here on",
 }
 STRUCTURAL = ("teacher.", "student.", "objectives.enhancement.")
-NOT_STRUCTURAL = ("teacher.precision", "student.dropout", "student.feature_grad_mult", "objectives.enhancement.loss",
-                  "objectives.enhancement.weight", "objectives.enhancement.dropout")  # fmt: skip
+NOT_STRUCTURAL = ("teacher.precision", "teacher.cache", "teacher.cache_gb", "student.dropout", "student.feature_grad_mult",
+                  "objectives.enhancement.loss", "objectives.enhancement.weight", "objectives.enhancement.dropout")  # fmt: skip
 
 
 def check_resumable(run: Path, recipe: Recipe, resume: bool, started: bool) -> None:
