@@ -89,7 +89,10 @@ def register(app: typer.Typer, bar: Bar) -> None:
             str | None, typer.Option(help="The model that the others are compared with, such as the teacher.")
         ] = None,
         formats: Annotated[
-            list[str] | None, typer.Option("--format", help="torch, onnx or int8; repeatable. All by default.")
+            list[str] | None,
+            typer.Option(
+                "--format", help="torch, onnx, int8, openvino or openvino-int8; repeatable. The first three by default."
+            ),
         ] = None,
         threads: Annotated[
             list[int] | None, typer.Option("--threads", help="Threads; repeatable. One, and all cores, by default.")

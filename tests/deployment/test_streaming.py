@@ -48,8 +48,10 @@ def test_every_unit_is_given_once_in_its_context(rule, samples, cuts):
         units += range(window.first, window.last)
         assert window.begin == max(0, window.first - rule.left)
         assert window.wave[0] == window.begin * rule.stride  # the window is the part of the audio that it says
-        last = min(window.last + rule.right, rule.units(samples))
-        assert len(window.wave) == (last - window.begin - 1) * rule.stride + rule.field
+        stop = window.first + rule.hop + rule.right
+        closing = stop > rule.units(samples)  # the last window hears the audio to its end, beyond the last whole unit
+        end = samples if closing else (stop - 1) * rule.stride + rule.field
+        assert len(window.wave) == end - window.begin * rule.stride
     assert units == list(range(rule.units(samples)))
 
 

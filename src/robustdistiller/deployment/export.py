@@ -131,7 +131,7 @@ def export_student(
             folder / REPORT,
             {
                 "format": 1,
-                "student": loaded.name,
+                "student": about.student,
                 "measured on": f"{len(real)} contaminated utterances of {told}" if real else "synthetic audio only",
                 "files": {file.path.name: _row(file) for file in done},
             },
@@ -169,7 +169,7 @@ def _write(
     short = None
     if not measured.error <= TOLERANCE:
         short = f"{job.name}.onnx differs from PyTorch by {measured.error:.1e} where {TOLERANCE:.0e} is allowed"
-    _judge(short, options)
+    _judge(short, "fp32", options)
     write_model(fp32_path, job.model, description)
     report(f"checking {job.name}", 1, 1)
     done = [Exported(out / fp32_path.name, description, measured, fp32_path.stat().st_size, short)]
@@ -181,7 +181,7 @@ def _write(
     short = _shortfall(job, measured)
     if job.kind == "classifier" and labelled is not None and head is not None:
         short = _accuracy(job, int8, labelled, head, measured)
-    _judge(short, options)
+    _judge(short, "int8", options)
     path = folder / f"{job.name}.int8.onnx"
     description = replace(description, precision="int8", measured=measured.to_dict())
     write_model(path, model, description)
@@ -218,9 +218,13 @@ def _accuracy(job: _Job, int8: Any, labelled: Any, head: TaskHead, measured: Mea
     return None
 
 
-def _judge(short: str | None, options: ExportOptions) -> None:
+def _judge(short: str | None, precision: str, options: ExportOptions) -> None:
     if short and not options.force:
-        raise UserError(f"{short}: calibrate with more --speech, leave --int8 out, or pass --force to keep the file.")
+        way = {
+            "fp32": "use the packages of robustdistiller[export] in versions that it was tested with, or",
+            "int8": "calibrate with more --speech, leave --int8 out, or",
+        }[precision]
+        raise UserError(f"{short}: {way} pass --force to keep the file.")
     if short:
         logger.warning("%s; it is kept because of --force", short)
 

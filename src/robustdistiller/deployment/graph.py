@@ -81,7 +81,8 @@ class EncoderGraph(nn.Module):
 
     def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         if self.encoder.normalize:
-            wave = normalize_wave(wave, lengths)
+            # Engines sum a minute of float32 samples one after the other, which costs the mean its digits.
+            wave = normalize_wave(wave.double(), lengths).float()
         x = self.convolutions(self.first(wave, lengths) if self.normed else self.first(wave[:, None]))
         projected = self.encoder.model.feature_projection(x.transpose(1, 2))
         projected = projected[0] if isinstance(projected, tuple) else projected

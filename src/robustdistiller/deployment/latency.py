@@ -15,8 +15,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,17 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 FORMATS = ("torch", "onnx", "int8")
+ENGINES = {
+    "openvino": "onnx",
+    "openvino-int8": "int8",
+}  # the same files in OpenVINO, where it is asked for and installed
 # What the speed of 8-bit and 32-bit arithmetic depends on.
 FLAGS = ("amx_int8", "amx_bf16", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "avx", "i8mm", "asimddp", "asimd", "sve")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model in one format: `path` is a folder or hub name (torch) or an .onnx file."""
+    """A model in one format: `path` is a folder or hub name (torch) or an .onnx file (all others)."""
 
     name: str
     format: str
@@ -122,13 +126,15 @@ def measure_latency(
 ) -> Latency:
     """Measure models against a reference in PyTorch.
 
-    models: student folders and hub names (exported on the fly for the formats onnx and int8), folders that `export` wrote,
+    models: student folders and hub names (exported on the fly for the other formats than torch), folders that `export` wrote,
     and .onnx files; each optionally as ``name=model``. reference: None for the first of them.
+    formats: of `FORMATS` and `ENGINES`
     Raises `UserError` for a model that cannot be opened or a measurement that cannot be made.
     """
-    unknown = [name for name in formats if name not in FORMATS]
+    unknown = [name for name in formats if name not in (*FORMATS, *ENGINES)]
     if unknown or not formats:
-        raise UserError(f"There is no format {(unknown or ['(none)'])[0]}: choose from {', '.join(FORMATS)}.")
+        known = ", ".join((*FORMATS, *ENGINES))
+        raise UserError(f"There is no format {(unknown or ['(none)'])[0]}: choose from {known}.")
     if not models:
         raise UserError("There is nothing to measure: give student folders, exported folders or .onnx files.")
     if repeats < 1 or audio < 0.1 or any(n < 1 for n in threads) or not threads:
@@ -187,18 +193,35 @@ def _candidates(text: str, formats: Sequence[str], scratch: Path) -> list[Candid
     name, model = named(text)
     path = Path(model)
     if path.suffix == ".onnx":
-        return [_exported(name, path)]
+        candidate = _exported(name, path)
+        return [candidate, *(c for c in _in_engines([candidate], formats) if c.format in formats)]
     if (path / REPORT).is_file():
         files = [path / "encoder.onnx", path / "encoder.int8.onnx"]
         found = [_exported(name, file) for file in files if file.is_file()]
+        found += _in_engines(found, formats)
         return [candidate for candidate in found if candidate.format in formats] or found
     encoder = load_encoder(model)
     parameters, macs = sum(p.numel() for p in encoder.parameters()), macs_per_second(encoder)
     weights = sum(file.stat().st_size for file in path.glob("model*.safetensors")) if path.is_dir() else 4 * parameters
     made = [Candidate(name, "torch", model, parameters, macs, weights)] if "torch" in formats else []
-    for precision, file in _quick_export(model, name, formats, scratch).items():
-        made.append(Candidate(name, precision, str(file), parameters, macs, file.stat().st_size))
+    needed = {ENGINES.get(form, form) for form in formats} - {"torch"}
+    if needed:
+        folder = Path(tempfile.mkdtemp(dir=scratch))
+        files = quick_export(model, name, needed, folder)
+        graphs = [Candidate(name, form, str(f), parameters, macs, f.stat().st_size) for form, f in files.items()]
+        made += [c for c in (*graphs, *_in_engines(graphs, formats)) if c.format in formats]
     return made
+
+
+def _in_engines(graphs: Sequence[Candidate], formats: Sequence[str]) -> list[Candidate]:
+    """The same files in the other engines that are asked for."""
+    return [
+        replace(c, format=form)
+        for form, plain in ENGINES.items()
+        if form in formats
+        for c in graphs
+        if c.format == plain
+    ]
 
 
 def _exported(name: str, file: Path) -> Candidate:
@@ -209,15 +232,16 @@ def _exported(name: str, file: Path) -> Candidate:
     return Candidate(name, form, str(file), d.parameters, d.macs_per_second, file.stat().st_size)
 
 
-def _quick_export(model: str, name: str, formats: Sequence[str], scratch: Path) -> dict[str, Path]:
-    """The graph without any check, its int8 ranges from noise: good for its speed alone."""
+def quick_export(model: str, name: str, precisions: Iterable[str], folder: Path) -> dict[str, Path]:
+    """A student's graph as encoder.onnx and encoder.int8.onnx, without any check and with ranges from noise: for its speed.
+
+    precisions: of ``onnx`` and ``int8``; returns the files by precision
+    """
     from ..models.student import load_student
     from .graph import EncoderGraph
     from .onnx_file import trace, write_model
     from .quantise import quantise
 
-    if not {"onnx", "int8"} & set(formats):
-        return {}
     student = load_student(model)
     network = EncoderGraph(student)
     wave = torch.from_numpy(0.1 * np.random.default_rng(0).standard_normal((2, 16_000)).astype(np.float32))
@@ -227,15 +251,14 @@ def _quick_export(model: str, name: str, formats: Sequence[str], scratch: Path) 
         ["states", "frames"],
     )
     files = {}
-    for precision in ("onnx", "int8"):
-        if precision in formats:
-            made = graph if precision == "onnx" else quantise(graph, list(wave.numpy()))
-            files[precision] = scratch / f"{len(list(scratch.iterdir()))}.{precision}.onnx"
-            about = Description(
-                "encoder", "fp32" if precision == "onnx" else "int8", name, 16_000, 320, 400, student.encoder.normalize,
-                network.names, student.hidden_size,
-            )  # fmt: skip
-            write_model(files[precision], made, about)
+    for precision in sorted(set(precisions), key=FORMATS.index):
+        fp32 = precision == "onnx"
+        files[precision] = folder / ("encoder.onnx" if fp32 else "encoder.int8.onnx")
+        about = Description(
+            "encoder", "fp32" if fp32 else "int8", name, 16_000, 320, 400, student.encoder.normalize, network.names,
+            student.hidden_size, parameters=student.num_parameters,
+        )  # fmt: skip
+        write_model(files[precision], graph if fp32 else quantise(graph, list(wave.numpy())), about)
     return files
 
 

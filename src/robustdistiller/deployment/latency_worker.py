@@ -18,8 +18,11 @@ import numpy as np
 def main() -> None:
     task: dict[str, Any] = json.loads(sys.argv[1])
     wave = (0.1 * np.random.default_rng(0).standard_normal(round(task["seconds"] * 16_000))).astype(np.float32)
-    build = _torch if task["format"] == "torch" else _onnx
-    before, run = build(task["model"], task["threads"], wave)
+    if task["format"] == "torch":
+        before, run = _torch(task["model"], task["threads"], wave)
+    else:
+        engine = "openvino" if task["format"].startswith("openvino") else "onnxruntime"
+        before, run = _onnx(task["model"], task["threads"], wave, engine)
     run()
     _answer({"ready": True})
     for _ in sys.stdin:
@@ -47,11 +50,11 @@ def _torch(model: str, threads: int, wave: Any) -> tuple[int, Callable[[], Any]]
     return before, run
 
 
-def _onnx(model: str, threads: int, wave: Any) -> tuple[int, Callable[[], Any]]:
+def _onnx(model: str, threads: int, wave: Any, engine: str) -> tuple[int, Callable[[], Any]]:
     from ..runtime import Encoder
 
     before = peak_memory()
-    encoder = Encoder(model, threads=threads, verify=False)
+    encoder = Encoder(model, threads, engine, verify=False)
     return before, lambda: encoder(wave)
 
 

@@ -44,6 +44,11 @@ class Answer(NamedTuple):
         return " ".join(self.labels.values())
 
 
+def _feeds(wave: Wave) -> dict[str, NDArray[Any]]:
+    """The inputs of a graph for one recording (T,)."""
+    return {"wave": wave[None], "lengths": np.array([len(wave)], np.int64)}
+
+
 class _Model:
     kind = ""
 
@@ -115,7 +120,7 @@ class Encoder(_Model):
         return Stream(self._windows(hop, left, right, d.stride, d.field), work, self.rate)
 
     def _features(self, wave: Wave, begin: int) -> Features:
-        states, frames = self._engine.run({"wave": wave[None], "lengths": np.array([len(wave)], np.int64)})
+        states, frames = self._engine.run(_feeds(wave))
         return Features(states[0], self._times(begin, int(frames[0])))
 
     def _times(self, begin: int, frames: int) -> NDArray[np.float64]:
@@ -133,7 +138,7 @@ class Enhancer(_Model):
         wave = check_wave(wave, self.description.field)
         if len(wave) > LONGEST_SECONDS * self.rate:
             return np.concatenate(list(self.stream(PART_SECONDS, CONTEXT_SECONDS, CONTEXT_SECONDS).run([wave])))
-        return self._engine.run({"wave": wave[None]})[0][0]
+        return self._enhanced(wave)
 
     def stream(self, hop: float = 12.0, left: float = 0.8, right: float = 0.4) -> Stream[Wave]:
         """Listen to chunks; the enhanced samples come in pieces that follow each other without a gap."""
@@ -143,10 +148,12 @@ class Enhancer(_Model):
             wave = window.wave
             if len(wave) < field:  # the end of a recording that is not even one frame long
                 wave = np.pad(wave, (0, field - len(wave)))
-            enhanced = self._engine.run({"wave": wave[None]})[0][0]
-            return enhanced[window.first - window.begin : window.last - window.begin]
+            return self._enhanced(wave)[window.first - window.begin : window.last - window.begin]
 
         return Stream(self._windows(hop, left, right, 1, 1), work, self.rate)
+
+    def _enhanced(self, wave: Wave) -> Wave:
+        return self._engine.run(_feeds(wave))[0][0]
 
 
 class Classifier(_Model):
@@ -180,7 +187,7 @@ class Classifier(_Model):
         return Stream(windows, work, self.rate)
 
     def _answer(self, wave: Wave, time: float) -> Answer:
-        outputs = self._engine.run({"wave": wave[None], "lengths": np.array([len(wave)], np.int64)})
+        outputs = self._engine.run(_feeds(wave))
         heard = {slot: output[0] for slot, output in zip(self.labels, outputs, strict=True)}
         best = {slot: int(np.argmax(row)) for slot, row in heard.items()}
         return Answer(

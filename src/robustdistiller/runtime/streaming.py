@@ -50,10 +50,6 @@ class Windows:
         """Whole units in so many samples."""
         return max(0, (samples - self.field) // self.stride + 1)
 
-    def span(self, first: int, last: int) -> tuple[int, int]:
-        """The samples [begin, end) of the units [first, last)."""
-        return first * self.stride, (last - 1) * self.stride + self.field
-
 
 @dataclass(frozen=True)
 class Window:
@@ -81,18 +77,20 @@ class Cutter:
         self.buffer = np.concatenate([self.buffer, chunk])
         self.end += len(chunk)
         while w.units(self.end) >= self.next + w.hop + w.right:
-            yield self._window(self.next + w.hop, self.next + w.hop + w.right)
+            stop = self.next + w.hop + w.right
+            yield self._window(self.next + w.hop, (stop - 1) * w.stride + w.field)
 
     def close(self) -> Iterator[Window]:
-        """The last window, which keeps all units that are left, if there are any."""
+        """The last window, which hears the audio to its last sample and keeps all units that are left, if there are any."""
         total = self.windows.units(self.end)
         if total > self.next:
-            yield self._window(total, total)
+            yield self._window(total, self.end)
 
-    def _window(self, last: int, stop: int) -> Window:
+    def _window(self, last: int, high: int) -> Window:
+        """Keep the units up to `last` of the audio up to sample `high`."""
         w = self.windows
         begin = max(0, self.next - w.left)
-        low, high = w.span(begin, stop)
+        low = begin * w.stride
         window = Window(self.buffer[low - self.start : high - self.start], begin, self.next, last)
         self.next = last
         spare = min(max(0, last - w.left) * w.stride - self.start, len(self.buffer))
