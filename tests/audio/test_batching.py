@@ -128,3 +128,33 @@ def test_a_million_recordings_are_planned_in_seconds():
     seconds = np.random.default_rng(0).uniform(0.5, 30, 1_000_000)
     sampler = LengthBucketSampler(seconds, 96, 15.625, 0.5, world=8)
     assert len(sampler.batch(sampler.steps_per_plan + 7).parts[0]) >= 6
+
+
+@few
+@given(corpora, st.floats(4, 60), st.sampled_from([0.0, 0.05, 0.3]), st.integers(1, 3), st.integers(0, 3))
+def test_fixed_crops_come_again_whatever_the_seed_the_epoch_and_the_company(seconds, batch, trim, crops, seed):
+    options = dict(batch_seconds=batch, crop_seconds=4.0, min_seconds=0.1, max_trim=trim, fixed_crops=crops)
+    places: dict[float, set[tuple[int, int]]] = {}
+    for company, seeds in ((seconds, (seed, seed + 1)), ([*seconds, 3.3, 0.4, 17.0], (seed,))):
+        for number in seeds:
+            sampler = LengthBucketSampler(company, seed=number, **options)
+            for step in range(min(2 * sampler.steps_per_plan, 60)):
+                whole = everyone(sampler, step)
+                assert len(whole) * max(crop.samples for crop in whole) <= batch * SAMPLE_RATE + 1
+                for crop in whole:
+                    assert 0 <= crop.start <= sampler.whole[crop.index] - crop.samples
+                    places.setdefault(company[crop.index], set()).add((crop.start, crop.samples))
+    for length, found in places.items():
+        heard = min(length, 4.0) * SAMPLE_RATE
+        assert len(found) <= crops and (len(found) == 1 or length > 4.0 * (1 - trim))
+        assert all(heard * (1 - trim) - 321 <= samples <= heard + 1 for _, samples in found)
+
+
+def test_fixed_crops_of_a_real_sized_corpus_are_hardly_padded_and_everybody_is_heard():
+    seconds = np.random.default_rng(0).gamma(4, 3, size=5000).clip(1, 30)
+    sampler = LengthBucketSampler(seconds, 96, 15.625, 0.5, fixed_crops=1)
+    batches = [everyone(sampler, step) for step in range(sampler.steps_per_plan)]
+    assert {crop.index for batch in batches for crop in batch} == set(range(len(seconds)))
+    heard = sum(crop.samples for batch in batches for crop in batch)
+    assert heard >= 0.96 * SAMPLE_RATE * np.minimum(seconds, 15.625).sum()
+    assert sum(len(batch) * max(crop.samples for crop in batch) for batch in batches) <= 1.02 * heard

@@ -103,7 +103,8 @@ class LengthBucketSampler:
             )
         self._stretch = 1 / (1 - max_trim) if not fixed_crops else 1.0
         # How many different crops a recording has: as many as it takes to hear all of it, at most `fixed_crops`.
-        self._crops = np.clip(np.ceil(self.whole * (1 - max_trim) / self.heard.clip(1)), 1, max(1, fixed_crops))
+        rest = self.whole * (1 - max_trim) - STRIDE  # less than a frame more is no second crop
+        self._crops = np.clip(np.ceil(rest / self.heard.clip(1)), 1, max(1, fixed_crops))
         audio = int(self.heard[usable].sum())
         self.passes = max(1, -(-_BATCHES_PER_PLAN * self.capacity // audio))  # over the corpus, in one plan
         self._usable = usable

@@ -1,0 +1,311 @@
+"""Where a training step's time goes, and what it gains over a plain serial step; run by hand on a quiet machine.
+
+    python benchmarks/training.py --size mini            # the shipped mini teacher
+    python benchmarks/training.py --size base --steps 3  # HuBERT Base's layout with random weights: speed needs no others
+
+The serial step is what one writes first: batches drawn without regard to length and padded, each utterance read, convolved
+(scipy) and mixed with noise from the disk inside the step, a whole teacher and the student in float32, a plain AdamW. Both
+steps train equal students and are taken in turn, so that a busy machine slows both. Rates count valid audio, not padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.signal
+import torch
+from torch import Tensor
+
+from robustdistiller.acoustics.scene import Environment
+from robustdistiller.audio.batching import LengthBucketSampler
+from robustdistiller.audio.io import SAMPLE_RATE, read_audio, write_audio
+from robustdistiller.audio.manifest import Recording
+from robustdistiller.config import EnvironmentConfig, NoiseMix, ObjectivesConfig, StudentConfig, TrainingConfig
+from robustdistiller.models.precision import autocast, pick_precision
+from robustdistiller.models.student import Student, build_student
+from robustdistiller.models.teacher import Teacher, load_teacher
+from robustdistiller.objectives.total import total_loss
+from robustdistiller.training.data import Batch, CropDataset, collate
+from robustdistiller.training.optimiser import build_optimiser
+from robustdistiller.training.targets import TargetCache, audio_key
+
+PARTS = ("reading", "scene", "teacher", "student", "backward", "optimiser")
+NOISY = EnvironmentConfig(noise_kinds=NoiseMix(recorded=0.7, white=0.3))
+QUIET = EnvironmentConfig(clean=1, noise=0, reverb=0, both=0)
+
+
+class Clock:
+    """Seconds by part, one value a step; waits for a GPU at the end of every part."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.values: dict[str, list[float]] = defaultdict(list)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.values[name].append(time.perf_counter() - begin)
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.values[name]) if self.values[name] else 0.0
+
+    @property
+    def step(self) -> float:
+        return sum(self.median(name) for name in PARTS)
+
+
+def make_sound(folder: Path, count: int, longest: float) -> tuple[list[Recording], list[Recording]]:
+    """Speech with the lengths of read books (2 to 17 s, most of them long), and eight noises of 20 s."""
+    random = np.random.default_rng(0)
+    lengths = (17 * random.beta(4, 1.3, count)).clip(1.5, None).clip(max=longest * 1.1)
+    made: dict[str, list[Recording]] = {"speech": [], "noise": []}
+    for kind, number, seconds in [
+        *(("speech", i, s) for i, s in enumerate(lengths)),
+        *(("noise", i, 20.0) for i in range(8)),
+    ]:
+        path = folder / f"{kind}-{number}.flac"
+        wave = 0.05 * random.standard_normal(int(seconds * SAMPLE_RATE))
+        if kind == "speech":
+            wave *= 1 + np.sin(np.arange(len(wave)) * 2 * np.pi * 4 / SAMPLE_RATE)
+        write_audio(path, wave.astype(np.float32))
+        made[kind].append(Recording(path.stem, str(path), len(wave) / SAMPLE_RATE))
+    return made["speech"], made["noise"]
+
+
+class Ours:
+    """The loop's step, part by part."""
+
+    def __init__(self, teacher: Teacher, student: Student, environment: Environment, speech: list[Recording],
+                 options: argparse.Namespace, device: torch.device, objectives: ObjectivesConfig):  # fmt: skip
+        self.teacher, self.student, self.environment, self.device = teacher, student, environment, device
+        self.objectives = objectives
+        self.sampler = LengthBucketSampler([r.seconds for r in speech], options.batch_seconds, options.crop_seconds)
+        self.dataset = CropDataset(speech, environment)
+        self.precision = pick_precision("auto", device, student.encoder)
+        self.optimiser = build_optimiser(student, TrainingConfig())
+        self.clock, self.audio, self.padded = Clock(device), 0.0, 0.0
+
+    def read(self, step: int) -> Batch:
+        return collate([self.dataset[(step, crop)] for crop in self.sampler.batch(step).parts[0]])  # type: ignore[misc]
+
+    def step(self, step: int) -> None:
+        part = self.clock.part
+        with part("reading"):  # in the loop, loader workers do this meanwhile
+            batch = self.read(step).to(self.device)
+        with part("scene"):
+            noisy = self.environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)
+        with part("teacher"):
+            target = self.teacher(batch.clean, batch.lengths)
+        with part("student"):
+            with autocast(self.device, self.precision):
+                output = self.student(noisy, batch.lengths)
+            loss = total_loss(self.objectives, output, target, batch.clean).total.mean()
+        with part("backward"):
+            loss.backward()
+        with part("optimiser"):
+            torch.nn.utils.clip_grad_norm_(self.student.parameters(), 15.0)
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+        self.audio += float(batch.lengths.sum()) / SAMPLE_RATE
+        self.padded += batch.clean.numel() / SAMPLE_RATE
+
+
+class Serial:
+    """The plain step that ours is measured against."""
+
+    def __init__(self, teacher: Teacher, student: Student, rooms: list[np.ndarray], speech: list[Recording],
+                 noise: list[Recording], options: argparse.Namespace, device: torch.device):  # fmt: skip
+        self.teacher, self.student, self.rooms, self.device = teacher, student, rooms, device
+        self.speech, self.noise, self.options = speech, noise, options
+        self.optimiser = torch.optim.AdamW(student.parameters(), 2e-4, foreach=False)
+        self.clock, self.audio, self.padded = Clock(device), 0.0, 0.0
+
+    def contaminate(self, clean: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """One of {noise, reverb, both, clean}, on one utterance (T,)."""
+        kind, wave = random.integers(4), clean
+        if kind in (1, 2):
+            room = self.rooms[random.integers(len(self.rooms))]
+            wave = scipy.signal.convolve(wave, room)[: len(clean)]
+        if kind in (0, 2):
+            noise = read_audio(self.noise[random.integers(len(self.noise))].path)
+            noise = np.resize(noise, len(wave)) if random.random() < 0.7 else random.standard_normal(len(wave))
+            wave = wave + noise * np.sqrt(np.mean(wave**2) / np.mean(noise**2) / 10 ** (random.integers(21) / 10))
+        return wave.astype(np.float32)
+
+    def step(self, step: int) -> None:
+        part, random = self.clock.part, np.random.default_rng(step)
+        with part("reading"):
+            waves: list[np.ndarray] = []
+            while True:
+                wave = read_audio(self.speech[random.integers(len(self.speech))].path)
+                wave = wave[: int(self.options.crop_seconds * SAMPLE_RATE)]
+                size = max(len(w) for w in [*waves, wave])
+                if waves and (len(waves) + 1) * size > self.options.batch_seconds * SAMPLE_RATE:
+                    break
+                waves.append(wave)
+        with part("scene"):
+            noisy = [self.contaminate(wave, random) for wave in waves]
+        lengths = torch.tensor([len(wave) for wave in waves], device=self.device)
+        clean, heard = (_padded(x).to(self.device) for x in (waves, noisy))
+        with part("teacher"):
+            target = self.teacher(clean, lengths)
+        with part("student"):
+            output = self.student(heard, lengths)
+            loss = total_loss(ObjectivesConfig(), output, target, clean).total.mean()
+        with part("backward"):
+            loss.backward()
+        with part("optimiser"):
+            torch.nn.utils.clip_grad_norm_(self.student.parameters(), 15.0)
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+        self.audio += float(lengths.sum()) / SAMPLE_RATE
+        self.padded += clean.numel() / SAMPLE_RATE
+
+
+def _padded(waves: list[np.ndarray]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(wave) for wave in waves], batch_first=True)
+
+
+def scene_rates(ours: Ours, serial: Serial, steps: int) -> tuple[float, float]:
+    """Audio seconds contaminated per second: ours with its noise fetched, the serial way; both without reading speech."""
+    times, audio = [0.0, 0.0], [0.0, 0.0]
+    random = np.random.default_rng(0)
+    for step in range(steps):
+        batch = ours.read(step)
+        waves = [wave[:length].numpy() for wave, length in zip(batch.clean, batch.lengths.tolist(), strict=True)]
+        ours.environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)  # rooms and FFT plans are warm
+        begin = time.perf_counter()
+        noises = [ours.environment.fetch(scene, len(wave)) for scene, wave in zip(batch.scenes, waves, strict=True)]
+        for row, values in enumerate(noises):
+            if values is not None and batch.noise is not None:
+                batch.noise[row, : len(values)] = torch.from_numpy(values)
+        ours.environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)
+        times[0] += time.perf_counter() - begin
+        begin = time.perf_counter()
+        for wave in waves:
+            serial.contaminate(wave, random)
+        times[1] += time.perf_counter() - begin
+        for i in range(2):
+            audio[i] += sum(map(len, waves)) / SAMPLE_RATE
+    return audio[0] / times[0], audio[1] / times[1]
+
+
+def cache_rates(ours: Ours, folder: Path) -> dict[str, Any]:
+    """Seconds a second of speech costs to compute and to read, after filling a cache with three batches."""
+    cache = TargetCache(folder, 10, ours.teacher, ours.device)
+    for _ in range(2):
+        for step in range(3):
+            batch = ours.read(step).to(ours.device)
+            rows = zip(batch.clean.cpu(), batch.lengths.tolist(), strict=True)
+            cache(batch.clean, batch.lengths, [audio_key(wave[:length].numpy()) for wave, length in rows])
+    return cache.report()
+
+
+def load(size: str, folder: Path, precision: str) -> Teacher:
+    if size == "mini":
+        return load_teacher("mini-hubert", (4, 8, 12), precision)
+    from transformers import HubertConfig, HubertModel
+
+    if not (folder / "teacher").is_dir():
+        torch.manual_seed(0)
+        HubertModel(HubertConfig()).save_pretrained(folder / "teacher")
+        (folder / "teacher" / "preprocessor_config.json").write_text('{"do_normalize": false, "sampling_rate": 16000}')
+    return load_teacher(str(folder / "teacher"), (4, 8, 12), precision)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("mini", "base"), default="mini")
+    parser.add_argument("--steps", type=int, default=6, help="timed steps of each kind, after one that is not")
+    parser.add_argument("--batch-seconds", type=float, default=32.0)
+    parser.add_argument("--crop-seconds", type=float, default=15.625)
+    parser.add_argument("--recordings", type=int, default=200)
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        speech, noise = make_sound(folder, options.recordings, options.crop_seconds)
+        fast, plain = load(options.size, folder, "auto").to(device), load(options.size, folder, "fp32").to(device)
+
+        def student(objectives: ObjectivesConfig) -> Student:
+            return build_student(plain, StudentConfig(), objectives.enhancement, 0)[0].to(device).train()
+
+        robust_loss = ObjectivesConfig()
+        plain_loss = ObjectivesConfig.model_validate({"enhancement": {"enabled": False}})
+        environment = Environment.build(NOISY, noise=noise, speech=speech)
+        bank = environment.rooms
+        assert bank is not None
+        draws = np.random.default_rng(1)
+        rooms = [bank.load(bank.draw(draws)).samples for _ in range(16)]
+        students = [student(robust_loss), student(robust_loss), student(plain_loss)]
+        fast.stop_at_highest()
+        ours = Ours(fast, students[0], environment, speech, options, device, robust_loss)
+        serial = Serial(plain, students[1], rooms, speech, noise, options, device)
+        unrobust = Ours(fast, students[2], Environment.build(QUIET), speech, options, device, plain_loss)
+        kinds = {"ours": ours, "serial": serial, "ours, plain distillation": unrobust}
+        for step in range(options.steps + 1):
+            for kind in kinds.values():
+                if step == 1:
+                    kind.clock, kind.audio, kind.padded = Clock(device), 0.0, 0.0
+                kind.step(step)
+        scenes = scene_rates(ours, serial, max(2, options.steps))
+        cache = cache_rates(ours, folder / "cache")
+    rates = {name: kind.audio / sum(map(sum, kind.clock.values.values())) for name, kind in kinds.items()}
+    per_audio = {
+        name: {part: sum(kind.clock.values[part]) / kind.audio for part in PARTS} for name, kind in kinds.items()
+    }
+    machine = _machine(device)
+    print(f"{options.size}, {options.batch_seconds:g} s a batch, {options.steps} steps; {machine}")
+    print(
+        f"{'ms per second of speech':28}" + "".join(f"{part:>11}" for part in PARTS) + f"{'all':>11}{'audio s/s':>11}"
+    )
+    for name, values in per_audio.items():
+        cells = "".join(f"{1000 * v:11.1f}" for v in (*values.values(), sum(values.values())))
+        print(f"{name:28}{cells}{rates[name]:11.1f}")
+    costs = cache["seconds_per_audio_second"]
+    numbers = {
+        "step over serial": rates["ours"] / rates["serial"],
+        "step over serial, reading in other processes": (
+            sum(per_audio["serial"].values()) / (sum(per_audio["ours"].values()) - per_audio["ours"]["reading"])
+        ),
+        "scene synthesis, audio s/s": scenes[0],
+        "scene synthesis over serial": scenes[0] / scenes[1],
+        "padding": 1 - ours.audio / ours.padded,
+        "padding, serial": 1 - serial.audio / serial.padded,
+        "cost of robustness over plain": rates["ours, plain distillation"] / rates["ours"] - 1,
+        "teacher over target cache": costs["computed"] / costs["read"],
+        "target cache, MB an hour": cache["bytes_per_hour"] / 1e6,
+    }
+    for name, value in numbers.items():
+        print(f"{name:48}{value:12.3f}")
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine, "parts": per_audio, **numbers}, indent=2) + "\n")
+
+
+def _machine(device: torch.device) -> str:
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        model = next((x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if "model name" in x), model)
+    gpu = f", {torch.cuda.get_device_name()}" if device.type == "cuda" else ""
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}{gpu}"
+
+
+if __name__ == "__main__":
+    main()
