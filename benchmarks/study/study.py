@@ -7,9 +7,10 @@
 `train` and `evaluate` only run the commands `robustdistiller distill` and `robustdistiller evaluate`, and print them; a run
 that is there goes on where it stopped. DATA holds tasks/, speech/, noise/ and rir/ with a manifest in each set.
 
-Parts, of every task: a third part of speakers is split off the training speakers (`test`, looked at once); `valid` is for
-choosing among rows; heads learn on the rest. No speaker, noise type or room of `test` is heard in distillation: two types of
-recorded noise and five rooms are kept for it.
+Parts, of every task: `valid` speakers are for choosing among rows, `test` speakers are looked at once, heads learn on the
+rest. `test` is split off the training speakers, but for keywords off the validation speakers, because the training speakers are
+heard in the unlabelled speech. No speaker, noise type or room of `test` is heard in distillation: two types of recorded noise
+and five rooms are kept for it.
 """
 
 from __future__ import annotations
@@ -34,12 +35,23 @@ NOISE = ("urbansound8k_part", "speech_commands_bg", "speechbrain_fixtures")
 ROOMS = ("openair", "surrey_iosr", "unverified")
 TEST_NOISE = {"drilling", "street_music"}
 LEFT_OUT = {"children_playing"}  # voices
-TEST_ROOMS = {"rymer_auditorium", "auralizr_stairwell", "genesis6_live_room", "auralizr_basement", "audiomentations_stereo"}
+TEST_ROOMS = {
+    "rymer_auditorium",
+    "auralizr_stairwell",
+    "genesis6_live_room",
+    "auralizr_basement",
+    "audiomentations_stereo",
+}
 VALID_ROOMS = {"piper_concrete_room", "speechbrain_rir1"}
 TASKS = {
-    "keywords": ("speech_commands_v2_testset", "Keyword spotting", {"kind": "classification"}, 0.25),
-    "intents": ("picovoice_barista", "Intent, all slots", {"kind": "slots", "slots": ["multi"]}, 0.25),
-    "emotion": ("ravdess", "Emotion recognition", {"kind": "classification", "level_dbfs": -26}, 0.3),
+    "keywords": ("speech_commands_v2_testset", "Keyword spotting", {"kind": "classification"}, ("valid", 0.6)),
+    "intents": (
+        "picovoice_barista",
+        "Intent, all slots",
+        {"kind": "slots", "slots": ["multi"], "speaker": "speaker_cluster"},
+        ("train", 0.25),
+    ),
+    "emotion": ("ravdess", "Emotion recognition", {"kind": "classification", "level_dbfs": -26}, ("train", 0.3)),
 }
 
 
@@ -49,13 +61,17 @@ def prepare(data: Path, out: Path) -> None:
     # Without a split, so that `distill` holds out speakers of all sets, not of the one that names some.
     speech = [replace(r, split=None) for name in SPEECH for r in _read(data / "speech" / name)]
     write_manifest(out / "speech.jsonl", speech)
-    noise = [replace(r, split=_noise_part(r)) for name in NOISE for r in _read(data / "noise" / name) if r.label not in LEFT_OUT]
+    noise = [r for name in NOISE for r in _read(data / "noise" / name) if r.label not in LEFT_OUT]
+    noise = [replace(r, split=_noise_part(r)) for r in noise]
     write_manifest(out / "noise.jsonl", noise)
     rooms = [replace(r, split=_room_part(r)) for name in ROOMS for r in _read(data / "rir" / name)]
     write_manifest(out / "rooms.jsonl", rooms)
-    for name, (folder, title, fields, share) in TASKS.items():
-        write_manifest(out / f"{name}.jsonl", _three_parts(_read(data / "tasks" / folder), share))
-        for part, where in (("valid", {"valid": {"hold_out": 0.15}, "test": {"where": {"split": "valid"}}}), ("test", {})):
+    for name, (folder, title, fields, taken) in TASKS.items():
+        write_manifest(out / f"{name}.jsonl", _three_parts(_read(data / "tasks" / folder), *taken))
+        for part, where in (
+            ("valid", {"valid": {"hold_out": 0.15}, "test": {"where": {"split": "valid"}}}),
+            ("test", {}),
+        ):
             task = {"name": name, "title": title, "source": f"{name}.jsonl", **fields, **where}
             write_text(out / f"{name}-{part}.yaml", yaml.safe_dump(task, sort_keys=False))
     write_text(out / "conditions.yaml", (HERE / "conditions.yaml").read_text())
@@ -76,12 +92,16 @@ def _room_part(recording: Recording) -> str:
     return "test" if recording.group in TEST_ROOMS else "valid" if recording.group in VALID_ROOMS else "train"
 
 
-def _three_parts(recordings: list[Recording], share: float) -> list[Recording]:
-    """`share` of the training speakers become the test part."""
-    speakers = sorted({r.speaker for r in recordings if r.split == "train" and r.speaker})
+def _three_parts(recordings: list[Recording], split: str, share: float) -> list[Recording]:
+    """`share` of the speakers of `split` become the test part; recordings without a speaker count as one each."""
+
+    def speaker(recording: Recording) -> str:
+        return str(recording.speaker or recording.extra.get("speaker_cluster") or recording.id)
+
+    speakers = sorted({speaker(r) for r in recordings if r.split == split})
     order = generator(0, "third part").permutation(len(speakers))
     chosen = {speakers[i] for i in order[: round(share * len(speakers))]}
-    return [replace(r, split="test") if r.speaker in chosen and r.split == "train" else r for r in recordings]
+    return [replace(r, split="test") if r.split == split and speaker(r) in chosen else r for r in recordings]
 
 
 def _count(recordings: Iterable[Recording]) -> str:
@@ -91,7 +111,9 @@ def _count(recordings: Iterable[Recording]) -> str:
     return ", ".join(f"{part} {len(s)} recordings, {sum(s) / 3600:.2f} h" for part, s in sorted(parts.items()))
 
 
-def train(rows: list[str], seeds: list[int], steps: int, out: Path, teacher: str | None, settings: list[str], tag: str) -> None:
+def train(
+    rows: list[str], seeds: list[int], steps: int, out: Path, teacher: str | None, settings: list[str], tag: str
+) -> None:
     """Distil rows × seeds, one after the other, to out/runs/ROW[-TAG]-SEED."""
     known = yaml.safe_load((HERE / "rows.yaml").read_text())
     for seed in seeds:
