@@ -1,7 +1,8 @@
-"""Files that are shipped inside the package: the pretrained mini teacher."""
+"""Files that are shipped inside the package: the pretrained mini teacher, and students of it."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..errors import UserError, closest
@@ -23,3 +24,9 @@ def asset(name: str) -> Path:
             f"The package ships no '{name}'.{closest(name, known)} It ships: {', '.join(known) or 'nothing'}."
         )
     return path
+
+
+def located(name: str | os.PathLike[str]) -> str:
+    """The folder of a shipped model given by its name; anything else as it is."""
+    name = os.fspath(name)
+    return str(asset(name)) if name in shipped() else name

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import __version__
+from ..assets import located
 from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, need
 from ..evaluation.subjects import open_subjects
@@ -114,6 +115,7 @@ def export_student(
     _check_target(out)
     _require_packages()
     report = progress or (lambda what, done, total: None)
+    student = located(student)
     loaded = load_student(student)  # stays as it is: the reference
     head = _matching_head(options, str(student), loaded) if options.task else None
     predictions = options.predictions or (head is not None and len(head.states) > len(loaded.states_names))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..assets import shipped
+from ..assets import located, shipped
 from ..audio.io import SAMPLE_RATE
 from ..config import load_recipe
 from ..errors import UserError, closest
@@ -108,7 +108,7 @@ def _open(name: str, source: str, predictions: bool, device: torch.device | str)
     network: Any
     state_names: tuple[str, ...]
     heard = None
-    folder = Path(source)
+    folder = Path(located(source))
     if source in BASELINES:
         network = BASELINES[source]()
         kind, state_names, size = "baseline", (f"{source} with differences",), 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..assets import asset, shipped
+from ..assets import located
 from ..errors import UserError
 from ..files import read_json
 from .claims import check_finite, check_folder, check_values, check_weights
@@ -28,9 +28,7 @@ def load_encoder(name: str | os.PathLike[str]) -> SpeechEncoder | WhisperEncoder
 
     Raises `UserError` for a folder that is no checkpoint, an unsupported model type, or a hub that cannot be reached.
     """
-    name = str(name)
-    if name in shipped():
-        name = str(asset(name))
+    name = located(name)
     local = os.path.isdir(name)
     if local and not (Path(name) / "config.json").is_file():
         raise UserError(f"The folder {name} holds no config.json: give a model folder in the Hugging Face layout.")

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..assets import located
 from ..config import EnhancementConfig, StudentConfig
 from ..errors import UserError
 from ..files import read_json, replacing_folder, write_json, write_text
@@ -246,10 +247,13 @@ def _position_groups(hidden: int) -> int:
 
 
 def load_student(folder: str | os.PathLike[str]) -> Student:
-    """Open a student folder, in evaluation mode; a plain HuBERT or WavLM folder or hub name opens without heads.
+    """Open a student folder, or a shipped student such as ``mini-robust`` by its name, in evaluation mode.
+
+    A plain HuBERT or WavLM folder or hub name opens without heads.
 
     Raises `UserError` for a folder that is not a student or whose parts do not fit together.
     """
+    folder = located(folder)
     encoder = load_encoder(folder)
     if not isinstance(encoder, SpeechEncoder):
         raise UserError(f"{folder} is a Whisper model, not a student: give the folder that `distill` wrote.")
