@@ -21,6 +21,8 @@ def check(done, out):
     assert models == ["teacher", "plain", "robust", "log-mel"]
     assert (out / "mini-robust" / "student" / "model.safetensors").is_file()
     assert (out / "enhancement" / "0-wind-enhanced.wav").is_file()
+    assert done.sentence in text.replace("&#x27;", "'") and "robust student" in done.sentence
+    assert len(list(done.exported.glob("*.onnx"))) == 3
 
 
 @pytest.mark.slow
@@ -35,7 +37,7 @@ def test_a_small_quickstart_ends_in_its_page(tmp_path, monkeypatch):
         return recipe(name, [*quick, "data.valid_seconds=6"], **fields)
 
     monkeypatch.setattr(module, "load_recipe", short)
-    monkeypatch.setattr(module, "Settings", lambda seed: module_settings(seed))
+    monkeypatch.setattr(module, "Settings", lambda seed, similarity: module_settings(seed))
     check(module.quickstart(tmp_path / "out"), tmp_path / "out")
 
 

@@ -109,7 +109,10 @@ def register(app: typer.Typer, bar: Bar, watch: Callable[[Any], Any]) -> None:
 
             done = run(out, full, seed, observe, progress)
         _print_averages(out / "benchmark")
-        print(f"student: {done.student}\npage: {done.page}\n{done.seconds / 60:.1f} minutes")
+        print(f"\n{done.sentence}\n")
+        print(
+            f"student: {done.student}\nfor devices: {done.exported}\npage: {done.page}\n{done.seconds / 60:.1f} minutes"
+        )
 
     @app.command()
     def pretrain(

@@ -1,4 +1,4 @@
-"""The whole story in minutes, offline: corpus, two students, benchmark, enhancement, one page.
+"""The whole story in minutes, offline: corpus, two students, benchmark, enhancement, an exported student, one page.
 
 It uses only what the package ships or makes: the mini teacher, voices of espeak-ng, made noises and simulated rooms. The
 speech is synthetic and says so on the page; what is measured is measured, also when it is not flattering.
@@ -22,6 +22,7 @@ from .audio.io import SAMPLE_RATE, write_audio
 from .audio.manifest import Recording, read_manifest
 from .audio.spoken import build_corpus
 from .config import EnvironmentConfig, NoiseMix, load_recipe
+from .deployment.export import Exported, ExportOptions, export_student
 from .errors import need
 from .evaluation.benchmark import Settings, evaluate
 from .evaluation.tasks import TaskConfig
@@ -41,11 +42,13 @@ SHOWN = ((0, "wind", 5.0), (1, "alarm", 5.0), (2, "babble", 10.0))
 
 @dataclass(frozen=True)
 class Quickstart:
-    """What a quickstart leaves: the page, the robust student, and the benchmark behind both."""
+    """What a quickstart leaves: page, robust student, the folder of its ONNX files, benchmark, and the result in words."""
 
     page: Path
     student: Path
+    exported: Path
     result: Result
+    sentence: str
     seconds: float
 
 
@@ -82,20 +85,68 @@ def quickstart(
         f"teacher={TEACHER}", f"plain={folder / PLAIN / 'student'}", f"robust={folder / ROBUST / 'student'}", "log-mel",
     ]  # fmt: skip
     evaluate(
-        models, [keywords], "quickstart", folder / "benchmark", reference="plain", settings=Settings(seed=seed),
-        progress=_part(progress, "evaluating"),
+        models, [keywords], "quickstart", folder / "benchmark", reference="plain",
+        settings=Settings(seed=seed, similarity=12), progress=_part(progress, "evaluating"),
     )  # fmt: skip
     student = load_student(folder / ROBUST / "student")
+    files = _export(folder, progress)
     held_out = [r for r in read_manifest(corpus.speech) if r.split == "valid"]
-    sections = [_sizes(student), _enhancement(student, held_out, folder / "enhancement", seed), _SYNTHETIC]
+    sections = [
+        _sizes(student),
+        _exported(files),
+        _enhancement(student, held_out, folder / "enhancement", seed),
+        _SYNTHETIC,
+    ]
     result = read_result(folder / "benchmark")
     write_summary(folder / "benchmark")
-    page = write_page(folder / "benchmark", folder / "report.html", sections)
-    return Quickstart(page, folder / ROBUST / "student", result, time.monotonic() - begun)
+    sentence = _sentence(result)
+    page = write_page(folder / "benchmark", folder / "report.html", sections, sentence)
+    seconds = time.monotonic() - begun
+    return Quickstart(page, folder / ROBUST / "student", folder / "onnx", result, sentence, seconds)
 
 
 def _part(progress: Callable[[str, int, int], None] | None, what: str) -> Callable[[int, int], None] | None:
     return None if progress is None else lambda done, total: progress(what, done, total)
+
+
+def _sentence(result: Result) -> str:
+    """What was measured, in one sentence, whichever way it went."""
+    measure = result.measures(result.tasks[0])[0]
+    found = {name: measure.get(name, "mean:contaminated") for name in ("robust", "plain", "teacher")}
+    robust, plain, teacher = (measure.scaled(figure["value"]) for figure in found.values() if figure)
+    difference = found["robust"]
+    assert difference is not None
+    low, high = (measure.scaled(difference[f"difference_{end}"]) for end in ("low", "high"))
+    if low > 0:
+        verdict = "better than"
+    else:
+        verdict = "worse than" if high < 0 else "not clearly different from"
+    return (
+        f"In noises and rooms that neither has heard, the robust student gets {robust:.1f} % of the commands of unheard voices "
+        f"right, {verdict} the ordinary student with {plain:.1f} % (difference {robust - plain:+.1f}, 95 % interval "
+        f"{low:+.1f} to {high:+.1f}); their teacher, {_times_larger(result):.1f} times larger, gets {teacher:.1f} %."
+    )
+
+
+def _times_larger(result: Result) -> float:
+    sizes = {model["name"]: model["num_parameters"] for model in result.models}
+    return float(sizes["teacher"] / sizes["robust"])
+
+
+def _export(folder: Path, progress: Callable[[str, int, int], None] | None) -> list[Exported]:
+    """The robust student as ONNX: features, commands, enhanced speech; checked against PyTorch."""
+    options = ExportOptions(enhance=True, task=str(folder / "benchmark" / "heads" / "keywords" / "robust.safetensors"))
+    return export_student(folder / ROBUST / "student", folder / "onnx", options, progress)
+
+
+def _exported(files: list[Exported]) -> str:
+    """A table of the exported files."""
+    rows = "".join(f"<tr><th>{escape(file.path.name)}</th><td>{file.bytes / 1e6:.1f} MB</td></tr>" for file in files)
+    return (
+        "<section><h2>For a device</h2><p class='soft'>The robust student as ONNX files that run without PyTorch, each checked "
+        "against it: its features, a waveform-to-command classifier with the head of this benchmark, and the enhancer.</p>"
+        f"<table><thead><tr><th>file</th><th>size</th></tr></thead><tbody>{rows}</tbody></table></section>"
+    )
 
 
 def _sizes(student: Student) -> str:
@@ -131,7 +182,10 @@ def _enhancement(student: Student, held_out: list[Recording], folder: Path, seed
     """Clean, contaminated and enhanced speech of a few held-out sentences, as files, players, pictures and numbers."""
     mix = NoiseMix(recorded=0, white=0, babble=1, wind=1, alarm=1)
     environment = Environment.build(
-        EnvironmentConfig(clean=0, noise=1, reverb=0, both=0, noise_kinds=mix), speech=held_out, seed=seed, split="valid"
+        EnvironmentConfig(clean=0, noise=1, reverb=0, both=0, noise_kinds=mix),
+        speech=held_out,
+        seed=seed,
+        split="valid",
     )
     rows = []
     for number, noise, snr in SHOWN:

@@ -288,3 +288,15 @@ def test_labels_are_complete_in_every_split(corpus):
     for row in recordings(corpus)["keywords"]:
         assert row.label == (row.extra["text"] if row.extra["text"] in KEYWORDS else "_unknown_")
         assert row.extra["words"][0][2] == row.extra["text"]
+
+
+def test_pauses_are_quiet_but_not_digital_silence(corpus):
+    """35 to 55 dB below the speech: no recording is digitally silent."""
+    for recording in read_manifest(corpus.tasks["keywords"])[:6]:
+        wave = recording.load()
+        first = recording.extra["phones"][0][0]
+        pause = wave[: int(16_000 * first)]
+        if len(pause) < 400:
+            continue
+        level = 10 * np.log10(np.mean(pause**2) / np.mean(wave**2))
+        assert -62 < level < -30

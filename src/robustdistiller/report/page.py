@@ -17,18 +17,21 @@ from .svg import DASHES, PALETTE, marker, shade
 KINDS = {"clean": "Clean", "noise": "Noise", "reverb": "Reverberation", "both": "Noise in rooms"}
 
 
-def write_page(folder: str | Path, out: str | Path | None = None, sections: Sequence[str] = ()) -> Path:
-    """Write the page of the benchmark in `folder`, by default as its `report.html`; `sections` are further HTML."""
+def write_page(folder: str | Path, out: str | Path | None = None, sections: Sequence[str] = (), lead: str = "") -> Path:
+    """Write the page of the benchmark in `folder`, by default as its `report.html`.
+
+    sections: further HTML after the tasks; lead: a sentence of plain text at the top
+    """
     result = read_result(folder)
     path = Path(out) if out else result.folder / "report.html"
-    write_text(path, render_page(result, sections))
+    write_text(path, render_page(result, sections, lead))
     return path
 
 
-def render_page(result: Result, sections: Sequence[str] = ()) -> str:
+def render_page(result: Result, sections: Sequence[str] = (), lead: str = "") -> str:
     """The whole page."""
     style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
-    body = [_head(result), *(_task(result, task) for task in result.tasks), *sections, _method(result)]
+    body = [_head(result, lead), *(_task(result, task) for task in result.tasks), *sections, _method(result)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -41,12 +44,13 @@ def render_page(result: Result, sections: Sequence[str] = ()) -> str:
 # The top of the page
 
 
-def _head(result: Result) -> str:
+def _head(result: Result, lead: str) -> str:
     tasks, models, conditions = result.tasks, result.models, result.conditions
     loud = [note for note in result.values["notes"] if note.startswith("OVERLAP")]
     links = "".join(f'<a href="#{_anchor(t["name"])}">{escape(t["title"])}</a>' for t in tasks)
     parts = [
         "<h1>Robustness benchmark</h1>",
+        f"<p><b>{escape(lead)}</b></p>" if lead else "",
         f'<p class="soft">{_count(models, "model")} on {_count(tasks, "task")} under {_count(conditions, "condition")} '
         f"({escape(result.values['conditions_name'])}). Frozen encoders, small heads trained on "
         f"{escape(result.values['settings']['train_on'])} speech.</p>",
