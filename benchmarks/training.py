@@ -258,7 +258,7 @@ def main() -> None:
         ours = Ours(fast, students[0], environment, speech, options, device, robust_loss)
         serial = Serial(plain, students[1], rooms, speech, noise, options, device)
         unrobust = Ours(fast, students[2], Environment.build(QUIET), speech, options, device, plain_loss)
-        kinds = {"ours": ours, "serial": serial, "ours, plain distillation": unrobust}
+        kinds: dict[str, Ours | Serial] = {"ours": ours, "serial": serial, "ours, plain distillation": unrobust}
         for step in range(options.steps + 1):
             for kind in kinds.values():
                 if step == 1:

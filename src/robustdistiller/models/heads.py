@@ -7,6 +7,7 @@ and the enhancement head is a speech enhancer. Shape legend: B utterances, T sam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,10 +97,10 @@ class EnhancementHead(nn.Module):
                 x = functional.dropout(x, self.lstm.dropout, self.training)
         return x
 
-    def _one_way(self, x: Tensor, weights: list[Tensor]) -> Tensor:
+    def _one_way(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """One layer of the LSTM in one direction, (B, N, D) → (B, N, hidden)."""
         start = x.new_zeros(1, x.shape[0], self.lstm.hidden_size)
-        return torch.lstm(x, (start, start), weights, True, 1, 0.0, self.training, False, True)[0]
+        return torch.lstm(x, (start, start), list(weights), True, 1, 0.0, self.training, False, True)[0]
 
 
 def _take(x: Tensor, places: Tensor) -> Tensor:
