@@ -84,10 +84,3 @@ def random_waves():
         return [(0.1 * rng.standard_normal(n)).astype(np.float32) for n in lengths]
 
     return make
-
-
-def pytest_collection_modifyitems(items):
-    """The deployment room is younger than the others: its tests run with ``-m slow`` until they are quick."""
-    for item in items:
-        if "deployment" in item.path.parts:
-            item.add_marker(pytest.mark.slow)
