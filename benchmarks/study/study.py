@@ -3,6 +3,8 @@
     python benchmarks/study/study.py prepare --data DATA --out WORK         manifests with three disjoint parts, task files
     python benchmarks/study/study.py train robust plain --seeds 0 1 2 --steps 600 --out WORK [--teacher NAME] [--set A=B]
     python benchmarks/study/study.py evaluate --models NAME=FOLDER … --part valid|test --out WORK
+    python benchmarks/study/study.py table --results FOLDER                 Markdown: rows, averaged over their seeds
+    python benchmarks/study/study.py ship --student FOLDER --to FOLDER      a copy in half precision without paths
 
 `train` and `evaluate` only run the commands `robustdistiller distill` and `robustdistiller evaluate`, and print them; a run
 that is there goes on where it stopped. DATA holds tasks/, speech/, noise/ and rir/ with a manifest in each set.
@@ -16,6 +18,7 @@ and five rooms are kept for it.
 from __future__ import annotations
 
 import argparse
+import csv
 import shlex
 import subprocess
 import sys
@@ -24,9 +27,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
+from safetensors.torch import load_file, save_file
 
 from robustdistiller.audio.manifest import Recording, read_manifest, write_manifest
-from robustdistiller.files import write_text
+from robustdistiller.files import replacing_folder, write_text
 from robustdistiller.randomness import generator
 
 HERE = Path(__file__).parent
@@ -139,6 +143,46 @@ def evaluate(models: list[str], tasks: list[str], part: str, out: Path, referenc
     run(command + (["--reference", reference] if reference else []))
 
 
+def table(results: Path) -> None:
+    """Print every task's conditions as Markdown; models called NAME-0, NAME-1, … are averaged, with the lowest and highest."""
+    figures: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = {}
+    with (results / "results.csv").open() as stream:
+        for line in csv.DictReader(stream):
+            name, dash, seed = line["model"].rpartition("-")
+            row = name if dash and seed.isdigit() else line["model"]
+            cells = figures.setdefault((line["task"], line["metric"]), {})
+            cells.setdefault(line["condition"], {}).setdefault(row, []).append(float(line["value"]))
+    for (task, metric), cells in figures.items():
+        rows = list(dict.fromkeys(row for by in cells.values() for row in by))
+        print(f"\n{task}, {metric}\n\n| condition | {' | '.join(rows)} |\n|{' --- |' * (len(rows) + 1)}")
+        for condition, by in cells.items():
+            told = [f"{100 * sum(v) / len(v):.1f}" + (f" ({100 * min(v):.1f}–{100 * max(v):.1f})" if len(v) > 1 else "")
+                    for v in (by[row] for row in rows)]  # fmt: skip
+            print(f"| {condition.removeprefix('mean:')} | {' | '.join(told)} |")
+
+
+def ship(student: Path, to: Path) -> None:
+    """Copy a student folder for shipping: weights in half precision, and no path of this machine in its recipe."""
+    with replacing_folder(to) as folder:
+        for file in sorted(student.iterdir()):
+            if file.suffix == ".safetensors":
+                weights = {name: value.half() for name, value in load_file(file).items()}
+                save_file(weights, folder / file.name, metadata={"format": "pt"})
+            elif file.name == "recipe.yaml":
+                recipe = yaml.safe_load(file.read_text())
+                for role in ("speech", "noise", "rooms"):
+                    recipe["data"][role] = [_bare(source) for source in recipe["data"][role]]
+                write_text(folder / file.name, yaml.safe_dump(recipe, sort_keys=False))
+            else:
+                write_text(folder / file.name, file.read_text())
+    print(f"{to}: {sum(f.stat().st_size for f in to.iterdir()) / 1e6:.1f} MB")
+
+
+def _bare(source: str) -> str:
+    path = Path(source)
+    return path.parent.name if path.name == "manifest.jsonl" else path.name
+
+
 def run(command: list[str]) -> None:
     print("robustdistiller " + shlex.join(command), flush=True)
     subprocess.run([sys.executable, "-m", "robustdistiller", *command], check=True)
@@ -161,6 +205,11 @@ def main() -> None:
     third.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     third.add_argument("--part", choices=("valid", "test"), required=True)
     third.add_argument("--reference")
+    fourth = verbs.add_parser("ship")
+    fourth.add_argument("--student", type=Path, required=True)
+    fourth.add_argument("--to", type=Path, required=True)
+    fifth = verbs.add_parser("table")
+    fifth.add_argument("--results", type=Path, required=True)
     for verb in (first, second, third):
         verb.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -168,6 +217,10 @@ def main() -> None:
         prepare(given.data, given.out)
     elif given.verb == "train":
         train(given.rows, given.seeds, given.steps, given.out, given.teacher, given.settings, given.tag)
+    elif given.verb == "table":
+        table(given.results)
+    elif given.verb == "ship":
+        ship(given.student, given.to)
     else:
         evaluate(given.models, given.tasks, given.part, given.out, given.reference)
 
