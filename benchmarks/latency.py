@@ -54,8 +54,8 @@ def main() -> None:
         streams = measure_streams(students, options.threads, max(2, options.repeats // 5))
     for line in streams:
         print(
-            f"stream, {line['student']} int8, {line['stream']}: late by {line['latency']:.2f} s at most; {STREAMED_SECONDS} s of "
-            f"audio take {line['seconds']:.2f} s, {100 * line['added']:+.1f} % against the same audio in pieces of the hop"
+            f"stream, {line['student']} int8, {line['stream']}: late by {line['latency']:.2f} s at most; {STREAMED_SECONDS} s "
+            f"of audio take {line['seconds']:.2f} s, {100 * line['added']:+.1f} % against the same audio in pieces of the hop"
         )
     reached = goals(latency, options.threads, streams)
     print()

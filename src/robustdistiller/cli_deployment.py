@@ -59,7 +59,9 @@ def register(app: typer.Typer, bar: Bar) -> None:
         licence: Annotated[
             str | None, typer.Option("--license", help="Written into the files; else the model card's.")
         ] = None,
-        force: Annotated[bool, typer.Option("--force", help="Write files that fall short of a limit as well.")] = False,
+        force: Annotated[
+            bool, typer.Option("--force", help="Write int8 files all in 8 bits, and files that fall short of a limit.")
+        ] = False,
     ) -> None:
         """Export a student to ONNX, checked against PyTorch before anything is written.
 
@@ -194,6 +196,8 @@ def export_line(file: Exported) -> str:
         parts.append(f"same answers as fp32 {m.agreement:.1%}")
     if m.accuracy:
         parts.append(f"accuracy {m.accuracy['fp32']:.2%} in fp32, {m.accuracy['int8']:.2%} in int8")
+    if m.spared:
+        parts.append(f"{m.spared} in fp32, because int8 falls short there")
     return f"{file.path}: {'; '.join(parts)}" + (f"  [{file.short}]" if file.short else "")
 
 

@@ -31,7 +31,8 @@ class Measured:
 
     error: largest absolute difference, divided by the RMS of that output where this is above 1; cosine: by state, the mean
     over valid frames; lowest: their 1 % quantile in the worst state; agreement: share of equal answers
-    accuracy: on labelled audio, of fp32 (PyTorch) and int8; seconds: of audio that was compared
+    accuracy: on labelled audio, of fp32 (PyTorch) and int8; spared: what of an int8 graph stayed in float32
+    seconds: of audio that was compared
     """
 
     error: float = 0.0
@@ -39,10 +40,11 @@ class Measured:
     lowest: float | None = None
     agreement: float | None = None
     accuracy: dict[str, float] = field(default_factory=dict)
+    spared: str = ""
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value not in (None, (), {})}
+        return {name: value for name, value in asdict(self).items() if value not in (None, (), {}, "")}
 
 
 def varied_audio(real: Sequence[Floats] = (), seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
