@@ -53,7 +53,7 @@ class Student(nn.Module):
         heads: PredictionHeads | None = None,
         enhancer: EnhancementHead | None = None,
         layers: tuple[int, ...] = (),
-        tap: str | int = "last",
+        tap: str | int = "cnn",
         name: str = "student",
     ):
         super().__init__()
