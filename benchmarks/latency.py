@@ -40,12 +40,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="of audio in a run")
-    parser.add_argument("--openvino", action="store_true", help="also measure the same files in OpenVINO")
+    parser.add_argument("--openvino", action="store_true", help="also measure the fp32 files in OpenVINO")
     parser.add_argument("--out", type=Path, help="write everything measured here, as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         teacher, students = build(Path(scratch))
-        formats = [*FORMATS, *(("openvino", "openvino-int8") if options.openvino else ())]
+        formats = [*FORMATS, *(("openvino",) if options.openvino else ())]
         models = [f"{name}={folder / 'student'}" for name, folder in students.items()]
         latency = measure_latency(
             models, f"teacher={teacher}", formats, (options.threads,), options.seconds, options.repeats

@@ -92,9 +92,7 @@ def register(app: typer.Typer, bar: Bar) -> None:
         ] = None,
         formats: Annotated[
             list[str] | None,
-            typer.Option(
-                "--format", help="torch, onnx, int8, openvino or openvino-int8; repeatable. The first three by default."
-            ),
+            typer.Option("--format", help="torch, onnx, int8 or openvino; repeatable. The first three by default."),
         ] = None,
         threads: Annotated[
             list[int] | None, typer.Option("--threads", help="Threads; repeatable. One, and all cores, by default.")

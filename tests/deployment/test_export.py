@@ -10,7 +10,7 @@ import torch
 
 from robustdistiller.deployment import export as export_module
 from robustdistiller.deployment.export import ExportOptions, export_student
-from robustdistiller.deployment.parity import compare, fidelity, varied_audio
+from robustdistiller.deployment.parity import Measured, compare, fidelity, varied_audio
 from robustdistiller.deployment.task_head import read_head
 from robustdistiller.errors import UserError
 from robustdistiller.models.student import load_student
@@ -166,6 +166,24 @@ def test_what_falls_short_is_not_written(without_tracing, student_folder, tmp_pa
     assert not (tmp_path / "out").exists()
     (file,) = export_student(student_folder, tmp_path / "out", ExportOptions(force=True))
     assert file.short and "fell short" in (tmp_path / "out" / "export.json").read_text()
+
+
+def test_what_8_bits_spoil_stays_in_float32(
+    without_tracing, student_folder, speech_folder, exported, tmp_path, monkeypatch
+):
+    bad = [Measured(cosine=(0.5, 0.9))]
+    monkeypatch.setattr(export_module, "fidelity", lambda *all: bad.pop() if bad else fidelity(*all))
+    options = ExportOptions(int8=True, speech=(str(speech_folder),), clips=6)
+    _, int8 = export_student(student_folder, tmp_path / "out", options)
+    assert int8.measured.spared == "front end" and min(int8.measured.cosine) >= 0.999
+    assert describe(int8.path).measured["spared"] == "front end"
+    assert (
+        (exported[0] / "encoder.int8.onnx").stat().st_size < int8.bytes < (exported[0] / "encoder.onnx").stat().st_size
+    )
+    monkeypatch.setattr(export_module, "fidelity", lambda *all: Measured(cosine=(0.5, 0.9)))
+    with pytest.raises(UserError, match=r"cosine of 0\.5000 with fp32 in the state 'cnn'"):
+        export_student(student_folder, tmp_path / "other", options)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_folder_of_other_things_is_not_replaced(student_folder, tmp_path):

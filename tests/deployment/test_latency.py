@@ -70,6 +70,7 @@ def test_exported_files_are_measured_in_turns_without_pytorch(exported):
     assert seen[-1] == ("measuring", 3, 3)
 
 
+@pytest.mark.slow
 def test_a_student_is_measured_in_all_formats(student_folder, exported):
     result = measure_latency([str(student_folder), f"done={exported[0]}"], audio=0.5, repeats=2)
     assert [r.candidate.format for r in result.rows] == ["torch", "onnx", "int8", "onnx", "int8"]

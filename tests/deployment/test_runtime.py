@@ -105,6 +105,8 @@ def test_other_files_are_refused(tmp_path, exported):
         describe(tmp_path / "forged.onnx", verify=False)
     with pytest.raises(UserError, match=r"is a folder: give one of its files \(encoder"):
         Encoder(exported[0])
+    with pytest.raises(UserError, match="OpenVINO gives wrong numbers"):
+        Encoder(exported[0] / "encoder.int8.onnx", engine="openvino")
     with pytest.raises(UserError, match="There is no engine 'tpu'"):
         Encoder(exported[0] / "encoder.onnx", engine="tpu")
 

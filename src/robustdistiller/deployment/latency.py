@@ -33,10 +33,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 FORMATS = ("torch", "onnx", "int8")
-ENGINES = {
-    "openvino": "onnx",
-    "openvino-int8": "int8",
-}  # the same files in OpenVINO, where it is asked for and installed
+ENGINES = {"openvino": "onnx"}  # the fp32 file in OpenVINO, where it is asked for and installed
 # What the speed of 8-bit and 32-bit arithmetic depends on.
 FLAGS = ("amx_int8", "amx_bf16", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "avx", "i8mm", "asimddp", "asimd", "sve")
 
@@ -207,8 +204,8 @@ def _candidates(text: str, formats: Sequence[str], scratch: Path) -> list[Candid
     needed = {ENGINES.get(form, form) for form in formats} - {"torch"}
     if needed:
         folder = Path(tempfile.mkdtemp(dir=scratch))
-        files = quick_export(model, name, needed, folder)
-        graphs = [Candidate(name, form, str(f), parameters, macs, f.stat().st_size) for form, f in files.items()]
+        exported = quick_export(model, name, needed, folder)
+        graphs = [Candidate(name, form, str(f), parameters, macs, f.stat().st_size) for form, f in exported.items()]
         made += [c for c in (*graphs, *_in_engines(graphs, formats)) if c.format in formats]
     return made
 

@@ -10,11 +10,8 @@ from ..errors import UserError, need
 from ..files import read_json, replacing
 from .latency import Latency
 
-FORMAT_MARKS = {"torch": "o", "onnx": "s", "int8": "^", "openvino": "D", "openvino-int8": "v"}
-FORMAT_NAMES = {
-    "torch": "PyTorch fp32", "onnx": "ONNX fp32", "int8": "ONNX int8", "openvino": "OpenVINO fp32",
-    "openvino-int8": "OpenVINO int8",
-}  # fmt: skip
+FORMAT_MARKS = {"torch": "o", "onnx": "s", "int8": "^", "openvino": "D"}
+FORMAT_NAMES = {"torch": "PyTorch fp32", "onnx": "ONNX fp32", "int8": "ONNX int8", "openvino": "OpenVINO fp32"}
 
 
 def robustness(benchmark: str | os.PathLike[str]) -> dict[str, dict[str, float]]:

@@ -74,8 +74,8 @@ def open_graph(
     """Check a file and load it.
 
     kind: what it must hold; engine: onnxruntime or openvino; threads: None for as many as there are cores.
-    Raises `UserError` for a file that `describe` refuses, another kind of model, an engine that is not there, or a graph
-    that the engine cannot load.
+    Raises `UserError` for a file that `describe` refuses, another kind of model, an engine that is not there, a graph
+    that the engine cannot load, or an int8 file for OpenVINO.
     """
     if engine not in ENGINES:
         raise UserError(f"There is no engine '{engine}': choose {' or '.join(ENGINES)}.")
@@ -85,6 +85,11 @@ def open_graph(
     if description.kind != kind:
         raise UserError(
             f"{path} holds an {description.kind}: open it with {KINDS[description.kind]}, not {KINDS[kind]}."
+        )
+    if engine == "openvino" and description.precision == "int8":
+        # OpenVINO 2026.4 computes 8-bit grouped convolutions, such as the position convolution, wrongly.
+        raise UserError(
+            f"OpenVINO gives wrong numbers for the int8 file {path}: give it the fp32 file, or use onnxruntime."
         )
     try:
         return description, ENGINES[engine](Path(path), threads)
