@@ -145,7 +145,7 @@ def test_distillation_learns(checkpoint, speech, tmp_path):
     distill(recipe, tmp_path / "run")
     rows = lines(tmp_path / "run" / "metrics.jsonl")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
-    assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:5])
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
     held_out = [row["valid/distillation/contaminated"] for row in rows if "valid/distillation/contaminated" in row]
     assert held_out[-1] < held_out[0]
 
