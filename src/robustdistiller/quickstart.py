@@ -117,10 +117,9 @@ def _sentence(result: Result) -> str:
     difference = found["robust"]
     assert difference is not None
     low, high = (measure.scaled(difference[f"difference_{end}"]) for end in ("low", "high"))
-    if low > 0:
-        verdict = "better than"
-    else:
-        verdict = "worse than" if high < 0 else "not clearly different from"
+    verdict = "not clearly different from"
+    if difference["significant"]:  # after correction for the number of comparisons, as everywhere on the page
+        verdict = "better than" if difference["difference_value"] > 0 else "worse than"
     return (
         f"In noises and rooms that neither has heard, the robust student gets {robust:.1f} % of the commands of unheard voices "
         f"right, {verdict} the ordinary student with {plain:.1f} % (difference {robust - plain:+.1f}, 95 % interval "
