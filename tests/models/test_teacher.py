@@ -1,5 +1,8 @@
 """Laws of the teacher: frozen, clean of dropout, right layers, right input, right time."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -120,4 +123,14 @@ def test_damaged_weights_are_one_sentence(checkpoint, tmp_path):
         load_teacher(str(folder))
     weights.unlink()
     with pytest.raises(UserError, match=r"copy or download|Cannot load the model|no .*safetensors"):
+        load_teacher(str(folder))
+
+
+def test_a_whisper_whose_mel_bands_do_not_fit_is_refused_in_a_sentence(checkpoint, tmp_path):
+    folder = tmp_path / "whisper"
+    shutil.copytree(checkpoint("whisper"), folder)
+    file = folder / "preprocessor_config.json"
+    WhisperFeatureExtractor(feature_size=1).save_pretrained(folder)
+    assert json.loads(file.read_text())["feature_size"] == 1
+    with pytest.raises(UserError, match="mel bands"):
         load_teacher(str(folder))

@@ -43,6 +43,12 @@ class WhisperEncoder(nn.Module):
         self.model = getattr(model, "encoder", model)
         self.n_fft, self.hop = extractor.n_fft, extractor.hop_length
         filters = torch.as_tensor(extractor.mel_filters, dtype=torch.float32)  # (n_fft / 2 + 1, mels)
+        wanted = (self.n_fft // 2 + 1, int(self.model.config.num_mel_bins))
+        if tuple(filters.shape) != wanted:
+            raise UserError(
+                f"This Whisper takes {wanted[1]} mel bands of {wanted[0]} frequencies, its preprocessor_config.json makes "
+                f"{' x '.join(map(str, filters.shape[::-1]))}: copy both files again from one place."
+            )
         self.register_buffer("mel_filters", filters, persistent=False)
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         self.max_frames = int(self.model.config.max_source_positions)
