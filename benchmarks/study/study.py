@@ -125,7 +125,8 @@ def train(
             if row not in known["rows"]:
                 raise SystemExit(f"There is no row {row}: choose from {', '.join(known['rows'])}.")
             about = known["rows"][row]
-            chosen = [*known["common"], *about.get("set", []), f"training.seed={seed}", *settings]
+            fixed = known["recipes"].get(about["recipe"], [])
+            chosen = [*known["common"], *fixed, *about.get("set", []), f"training.seed={seed}", *settings]
             command = ["distill", about["recipe"], "--resume", "--steps", str(steps), "--out",
                        str(out / "runs" / "-".join(filter(None, [row, tag, str(seed)])))]  # fmt: skip
             for role in ("speech", "noise", "rooms"):
