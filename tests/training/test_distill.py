@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from robustdistiller.audio.io import write_audio
 from robustdistiller.config import load_recipe
 from robustdistiller.errors import UserError
 from robustdistiller.models.student import load_student
@@ -23,19 +22,6 @@ FIELDS = [
     "objectives.enhancement.hidden=16", "objectives.enhancement.layers=1", "training.learning_rate=1e-3",
     "training.precision=fp32", "training.log_every=1", "training.valid_every=4", "training.save_every=3",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory, voice):
-    """Eight recordings of four speakers as a manifest."""
-    folder = tmp_path_factory.mktemp("speech")
-    rows = []
-    for number in range(8):
-        seconds = 1.0 + 0.2 * number
-        write_audio(folder / f"{number}.wav", voice(seconds, number))
-        rows.append({"path": f"{number}.wav", "duration": seconds, "speaker": f"s{number // 2}"})
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "manifest.jsonl"
 
 
 def make_recipe(checkpoint, speech, *overrides, kind="hubert"):
@@ -141,11 +127,12 @@ def test_distillation_learns(checkpoint, speech, tmp_path):
         "training.valid_every=30",
         "training.save_every=60",
         "student.init=random",
+        "objectives.enhancement.tap=last",  # so that every term of the loss teaches every layer
     )
     distill(recipe, tmp_path / "run")
     rows = lines(tmp_path / "run" / "metrics.jsonl")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
-    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
+    assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:5])
     held_out = [row["valid/distillation/contaminated"] for row in rows if "valid/distillation/contaminated" in row]
     assert held_out[-1] < held_out[0]
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robustdistiller.audio.io import write_audio
 from robustdistiller.config import load_recipe
 from robustdistiller.errors import UserError
 from robustdistiller.models.teacher import Teacher, load_teacher
@@ -209,18 +208,6 @@ def test_a_place_that_cannot_hold_a_cache_is_one_sentence(teacher, tmp_path):
         TargetCache(tmp_path, 1, teacher, CPU)
     with pytest.raises(UserError, match=r"set data\.fixed_crops"):
         load_recipe(None, [f"teacher.cache={tmp_path}"])
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory, voice):
-    folder = tmp_path_factory.mktemp("speech")
-    rows = []
-    for number in range(8):
-        seconds = 1.0 + 0.2 * number
-        write_audio(folder / f"{number}.wav", voice(seconds, number))
-        rows.append({"path": f"{number}.wav", "duration": seconds, "speaker": f"s{number // 2}"})
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "manifest.jsonl"
 
 
 def run(checkpoint, speech, out, *overrides, **options):
