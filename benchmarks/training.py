@@ -115,14 +115,19 @@ class Ours:
             with autocast(self.device, self.precision):
                 output = self.student(noisy, batch.lengths)
             loss = total_loss(self.objectives, output, target, batch.clean).total.mean()
-        with part("backward"):
-            loss.backward()
-        with part("optimiser"):
-            torch.nn.utils.clip_grad_norm_(self.student.parameters(), 15.0)
-            self.optimiser.step()
-            self.optimiser.zero_grad(set_to_none=True)
+        update(self.clock, loss, self.student, self.optimiser)
         self.audio += float(batch.lengths.sum()) / SAMPLE_RATE
         self.padded += batch.clean.numel() / SAMPLE_RATE
+
+
+def update(clock: Clock, loss: Tensor, student: Student, optimiser: torch.optim.Optimizer) -> None:
+    """The end of a step, the same for both."""
+    with clock.part("backward"):
+        loss.backward()
+    with clock.part("optimiser"):
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 15.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
 
 
 class Serial:
@@ -167,12 +172,7 @@ class Serial:
         with part("student"):
             output = self.student(heard, lengths)
             loss = total_loss(ObjectivesConfig(), output, target, clean).total.mean()
-        with part("backward"):
-            loss.backward()
-        with part("optimiser"):
-            torch.nn.utils.clip_grad_norm_(self.student.parameters(), 15.0)
-            self.optimiser.step()
-            self.optimiser.zero_grad(set_to_none=True)
+        update(self.clock, loss, self.student, self.optimiser)
         self.audio += float(lengths.sum()) / SAMPLE_RATE
         self.padded += clean.numel() / SAMPLE_RATE
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from ..evaluation.subjects import GENERIC, model_name
 from ..models.hub import load_encoder
 from ..runtime.container import Description, describe
 from .cost import macs_per_second
@@ -260,14 +261,9 @@ def quick_export(model: str, name: str, precisions: Iterable[str], folder: Path)
 
 
 def named(text: str) -> tuple[str, str]:
-    """A display name and the model behind it: ``name=model``, else the last telling part of the path."""
-    name, equals, model = text.partition("=")
-    if equals and name and model and "/" not in name:
-        return name, model
-    parts = [part for part in Path(text).parts if part not in ("/", ".", "..")]
-    while len(parts) > 1 and parts[-1] in ("student", "best", "model", "encoder", "encoder.onnx", "encoder.int8.onnx"):
-        parts.pop()
-    return (parts[-1].removesuffix(".onnx").removesuffix(".int8") if parts else text), text
+    """As `model_name`, for exported files too."""
+    name, model = model_name(text, (*GENERIC, "encoder.onnx", "encoder.int8.onnx"))
+    return (name.removesuffix(".onnx").removesuffix(".int8") if model == text else name), model
 
 
 def _check_names(candidates: Sequence[Candidate]) -> None:

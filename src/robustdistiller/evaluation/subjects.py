@@ -24,6 +24,7 @@ from .features import FeatureModel
 BASELINES = {"log-mel": LogMel, "mfcc": MFCC}
 FRAME_RATE = SAMPLE_RATE / 320  # frames per second of every encoder here
 PROVENANCE = "provenance.json"
+GENERIC = ("student", "best", "model", "encoder")  # names of folders that do not tell a model from another
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def open_subjects(
         raise UserError("There is no model to evaluate: give at least one student folder, hub name, log-mel or mfcc.")
     subjects: list[Subject] = []
     for model in models:
-        name, source = _named(model) if isinstance(model, str) else (model.name, type(model).__name__)
+        name, source = model_name(model) if isinstance(model, str) else (model.name, type(model).__name__)
         if any(name == other.name for other in subjects):
             raise UserError(f"Two models are called {name}: name one of them yourself, as other-name={source}.")
         if isinstance(model, str):
@@ -93,13 +94,13 @@ def open_subjects(
     return subjects
 
 
-def _named(text: str) -> tuple[str, str]:
-    """A display name and the model behind it: `name=model`, else the last telling part of the path."""
+def model_name(text: str, generic: Sequence[str] = GENERIC) -> tuple[str, str]:
+    """A display name and the model behind it: `name=model`, else the last part of the path that is not `generic`."""
     name, equals, source = text.partition("=")
     if equals and name and source and "/" not in name:
         return name, source
     parts = [part for part in Path(text).parts if part not in ("/", ".", "..")]
-    while len(parts) > 1 and parts[-1] in ("student", "best", "model", "encoder"):
+    while len(parts) > 1 and parts[-1] in generic:
         parts.pop()
     return (parts[-1] if parts else text), text
 
