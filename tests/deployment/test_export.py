@@ -8,12 +8,14 @@ import onnx
 import pytest
 import torch
 
+from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.deployment import export as export_module
 from robustdistiller.deployment.export import ExportOptions, export_student
 from robustdistiller.deployment.parity import Measured, compare, fidelity, varied_audio
 from robustdistiller.deployment.task_head import read_head
 from robustdistiller.errors import UserError
-from robustdistiller.models.student import load_student
+from robustdistiller.models.student import build_student, load_student
+from robustdistiller.models.teacher import load_teacher
 from robustdistiller.runtime import Classifier, Encoder, Enhancer, describe
 
 
@@ -51,6 +53,15 @@ def test_the_enhancer_equals_the_student(exported, student_folder, voice):
     for seconds in (0.025, 0.7, 1.31):
         wave = voice(seconds)
         np.testing.assert_allclose(enhancer(wave), student.enhance(torch.from_numpy(wave)[None])[0].numpy(), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_enhancer_at_the_rate_of_the_spectrogram_is_exported_as_well(checkpoint, tmp_path):
+    enhancement = EnhancementConfig(hidden=16, layers=1, frame_rate=100)
+    teacher = load_teacher(str(checkpoint("hubert")), layers=(1,))
+    build_student(teacher, StudentConfig(layers=1), enhancement)[0].save(tmp_path / "student")
+    files = export_student(tmp_path / "student", tmp_path / "out", ExportOptions(enhance=True))
+    assert [file.short for file in files] == [None, None]  # equal to PyTorch, or it would not be there
 
 
 def test_the_enhancer_is_padding_exact(exported, voice):

@@ -9,6 +9,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.errors import UserError
+from robustdistiller.models.heads import EnhancementHead, stft
 from robustdistiller.models.student import build_student, load_student
 from robustdistiller.models.teacher import load_teacher
 
@@ -91,9 +92,11 @@ def test_the_paper_student_has_the_published_size(tmp_path):
     assert round(student.num_parameters / 1e6, 2) == 23.49
 
 
-@pytest.mark.parametrize("tap", ["last", "cnn", 1])
-def test_enhancement_does_not_depend_on_the_batch(checkpoint, voice, tap):
-    _, student, _ = build(checkpoint, enhancement=EnhancementConfig(hidden=16, layers=2, tap=tap))
+@pytest.mark.parametrize(("tap", "frame_rate"), [("last", 50), ("cnn", 50), (1, 100)])
+def test_enhancement_does_not_depend_on_the_batch(checkpoint, voice, tap, frame_rate):
+    _, student, _ = build(
+        checkpoint, enhancement=EnhancementConfig(hidden=16, layers=2, tap=tap, frame_rate=frame_rate)
+    )
     student.eval()
     waves = [torch.tensor(voice(seconds, seed)) for seed, seconds in enumerate((0.5, 1.3))]
     batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
@@ -102,6 +105,33 @@ def test_enhancement_does_not_depend_on_the_batch(checkpoint, voice, tap):
     for row, wave in enumerate(waves):
         torch.testing.assert_close(together[row, : len(wave)], student.enhance(wave[None])[0], atol=1e-4, rtol=0)
     assert not together[0, len(waves[0]) :].any()
+
+
+@pytest.mark.parametrize("frame_rate", [50, 100])
+def test_a_spectrogram_frame_is_masked_by_the_student_frame_nearest_in_time(frame_rate, monkeypatch):
+    head = EnhancementHead(2, hidden=1, layers=1, frame_rate=frame_rate)
+    monkeypatch.setattr(head, "_run", lambda x, valid: x)  # the state itself says what the mask is
+    torch.nn.init.zeros_(head.mask.bias)
+    torch.nn.init.ones_(head.mask.weight)
+    samples, frames = 16_000, 49
+    state = torch.linspace(-2, 2, frames)
+    features = torch.stack([state, torch.zeros(frames)], -1)[None]
+    wave = torch.randn(1, samples, generator=torch.Generator().manual_seed(0))
+    enhancement = head(features, torch.tensor([frames]), wave, torch.tensor([samples]))
+    spectrum, _ = stft(wave, torch.tensor([samples]))
+    centres = torch.arange(frames) * 320 + 200
+    nearest = [int((centres - 160 * n).abs().argmin()) for n in range(spectrum.shape[-1])]
+    torch.testing.assert_close(enhancement.spectrum, spectrum * torch.sigmoid(state[nearest]))
+
+
+def test_a_folder_that_names_no_frame_rate_has_the_heads_of_the_official_code(checkpoint, voice, tmp_path):
+    _, student, _ = build(checkpoint, enhancement=EnhancementConfig(hidden=16, layers=1, frame_rate=100))
+    student.eval().save(tmp_path / "student")
+    described = json.loads((tmp_path / "student" / "heads.json").read_text())
+    assert described["enhancement"].pop("frame_rate") == 100
+    (tmp_path / "student" / "heads.json").write_text(json.dumps(described))
+    wave = torch.tensor(voice(0.6))[None]
+    torch.testing.assert_close(load_student(tmp_path / "student").enhance(wave), student.enhance(wave))
 
 
 def test_a_mask_of_ones_gives_the_input_back(checkpoint, voice):

@@ -15,7 +15,7 @@ from torch.nn import functional
 from ..errors import UserError
 from ..models.encoder import LengthAwareGroupNorm, SpeechEncoder, normalize_wave
 from ..models.frames import GRID, align_frames, mask_from_lengths
-from ..models.heads import HOP, SPECTRUM_GRID
+from ..models.heads import BINS, HOP, MASK_GRID, SPECTRUM_GRID
 from ..models.student import Student
 from .fourier import Analysis, Synthesis
 
@@ -106,6 +106,7 @@ class EnhancerHead(nn.Module):
                 f"The student {student.name} has no enhancement head: distil one with objectives.enhancement.enabled=true."
             )
         self.lstm, self.mask = RecurrentLayers(student.enhancer.lstm), student.enhancer.mask
+        self.frame_rate = student.enhancer.frame_rate
         named = {"cnn": 0, "last": student.encoder.num_layers}
         self.state = named.get(str(student.tap), student.tap)
         self.analysis, self.synthesis = Analysis(), Synthesis()
@@ -115,8 +116,14 @@ class EnhancerHead(nn.Module):
         real, imaginary = self.analysis(wave)  # (B, K, N)
         count = torch.div(lengths, HOP, rounding_mode="floor") + 1
         valid = mask_from_lengths(count, real.shape[-1])[:, None].float()  # (B, 1, N)
-        x = align_frames(states[:, int(self.state)], frames, GRID, SPECTRUM_GRID, real.shape[-1])  # (B, N, D)
-        mask = torch.sigmoid(self.mask(self.lstm(x, count))).transpose(1, 2) * valid
+        x = states[:, int(self.state)]  # (B, F, D)
+        if self.frame_rate == 50:
+            masks = self.mask(self.lstm(x, frames))  # (B, F, 2K)
+            masks = masks.reshape(x.shape[0], -1, BINS)
+            masks = align_frames(masks, 2 * frames, MASK_GRID, SPECTRUM_GRID, real.shape[-1])  # (B, N, K)
+        else:
+            masks = self.mask(self.lstm(align_frames(x, frames, GRID, SPECTRUM_GRID, real.shape[-1]), count))
+        mask = torch.sigmoid(masks).transpose(1, 2) * valid
         enhanced = self.synthesis(mask * real, mask * imaginary, valid, wave.shape[1])
         return enhanced * mask_from_lengths(lengths, wave.shape[1])
 

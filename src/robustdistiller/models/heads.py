@@ -19,6 +19,8 @@ from .frames import GRID, FrameGrid, align_frames, mask_from_lengths
 
 N_FFT, WINDOW, HOP, BINS = 512, 400, 160, 257
 SPECTRUM_GRID = FrameGrid(stride=HOP, offset=0, field=1)
+MASK_GRID = FrameGrid(stride=HOP, offset=HOP, field=1)
+"""Two masks of a student frame f, centred at 320 f + 200: spectrogram frames 2 f + 1 and 2 f + 2, those nearest in time."""
 
 
 class PredictionHeads(nn.Module):
@@ -57,24 +59,35 @@ class Enhancement:
 class EnhancementHead(nn.Module):
     """A bidirectional LSTM on a student state estimates a mask in [0, 1] on the contaminated magnitude (paper section 3.2).
 
-    The state at 50 Hz is brought to the spectrogram's 100 Hz by taking, for every spectrogram frame, the student frame
-    nearest in time.
+    The states come at 50 Hz, the spectrogram has 100 frames a second. With a `frame_rate` of 50 the LSTM runs on the states as
+    they come and gives two masks for each, of the spectrogram frames nearest in time; with 100 it runs, as the official code's,
+    on every state twice: the same input, for twice the time.
     """
 
-    def __init__(self, size: int, hidden: int = 256, layers: int = 3, dropout: float = 0.1):
+    def __init__(self, size: int, hidden: int = 256, layers: int = 3, dropout: float = 0.1, frame_rate: int = 50):
         super().__init__()
+        if frame_rate not in (50, 100):
+            raise ValueError(f"the enhancement head runs at 50 or 100 frames a second, not at {frame_rate}")
+        self.frame_rate = frame_rate
         self.lstm = nn.LSTM(
             size, hidden, layers, batch_first=True, bidirectional=True, dropout=dropout if layers > 1 else 0.0
         )
-        self.mask = nn.Linear(2 * hidden, BINS)
+        self.mask = nn.Linear(2 * hidden, BINS * (100 // frame_rate))
 
     def forward(self, features: Tensor, frames: Tensor, wave: Tensor, lengths: Tensor) -> Enhancement:
         """features (B, F, D) with valid `frames` (B,), of the contaminated `wave` (B, T) with valid `lengths` (B,)."""
         spectrum, valid = stft(wave, lengths)  # (B, K, N)
         # The LSTM and the spectrogram stay in float32: the losses compare magnitudes over a range of 80 dB.
         with torch.autocast(wave.device.type, enabled=False):
-            x = align_frames(features.float(), frames, GRID, SPECTRUM_GRID, spectrum.shape[-1])  # (B, N, D)
-            mask = torch.sigmoid(self.mask(self._run(x, valid))).transpose(1, 2)  # (B, K, N)
+            if self.frame_rate == 50:
+                masks = (
+                    self.mask(self._run(features.float(), frames)).unflatten(2, (2, BINS)).flatten(1, 2)
+                )  # (B, 2F, K)
+                masks = align_frames(masks, 2 * frames, MASK_GRID, SPECTRUM_GRID, spectrum.shape[-1])  # (B, N, K)
+            else:
+                x = align_frames(features.float(), frames, GRID, SPECTRUM_GRID, spectrum.shape[-1])  # (B, N, D)
+                masks = self.mask(self._run(x, valid))
+            mask = torch.sigmoid(masks).transpose(1, 2)  # (B, K, N)
         return Enhancement(mask * spectrum.abs(), mask * spectrum, valid, lengths)
 
     def _run(self, x: Tensor, valid: Tensor) -> Tensor:

@@ -122,7 +122,10 @@ class Student(nn.Module):
             config["targets"] = self.heads.outputs[0].out_features
         if self.enhancer is not None:
             lstm = self.enhancer.lstm
-            config["enhancement"] = {"hidden": lstm.hidden_size, "layers": lstm.num_layers, "dropout": lstm.dropout}
+            config["enhancement"] = {
+                "hidden": lstm.hidden_size, "layers": lstm.num_layers, "dropout": lstm.dropout,
+                "frame_rate": self.enhancer.frame_rate,
+            }  # fmt: skip
         return config
 
     def save(self, folder: str | os.PathLike[str], texts: dict[str, str] | None = None) -> None:
@@ -169,7 +172,9 @@ def build_student(
         heads = PredictionHeads(encoder.hidden_size, teacher.hidden_size, len(teacher.layers))
         enhancer = None
         if enhancement.enabled:
-            enhancer = EnhancementHead(encoder.hidden_size, enhancement.hidden, enhancement.layers, enhancement.dropout)
+            enhancer = EnhancementHead(
+                encoder.hidden_size, enhancement.hidden, enhancement.layers, enhancement.dropout, enhancement.frame_rate
+            )
     weights = {} if config.init == "random" else copyable_state(source)
     report = initialise(model, weights)
     return Student(encoder, heads, enhancer, teacher.layers, enhancement.tap), report
@@ -280,7 +285,9 @@ def load_student(folder: str | os.PathLike[str]) -> Student:
                 PredictionHeads(encoder.hidden_size, config["targets"], len(layers)) if "targets" in config else None
             )
             enhancer = (
-                EnhancementHead(encoder.hidden_size, **config["enhancement"]) if "enhancement" in config else None
+                EnhancementHead(encoder.hidden_size, **{"frame_rate": 100, **config["enhancement"]})
+                if "enhancement" in config
+                else None
             )
         for part, module in (("heads", heads), ("enhancer", enhancer)):
             if module is not None:
