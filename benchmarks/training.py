@@ -33,6 +33,7 @@ from robustdistiller.audio.batching import LengthBucketSampler
 from robustdistiller.audio.io import SAMPLE_RATE, read_audio, write_audio
 from robustdistiller.audio.manifest import Recording
 from robustdistiller.config import EnvironmentConfig, NoiseMix, ObjectivesConfig, StudentConfig, TrainingConfig
+from robustdistiller.memory import keep_freed_memory
 from robustdistiller.models.precision import autocast, pick_precision
 from robustdistiller.models.student import Student, build_student
 from robustdistiller.models.teacher import Teacher, load_teacher
@@ -237,6 +238,7 @@ def main() -> None:
     parser.add_argument("--recordings", type=int, default=200)
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -19,6 +19,7 @@ from . import __version__
 from .cli_deployment import register as register_deployment
 from .cli_study import register as register_study
 from .errors import UserError, printable
+from .memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from .config import Recipe
@@ -64,6 +65,7 @@ RoomsOption = Annotated[
 
 def main() -> None:
     """Entry point of the console script: every mistake of the user ends in one sentence and exit code 2."""
+    keep_freed_memory()
     try:
         app()
     except BrokenPipeError:
