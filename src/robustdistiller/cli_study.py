@@ -87,7 +87,7 @@ def register(app: typer.Typer, bar: Bar, watch: Callable[[Any], Any]) -> None:
         """See the whole thing happen, offline: corpus, two students, benchmark, enhancement, one page.
 
         A student that hears contaminated speech and one that hears clean speech are distilled from the shipped mini teacher
-        under the same budget and compared in noises and rooms that neither has heard. Synthetic voices; minutes on two cores.
+        under the same budget and compared in new noises and rooms. Synthetic voices; minutes on two cores.
         """
         from .config import load_recipe
         from .quickstart import quickstart as run
