@@ -92,7 +92,7 @@ def register(app: typer.Typer, bar: Bar, watch: Callable[[Any], Any]) -> None:
         from .config import load_recipe
         from .quickstart import quickstart as run
 
-        with _Bars(bar) as bars:
+        with Bars(bar) as bars:
             watches: list[Any] = []
 
             def observe(name: str) -> Any:
@@ -136,13 +136,13 @@ def register(app: typer.Typer, bar: Bar, watch: Callable[[Any], Any]) -> None:
             print(run(config, out, data, progress=advance))
 
 
-class _Bars:
+class Bars:
     """One progress bar at a time, for parts that follow each other."""
 
     def __init__(self, bar: Bar):
         self._bar, self._open, self._what = bar, None, ""
 
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> Bars:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -23,7 +23,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..audio.batching import LengthBucketSampler
 from ..config import Recipe
 from ..errors import UserError
 from ..files import write_json
@@ -35,7 +34,18 @@ from ..randomness import integer
 from . import checkpoint
 from .card import write_student
 from .checkpoint import Progress
-from .data import Batch, CropDataset, StepSampler, collate, make_loader, named_deaths, next_batch
+from .data import (
+    Batch,
+    CropDataset,
+    Planner,
+    StepSampler,
+    collate,
+    make_loader,
+    named_deaths,
+    next_batch,
+    open_speech,
+    plan_batches,
+)  # fmt: skip
 from .environment import Materials, Reporter, gather
 from .guard import Guard
 from .metrics import MetricsLog, validation_at
@@ -137,7 +147,7 @@ def distill(
     if teacher is None and recipe.teacher.model is None:
         raise UserError("The recipe names no teacher: give --teacher with a hub name or a model folder.")
     with accelerator.main_process_first():  # the others then read what the first one scanned
-        materials = gather(recipe, run, _reporter(observer) if main else None)
+        materials = gather(recipe, run, _reporter(observer) if main else None, rank)
     if teacher is None:
         wanted = recipe.teacher
         teacher = load_teacher(str(wanted.model), wanted.layers, wanted.precision, None, wanted.target_norm)
@@ -146,10 +156,7 @@ def distill(
     cache = TargetCache(chosen.cache, chosen.cache_gb, teacher, device) if chosen.cache is not None else None
     student, initialisation = build_student(teacher, recipe.student, recipe.objectives.enhancement, settings.seed)
     precision = pick_precision(settings.precision, device, student.encoder)
-    sampler = LengthBucketSampler(
-        [r.seconds for r in materials.train], recipe.data.batch_seconds, recipe.data.crop_seconds, recipe.data.min_seconds,
-        recipe.data.max_trim, settings.seed, rank, world, settings.accumulate, recipe.data.fixed_crops,
-    )  # fmt: skip
+    sampler = plan_batches(recipe, materials, rank, world)
 
     student.to(device)
     optimiser = build_optimiser(student, settings)
@@ -166,9 +173,9 @@ def distill(
         lambda sums: accelerator.reduce(sums, "sum"),
     )  # fmt: skip
     log = MetricsLog(run, progress.step, tensorboard) if main else None
-    dataset = CropDataset(materials.train, materials.train_environment)
+    dataset, ready = open_speech(recipe, materials, sampler)
     loader = make_loader(
-        dataset, StepSampler(sampler, progress.step, settings.steps), recipe.data.workers, device.type == "cuda",
+        dataset, StepSampler(sampler, progress.step, settings.steps, ready), recipe.data.workers, device.type == "cuda",
         keyed=cache is not None,
     )  # fmt: skip
 
@@ -220,11 +227,10 @@ def distill(
     guard = Guard(run if main else None, scaler.is_enabled(), origin)
     unfinished = progress.step < settings.steps
     with named_deaths(dataset, "then go on with --resume."):  # the workers read already
-        speed = (
-            _measure_speed(_first_batch(sampler, dataset, progress.step).to(device), losses, student)
-            if unfinished
-            else 0.0
-        )
+        speed = 0.0
+        if unfinished:
+            ready(progress.step)
+            speed = _measure_speed(_first_batch(sampler, dataset, progress.step).to(device), losses, student)
     if main:
         observer.plan(
             Plan(
@@ -321,6 +327,8 @@ def distill(
         if main:
             write_json(run / "target_cache.json", cache.report())
         cache.close()
+    if materials.spool is not None:
+        materials.spool.close()
     metrics = validation_at(run, progress.best_step)
     return Result(run / "student", metrics, progress, cache.report() if cache else None)
 
@@ -373,7 +381,7 @@ def _advice(run: Path) -> str:
     )
 
 
-def _first_batch(sampler: LengthBucketSampler, dataset: CropDataset, step: int) -> Batch:
+def _first_batch(sampler: Planner, dataset: CropDataset, step: int) -> Batch:
     items = (dataset[(step, crop)] for crop in sampler.batch(step).parts[0])
     return collate([item for item in items if not isinstance(item, UserError)])  # raised here, a value in workers only
 

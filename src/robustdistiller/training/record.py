@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 RECIPE, RECORD = "recipe.yaml", "run.json"
 
 # Fields that do not touch the result, and those without which a checkpoint no longer fits.
-HARMLESS = ("name", "notes", "data.workers", "data.noise_cache_mb", "teacher.cache_gb", "training.log_every",
+HARMLESS = ("name", "notes", "data.workers", "data.noise_cache_mb", "data.spool", "teacher.cache_gb", "training.log_every",
             "training.save_every", "training.valid_every", "training.keep")  # fmt: skip
 MEANINGS = {
     "training.steps": "another end, and with it another learning rate at every step to come",
