@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +72,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)
     except UserError as error:
-        if _is_main_process():
+        # The main process may be the one that was lost: the next one says so too.
+        if _is_main_process() or (type(error).__name__ == "ProcessLost" and os.environ.get("RANK") == "1"):
             console.print(f"[bold red]robustdistiller:[/] {_escape(str(error))}", soft_wrap=True)
         sys.exit(130 if type(error).__name__ == "Interrupted" else 2)
     except OSError as error:
@@ -334,6 +336,9 @@ class _Handler(logging.Handler):
 @contextmanager
 def _bar(what: str) -> Any:
     """A progress bar as a callback (done, total)."""
+    if not _is_main_process():
+        yield lambda done, total: None
+        return
     with _progress_bar() as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -366,8 +371,6 @@ def _escape(text: str) -> str:
 
 
 def _is_main_process() -> bool:
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 

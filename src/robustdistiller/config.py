@@ -221,6 +221,7 @@ class TrainingConfig(Section):
     valid_every: Count = 2000
     save_every: Count = 1000
     keep: Count = 2  # checkpoints kept besides the best
+    timeout: Positive = 1800.0  # seconds that one of several processes waits for the others before it ends
 
 
 class Recipe(Section):

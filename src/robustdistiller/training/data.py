@@ -280,6 +280,16 @@ def next_batch(batches: Iterator[Batch | UserError], device: torch.device) -> Ba
     return batch.to(device)
 
 
+def dismiss(batches: Any) -> None:
+    """End the workers of a loader's iterator. They hear no signal but the last, so at the exit nobody else could."""
+    workers = getattr(batches, "_workers", ())
+    if workers:
+        batches._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+
+
 @contextmanager
 def named_deaths(dataset: CropDataset, advice: str) -> Iterator[None]:
     """Say in one sentence which loader worker died over which recording; `advice` ends it.

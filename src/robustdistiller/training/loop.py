@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +42,7 @@ from .data import (
     Planner,
     StepSampler,
     collate,
+    dismiss,
     make_loader,
     named_deaths,
     next_batch,
@@ -50,7 +53,7 @@ from .environment import Materials, Reporter, gather
 from .guard import Guard
 from .metrics import MetricsLog, validation_at
 from .optimiser import build_optimiser, learning_rate
-from .record import check_resumable, record_run
+from .record import check_resumable, record_run, same_batches
 from .targets import TargetCache
 from .validation import Validator
 
@@ -59,6 +62,10 @@ logger = logging.getLogger(__name__)
 
 class Interrupted(UserError):
     """The run was stopped by a signal after saving; the message says how to go on."""
+
+
+class ProcessLost(UserError):
+    """Another process of the run died or hangs; the message says how to go on."""
 
 
 class Observer(Protocol):
@@ -134,20 +141,38 @@ def distill(
     already, instead of `recipe.teacher.model`. Under ``torchrun`` every process calls this with the same arguments.
     Raises `UserError` before any work for wrong input, and `Interrupted` after saving on SIGTERM or Ctrl-C.
     """
-    run, observer = Path(out), observer or Silent()
-    accelerator = _start_engine()
+    with ExitStack() as resources, _company(Path(out)):
+        return _distill(resources, recipe, Path(out), resume, observer or Silent(), tensorboard, teacher)
+
+
+def _distill(
+    resources: ExitStack,
+    recipe: Recipe,
+    run: Path,
+    resume: bool,
+    observer: Observer,
+    tensorboard: bool,
+    teacher: Teacher | None,
+) -> Result:
+    """`distill`; what must be let go of at the end, whatever ends it, is left to `resources`."""
+    accelerator = _start_engine(recipe.training.timeout)
     main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
     device = accelerator.device
-    settings = recipe.training
 
     found = checkpoint.available(run)
     if main and found and resume:
         checkpoint.sweep(run)
     check_resumable(run, recipe, resume, bool(found))
+    asked = recipe
+    if found:
+        recipe = same_batches(run, recipe, world)
+    settings = recipe.training
     if teacher is None and recipe.teacher.model is None:
         raise UserError("The recipe names no teacher: give --teacher with a hub name or a model folder.")
     with accelerator.main_process_first():  # the others then read what the first one scanned
         materials = gather(recipe, run, _reporter(observer) if main else None, rank)
+    if materials.spool is not None:
+        resources.callback(materials.spool.close)
     if teacher is None:
         wanted = recipe.teacher
         teacher = load_teacher(str(wanted.model), wanted.layers, wanted.precision, None, wanted.target_norm)
@@ -162,7 +187,7 @@ def distill(
     optimiser = build_optimiser(student, settings)
     progress = checkpoint.load(found[-1], student, optimiser) if found else Progress()
     if main:
-        record_run(run, recipe, materials, precision, world, resumed_at=progress.step if found else None)
+        record_run(run, asked, materials, precision, world, settings.accumulate, progress.step if found else None)
     model: Any = accelerator.prepare_model(student)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     if progress.scaler:
@@ -221,6 +246,7 @@ def distill(
         return metrics
 
     batches = iter(loader)
+    resources.callback(dismiss, batches)
     running: dict[str, Tensor] = {}
     peaks = {"loss_peak": 0.0, "grad_norm_peak": 0.0}
     since = taken = 0
@@ -252,8 +278,8 @@ def distill(
                 batch = next_batch(batches, device)
                 if main and log is not None and batch.replaced:
                     log.replaced(batch.replaced)
-                # Dropout is drawn from (seed, step, rank, microbatch): no generator state to save.
-                torch.manual_seed(integer(settings.seed, "dropout", step, rank, micro))
+                # Dropout is drawn from (seed, step, share of the batch): no generator state to save, and no matter whose it is.
+                torch.manual_seed(integer(settings.seed, "dropout", step, rank * settings.accumulate + micro, 0))
                 last = micro == settings.accumulate - 1
                 with nullcontext() if last else accelerator.no_sync(model):
                     per_utterance, terms, frames = losses(batch)
@@ -327,8 +353,6 @@ def distill(
         if main:
             write_json(run / "target_cache.json", cache.report())
         cache.close()
-    if materials.spool is not None:
-        materials.spool.close()
     metrics = validation_at(run, progress.best_step)
     return Result(run / "student", metrics, progress, cache.report() if cache else None)
 
@@ -336,10 +360,11 @@ def distill(
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def _start_engine() -> Any:
-    from accelerate import Accelerator
+def _start_engine(timeout: float) -> Any:
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[patience])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         # Without this check, torchrun on a machine without a GPU can start several whole trainings over each other.
@@ -348,6 +373,28 @@ def _start_engine() -> Any:
             "--nproc_per_node N -m robustdistiller …"
         )
     return accelerator
+
+
+@contextmanager
+def _company(run: Path) -> Iterator[None]:
+    """Say in one sentence that another of several processes is gone, which each of the others meets in its next exchange."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        yield
+    except RuntimeError as error:
+        if world == 1 or not _LOST.search(f"{type(error).__name__}: {error}"):
+            raise
+        found = checkpoint.available(run)
+        where = f"from step {int(found[-1].name[5:])}" if found else "from the start"
+        raise ProcessLost(
+            f"Another of the {world} processes of this run died or does not answer ({str(error).splitlines()[0][:160]}): see "
+            f"what it said last; nothing that was saved is lost, and the same command with --resume goes on {where}."
+        ) from error
+
+
+_LOST = re.compile(
+    r"gloo|nccl|Dist\w*Error|connection (closed|reset|refused)|broken pipe|timed out|timeout", re.IGNORECASE
+)
 
 
 @contextmanager
