@@ -117,15 +117,27 @@ def children(process):
     return found
 
 
+TWELVE = ["training.steps=12", "training.timeout=30", "data.workers=1"]
+
+
+@pytest.fixture(scope="module")
+def straight(checkpoint, speech, tmp_path_factory):
+    """Two processes, twelve steps, nothing wrong."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    run(2, checkpoint, speech, out, *TWELVE)
+    return out
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)])
-def test_a_process_that_dies_or_hangs_ends_the_others_and_the_run_goes_on(victim, number, checkpoint, speech, tmp_path):
-    fields = ["training.steps=30", "training.timeout=15", "data.workers=1"]
-    run(2, checkpoint, speech, tmp_path / "straight", *fields)
+def test_a_process_that_dies_or_hangs_ends_the_others_and_the_run_goes_on(
+    victim, number, straight, checkpoint, speech, tmp_path
+):
     out = tmp_path / "run"
     process = subprocess.Popen(
-        command(2, checkpoint, speech, out, *fields), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        command(2, checkpoint, speech, out, *TWELVE), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
     while not checkpoints.available(out):
@@ -133,9 +145,9 @@ def test_a_process_that_dies_or_hangs_ends_the_others_and_the_run_goes_on(victim
         time.sleep(0.05)
     os.kill(children(process)[victim], number)
     begin = time.monotonic()
-    error = process.communicate(timeout=100)[1]
-    assert process.returncode != 0 and time.monotonic() - begin < 75
+    error = process.communicate(timeout=150)[1]
+    assert process.returncode != 0 and time.monotonic() - begin < 120  # torchrun itself gives a process 30 s to leave
     assert "Another of the 2 processes of this run died or does not answer" in error, error[-3000:]
     assert "--resume goes on from step" in error
-    run(2, checkpoint, speech, out, *fields)
-    assert_same_losses(tmp_path / "straight", out, 30)
+    run(2, checkpoint, speech, out, *TWELVE)
+    assert_same_losses(straight, out, 12)

@@ -1,6 +1,7 @@
 """Laws of a run on shards: it is the same run however it is stopped, read or shared, and a lost shard does not end it."""
 
 import json
+import multiprocessing
 import shutil
 
 import pytest
@@ -84,6 +85,7 @@ def test_resume_equals_a_straight_run_whatever_the_loader_workers(recipe, shards
         run = tmp_path / f"run{workers}"
         with pytest.raises(RuntimeError, match="accident"):
             distill(recipe(f"data.workers={workers}"), run, observer=Act(at, accident))
+        assert not multiprocessing.active_children()  # or the exit would wait for them
         distill(recipe(f"data.workers={workers}"), run, resume=True)
         assert_same(weights(run), weights(tmp_path / "straight"))
     assert not list((tmp_path / "spool").iterdir())

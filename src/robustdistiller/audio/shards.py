@@ -5,7 +5,7 @@
       shard-000000.tar   WebDataset layout: 000000.flac, 000000.json, 000001.flac, …
       shard-000000.json  the exact lengths of its recordings, by which batches are planned; written when the tar is whole
 
-The index is all that is ever in memory of the corpus as a whole: some hundred bytes for half a gigabyte of speech.
+The index is all that is ever in memory of the corpus as a whole: a few kilobytes for half a gigabyte of speech.
 `sharding.py` writes shards, `streams.py` plans what is heard from them.
 """
 
