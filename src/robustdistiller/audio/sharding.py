@@ -80,7 +80,8 @@ def write_shards(
     prepared = prepare_all(sources, "speech", out / "scan", workers, report)
     plan = _planned(prepared.recordings, shard_mb * 1e6 / BYTES_PER_SECOND[audio])
     identity = digest([_identity(part, audio) for part in plan])
-    if (out / INDEX).is_file() and read_json(out / INDEX, "index of shards").get("plan") != identity:
+    known = read_json(out / INDEX, "index of shards") if (out / INDEX).is_file() else {"plan": identity}
+    if not isinstance(known, dict) or known.get("plan") != identity:
         raise UserError(f"{out} holds shards of other sources, sizes or formats: choose another --out.")
     rows: list[dict[str, Any]] = [{} for _ in plan]
     todo = []

@@ -66,8 +66,8 @@ class Shard:
         """The lengths of its recordings (N,), in samples. Raises `UserError` when the file beside it is not theirs."""
         file = Path(self.path).with_suffix(".json")
         values = read_json(file, "list of lengths of a shard")
-        lengths = values.get("samples") if isinstance(values, dict) else None
-        if digest(lengths) != self.lengths:
+        lengths: Any = values.get("samples") if isinstance(values, dict) else None
+        if digest(lengths) != self.lengths or not all(type(length) is int and length > 0 for length in lengths):
             raise UserError(f"{file} does not belong to the index of its folder: copy the whole folder again.")
         return np.array(lengths, dtype=np.int64)
 
@@ -121,7 +121,7 @@ def read_shards(folder: str | os.PathLike[str]) -> list[Shard]:
         )
     try:
         shards = [_entry(folder, row) for row in values["shards"]]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise UserError(
             f"The index {folder / INDEX} is damaged ({type(error).__name__}: {error}): run robustdistiller shard again with "
             "the same sources and --out."
@@ -216,7 +216,7 @@ def members(file: Path, shard: Shard) -> list[Member]:
                         offset=audio.offset_data, size=audio.size,
                     )
                 )  # fmt: skip
-    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, EOFError, OverflowError) as error:
         raise AudioError(
             f"The shard {shard.path} cannot be understood ({error}): write it again.", "corrupt"
         ) from error

@@ -206,7 +206,9 @@ class Spool:
         for number in [*sorted(now), *sorted(soon)]:
             if number not in self._copies:
                 self._copies[number] = self._reader.submit(self._copy, number, step)
-            self._last[number] = step
+            self._last[number] = max(
+                step, self._last.get(number, 0)
+            )  # the loop asks for a step that was dealt long ago
         for number in now:
             self._copies[number].result()
         for number in [n for n, last in self._last.items() if last < step - linger]:
