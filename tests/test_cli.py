@@ -69,7 +69,18 @@ def noise(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "verb",
-    ["distill", "contaminate", "enhance", "features", "prepare", "recipes", "evaluate", "quickstart", "pretrain"],
+    [
+        "distill",
+        "contaminate",
+        "enhance",
+        "features",
+        "prepare",
+        "shard",
+        "recipes",
+        "evaluate",
+        "quickstart",
+        "pretrain",
+    ],
 )
 def test_every_verb_teaches(call, verb):
     text, _ = call(verb, "--help")
@@ -111,6 +122,8 @@ def test_the_whole_way_from_folders_to_enhanced_speech(call, checkpoint, speech,
     assert (tmp_path / "one.wav").read_bytes() == (tmp_path / "two.wav").read_bytes()
     call("prepare", speech, "--out", tmp_path / "manifest.jsonl")
     assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 8
+    told = [call("shard", speech, "--out", tmp_path / "shards", "--shard-mb", 0.08)[0] for _ in range(2)]
+    assert "(0 were there), 8 recordings" in told[0] and "(0 were there)" not in told[1]
 
 
 def distill_command(checkpoint, speech, out, *more):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import __version__
+from .cli_data import register as register_data
 from .cli_deployment import register as register_deployment
+from .cli_study import Bars
 from .cli_study import register as register_study
 from .errors import UserError, printable
 from .memory import keep_freed_memory
@@ -47,8 +50,8 @@ SpeechOption = Annotated[
     typer.Option(
         "--speech",
         metavar="SOURCE",
-        help="Speech to learn from: a folder, a manifest (`file.jsonl` or `file.jsonl::root`), `corpus:folder`, or lhotse "
-        "cuts; repeatable.",
+        help="Speech to learn from: a folder, a manifest (`file.jsonl` or `file.jsonl::root`), `corpus:folder`, lhotse "
+        "cuts, or folders of shards; repeatable.",
     ),
 ]
 NoiseOption = Annotated[
@@ -71,7 +74,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)
     except UserError as error:
-        if _is_main_process():
+        # The main process may be the one that was lost: the next one says so too.
+        if _is_main_process() or (type(error).__name__ == "ProcessLost" and os.environ.get("RANK") == "1"):
             console.print(f"[bold red]robustdistiller:[/] {_escape(str(error))}", soft_wrap=True)
         sys.exit(130 if type(error).__name__ == "Interrupted" else 2)
     except OSError as error:
@@ -247,35 +251,6 @@ def features(
 
 
 @app.command()
-def prepare(
-    source: Annotated[str, typer.Argument(help="A folder, a manifest, `corpus:folder`, or lhotse cuts.")],
-    out: Annotated[Path, typer.Option(help="The manifest to write (.jsonl); what is skipped goes beside it.")],
-    role: Annotated[str, typer.Option(help="What it holds: speech, noise or rooms.")] = "speech",
-    workers: Annotated[int | None, typer.Option(help="Processes that read files; all cores by default.")] = None,
-) -> None:
-    """Scan audio once and write a manifest: durations, speakers, splits, and what cannot be used.
-
-    Known corpora: librispeech, musan, urbansound8k, rirs_noises, dns_rirs, esc50, demand, speech_commands,
-    fluent_speech_commands, iemocap. Example: `robustdistiller prepare librispeech:LibriSpeech/ --out manifests/ls.jsonl`
-    """
-    from .audio.manifest import write_manifest
-    from .audio.prepare import prepare as scan
-    from .audio.prepare import write_skipped
-
-    if role not in ("speech", "noise", "rooms"):
-        raise UserError(f"--role is speech, noise or rooms, not {role}.")
-    with _bar(f"scanning {role}") as advance:
-        prepared = scan(source, role, workers=workers, progress=advance)  # type: ignore[arg-type]
-    write_manifest(out, prepared.recordings)
-    if prepared.skipped:
-        write_skipped(out.with_suffix(".skipped.jsonl"), prepared.skipped)
-    print(
-        f"{printable(str(out))}: {len(prepared.recordings)} recordings, {prepared.seconds / 3600:.2f} h; "
-        f"{len(prepared.skipped)} skipped, {prepared.clipped} heavily clipped"
-    )
-
-
-@app.command()
 def recipes() -> None:
     """List the shipped recipes."""
     from .config import load_recipe
@@ -321,7 +296,7 @@ class _Watch:
         m, t, s = plan.materials, plan.teacher, plan.student
         rooms = len(m.rooms["train"]) or f"{self.recipe.environment.simulated_rooms} simulated"
         lines = [
-            f"[bold]{self.recipe.name}[/]: {m.hours():.2f} h of speech ({len(m.train)} recordings, {len(m.valid)} held out"
+            f"[bold]{self.recipe.name}[/]: {m.hours:.2f} h of speech ({m.count} recordings, {len(m.valid)} held out"
             + (f", {m.skipped} skipped" if m.skipped else "")
             + f"), {len(m.noise['train'])} noises, {rooms} rooms",
             f"teacher {_escape(t.name)} {t.num_parameters / 1e6:.1f} M, layers {', '.join(map(str, t.layers))} -> student "
@@ -363,6 +338,9 @@ class _Handler(logging.Handler):
 @contextmanager
 def _bar(what: str) -> Any:
     """A progress bar as a callback (done, total)."""
+    if not _is_main_process():
+        yield lambda done, total: None
+        return
     with _progress_bar() as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -395,11 +373,10 @@ def _escape(text: str) -> str:
 
 
 def _is_main_process() -> bool:
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 
+register_data(app, _bar, Bars)
 register_study(app, _bar, _Watch)
 register_deployment(app, _bar)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -57,7 +58,8 @@ def register(app: typer.Typer, bar: Bar, watch: Callable[[Any], Any]) -> None:
 
         Encoders stay frozen; small heads learn on their states, on clean speech unless told otherwise. Interrupted work goes
         on where it was. Example: `robustdistiller evaluate runs/rd/student runs/plain/student log-mel --task
-        tasks/keywords.yaml --conditions paper --noise data/demand --out results/`
+        tasks/keywords.yaml --conditions paper --noise data/demand --out results/`. Several processes share the work:
+        `torchrun --nproc_per_node N -m robustdistiller evaluate …`
         """
         if train_on not in ("clean", "contaminated"):
             raise UserError(f"--train-on is clean or contaminated, not {train_on}.")
@@ -72,6 +74,8 @@ def register(app: typer.Typer, bar: Bar, watch: Callable[[Any], Any]) -> None:
                 reference=reference, predictions=predictions, allow_overlap=allow_overlap, settings=settings,
                 progress=advance,
             )  # fmt: skip
+        if os.environ.get("RANK", "0") != "0":
+            return
         page = write_report(out)
         _print_averages(out)
         print(f"page: {page}")
@@ -92,7 +96,7 @@ def register(app: typer.Typer, bar: Bar, watch: Callable[[Any], Any]) -> None:
         from .config import load_recipe
         from .quickstart import quickstart as run
 
-        with _Bars(bar) as bars:
+        with Bars(bar) as bars:
             watches: list[Any] = []
 
             def observe(name: str) -> Any:
@@ -136,13 +140,13 @@ def register(app: typer.Typer, bar: Bar, watch: Callable[[Any], Any]) -> None:
             print(run(config, out, data, progress=advance))
 
 
-class _Bars:
+class Bars:
     """One progress bar at a time, for parts that follow each other."""
 
     def __init__(self, bar: Bar):
         self._bar, self._open, self._what = bar, None, ""
 
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> Bars:
         return self
 
     def __exit__(self, *error: object) -> None:

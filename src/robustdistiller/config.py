@@ -86,6 +86,10 @@ class DataConfig(Section):
     fixed_crops: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0, le=64)] = 2
     noise_cache_mb: Positive = 512.0
+    # Speech in shards (docs/scaling.md): megabytes of shards that each microbatch is mixed from, and the folder that holds
+    # copies of three times as much (None: the system's folder for temporary files).
+    window_mb: Positive = 1024.0
+    spool: str | None = None
 
 
 class NoiseMix(Section):
@@ -219,6 +223,7 @@ class TrainingConfig(Section):
     valid_every: Count = 2000
     save_every: Count = 1000
     keep: Count = 2  # checkpoints kept besides the best
+    timeout: Positive = 1800.0  # seconds that one of several processes waits for the others before it ends
 
 
 class Recipe(Section):

@@ -1,7 +1,11 @@
 """Laws of the benchmark: repeatable, resumable, checkable from its files, and never a test of what was trained on."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -316,3 +320,35 @@ def test_the_digest_of_a_model_follows_its_weights(student):
     from robustdistiller.evaluation.subjects import _digest
 
     assert _digest(first.network, first.state_names) != again.digest
+
+
+SHARED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_benchmark import FAST
+from robustdistiller.evaluation.benchmark import evaluate
+_, _, tasks, conditions, noise, student, out = sys.argv
+result = evaluate(["log-mel", "mfcc", f"tiny={student}"], tasks.split(","), conditions, out, noise=[noise], settings=FAST)
+assert len(result["tasks"]) == 3
+"""
+
+
+def test_two_processes_leave_the_files_of_one(words, conditions, noises, student, tmp_path):
+    tasks = []
+    for name, kind in (("words", "classification"), ("again", "classification"), ("cleaner", "enhancement")):
+        measures = {"measures": ["si_sdr"]} if kind == "enhancement" else {}
+        config = {"name": name, "kind": kind, "source": str(words / "manifest.jsonl"), **measures}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        tasks.append(str(tmp_path / f"{name}.yaml"))
+    (tmp_path / "shared.py").write_text(SHARED)
+    material = [str(Path(__file__).parent), ",".join(tasks), str(conditions), str(noises), student()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for processes in (1, 2):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if processes == 2 else []
+        command = [sys.executable, *launcher, str(tmp_path / "shared.py"), *material, str(tmp_path / f"by{processes}")]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+    alone, shared = (files_below(tmp_path / f"by{processes}") for processes in (1, 2))
+    assert alone.keys() == shared.keys() and any(name.startswith("heads/") for name in alone)
+    assert [name for name in alone if alone[name] != shared[name]] == []

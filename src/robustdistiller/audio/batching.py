@@ -132,7 +132,7 @@ class LengthBucketSampler:
         if not self.fixed_crops:
             samples = np.full(len(index), min(limit, int(samples.min())))
         crops = [
-            Crop(i, epoch, self._start(i, epoch, kept), kept)
+            Crop(i, epoch, self.start(i, epoch, kept), kept)
             for i, epoch, kept in zip(index.tolist(), visit.tolist(), samples.tolist(), strict=True)
         ]
         frames = int(((samples - RECEPTIVE_FIELD) // STRIDE + 1).sum())
@@ -142,7 +142,8 @@ class LengthBucketSampler:
         )
         return Microbatches(step, plan * self.passes, parts, frames)
 
-    def _start(self, index: int, epoch: int, kept: int) -> int:
+    def start(self, index: int, epoch: int, kept: int) -> int:
+        """Where the crop of `kept` samples of a recording begins in its visit `epoch`."""
         room = int(self.whole[index]) - kept
         if not self.fixed_crops:
             return int(fraction(self.seed, "crop", epoch, index) * (room + 1))

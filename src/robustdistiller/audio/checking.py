@@ -45,7 +45,7 @@ def check_all(
     clipped samples as extra["clipped"].
     """
     check = partial(_check, role=role, min_seconds=MIN_SECONDS[role] if min_seconds is None else min_seconds)
-    workers = min(workers or _cores(), 32)
+    workers = min(workers or cores(), 32)
     if workers == 1 or len(recordings) <= _IN_PROCESS:
         yield from map(check, recordings)
         return
@@ -118,5 +118,5 @@ def _decoded(recording: Recording, role: Role, min_seconds: float) -> Recording:
     return replace(recording, seconds=frames / rate, extra=extra)
 
 
-def _cores() -> int:
+def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
 import math
 import os
@@ -66,16 +67,18 @@ def read_audio(
     seconds: float | None = None,
     sampling_rate: int = SAMPLE_RATE,
     channel: int | None = None,
+    content: bytes | None = None,
 ) -> np.ndarray:
     """The part [start, start + seconds) of `path` as a float32 wave (T,) at `sampling_rate`.
 
     Only the part asked for is decoded. Channels are averaged, or one `channel` (from 0) is taken. A segment equals the
     same slice of the whole file resampled: T = round(seconds * sampling_rate) wherever the file holds that much, and
-    what there is at its end. Raises `AudioError` (missing, corrupt, empty, too-short, nan).
+    what there is at its end. `content`: the bytes of the file where they are in memory already; `path` then only names
+    them. Raises `AudioError` (missing, corrupt, empty, too-short, nan).
     """
     if start < 0 or (seconds is not None and seconds < 0):
         raise ValueError(f"start and seconds must not be negative, not {start} and {seconds}")
-    with opened(path) as file:
+    with opened(path, content) as file:
         rate, frames = file.samplerate, file.frames
         if frames <= 0:
             raise AudioError(f"{path} holds no samples: remove it or record it again.", "empty")
@@ -185,14 +188,14 @@ def find_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> Ite
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
-    """Open a file for decoding, with every failure as an `AudioError` (missing, corrupt, empty)."""
+def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[soundfile.SoundFile]:
+    """Open a file (or its `content`) for decoding, with every failure as an `AudioError` (missing, corrupt, empty)."""
     path = Path(path)
-    if not os.path.isfile(path):
+    if content is None and not os.path.isfile(path):
         raise AudioError(f"{path} does not exist: check the path.", "missing")
     try:
-        size = path.stat().st_size
-        file = soundfile.SoundFile(path)
+        size = path.stat().st_size if content is None else len(content)
+        file = soundfile.SoundFile(path if content is None else io.BytesIO(content))
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
         if not size:
             raise AudioError(f"{path} is an empty file: remove it or copy it again.", "empty") from error

@@ -23,6 +23,7 @@ from .corpora import CORPORA, Role, scan_corpus
 from .io import SUFFIXES, find_files
 from .lhotse_adapter import is_cuts, read_cuts
 from .manifest import Recording, check_exist, read_manifest, recording_from_row, write_manifest
+from .shards import is_sharded
 from .splits import split_by_group
 
 __all__ = ["Prepared", "Skipped", "prepare", "prepare_all", "split_by_group", "write_skipped"]
@@ -153,6 +154,10 @@ def _announced(source: _Source, role: Role) -> list[Recording]:
     """The recordings of a source before their content is known; unknown durations are infinite."""
     path = source.path
     if os.path.isdir(path):
+        if is_sharded(path):
+            raise UserError(
+                f"{path} holds shards of speech, which only --speech of distill reads: give what they were made from."
+            )
         manifest = os.path.join(path, "manifest.jsonl")
         if source.corpus is None and os.path.isfile(manifest):
             log.info("%s: its manifest.jsonl is followed (folder:%s takes all its files)", path, path)

@@ -25,7 +25,7 @@ import torch
 from .. import __version__
 from ..audio.io import write_audio
 from ..errors import UserError, closest
-from ..files import digest, write_json
+from ..files import digest, read_json, write_json
 from .checks import check_heard
 from .conditions import CLEAN, Condition, load_conditions
 from .enhancement import UNPROCESSED, enhance_and_score, score_enhancement
@@ -33,6 +33,7 @@ from .features import FeatureModel, Features, Plan, Stream, extract, make_plan, 
 from .heads import HeadConfig, Trained
 from .metrics import METRICS, Scores, TrialScores, available_quality, join_scores
 from .probes import Confusions, Probe, load_heads, make_probe, save_heads
+from .ranks import Ranks, families
 from .results import AVERAGES, Figure, averaged, figures
 from .rows import Row, file_name, read_rows, write_rows
 from .similarity import similarities
@@ -96,16 +97,18 @@ def evaluate(
     """
     config, folder = load_conditions(conditions)
     scans = Path(out) / "sources"
-    stage = Stage(config, folder, noise, rooms, allow_overlap, scans)
-    loaded = [load_folds(task, allow_overlap, scans) for task in tasks]
-    names = [folds[0].report_name for folds in loaded]
-    if len(set(names)) < len(names):
-        raise UserError("Two tasks have the same name: change the name in one of the task files.")
-    if speech is not None:
-        loaded.append([_unlabelled(speech, scans)])
+    ranks = Ranks()
+    with ranks.first():
+        stage = Stage(config, folder, noise, rooms, allow_overlap, scans)
+        loaded = [load_folds(task, allow_overlap, scans) for task in tasks]
+        names = [folds[0].report_name for folds in loaded]
+        if len(set(names)) < len(names):
+            raise UserError("Two tasks have the same name: change the name in one of the task files.")
+        if speech is not None:
+            loaded.append([_unlabelled(speech, scans)])
     if not loaded:
         raise UserError("There is nothing to evaluate on: name a task, or speech for the label-free score.")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device or (f"cuda:{ranks.local}" if torch.cuda.is_available() else "cpu"))
     subjects = open_subjects(models, predictions, place)
     known = [subject.name for subject in subjects]
     if reference is not None and reference not in known:
@@ -118,7 +121,8 @@ def evaluate(
     notes = list(dict.fromkeys(notes))
     for note in notes:
         logger.warning("%s", note)
-    return _Benchmark(subjects, loaded, stage, Path(out), place, reference or known[0], settings, notes, progress).run()
+    benchmark = _Benchmark(subjects, loaded, stage, Path(out), place, reference or known[0], settings, notes, progress)
+    return benchmark.run(ranks)
 
 
 def _unlabelled(source: str, scans: Path) -> Task:
@@ -145,9 +149,41 @@ class _Benchmark:
         self.reference, self.settings, self.notes, self.progress = reference, settings, notes, progress
         self.done = self.total = self.begun = 0
 
-    def run(self) -> dict[str, Any]:
+    def run(self, ranks: Ranks) -> dict[str, Any]:
+        """Everything; with several processes the first one finds most of it done."""
         self._require_space()
         self.total = self._work()
+        if ranks.world > 1:
+            self._do_part(ranks)
+        if not ranks.rank:
+            result = self._gather()
+        ranks.wait()
+        return read_json(self.out / "benchmark.json") if ranks.rank else result  # type: ignore[no-any-return]
+
+    def _do_part(self, ranks: Ranks) -> None:
+        """This process's part of the features, heads, answers and scores, left where `_gather` looks for them."""
+        notes, groups = [*self.notes], families([fold for folds in self.tasks for fold in folds])
+        for last in (False, True):
+            for number, task in ((k, task) for k, family in enumerate(groups) for task in family):
+                subjects = ranks.share(self.subjects, number)
+                conditions = ranks.share(self.stage.conditions, number)
+                if task.config.kind == "enhancement":
+                    if last and task.name != UNLABELLED:
+                        self._enhancement(task, conditions)
+                else:
+                    probe = self._probe(task)
+                    heads = self._heads(task, probe, self.subjects if last else subjects)
+                    for condition in conditions if last else ():
+                        self._predictions(task, probe, heads, condition)
+            ranks.wait()
+        # Only of the first fold of a task, as in `_task`; after the wait, since it shares no file with the rest.
+        for number, folds in enumerate(self.tasks):
+            self._similarity(folds[0], ranks.share(self.subjects, number))
+        ranks.wait()
+        self.notes, self.begun = notes, 0
+
+    def _gather(self) -> dict[str, Any]:
+        """All tasks measured, from what is there already as far as it goes, and written down."""
         tasks = []
         for folds in self.tasks:
             logger.info("task %s", folds[0].report_name)
@@ -195,13 +231,13 @@ class _Benchmark:
         }  # fmt: skip
         if task.config.kind == "enhancement":
             if task.name != UNLABELLED:
-                self._figures(told, folds, self._enhancement(task))
+                self._figures(told, folds, self._enhancement(task, self.stage.conditions))
         else:
             scored: dict[str, dict[str, list[Scores | TrialScores]]] = {subject.name: {} for subject in self.subjects}
             taken = Confusions(task)
             for fold in folds:
-                probe = make_probe(fold, self._head_config(), self.settings.seed, self.device)
-                heads = self._heads(fold, probe)
+                probe = self._probe(fold)
+                heads = self._heads(fold, probe, self.subjects)
                 for condition in self.stage.conditions:
                     for name, rows in self._predictions(fold, probe, heads, condition).items():
                         before = scored[name].get(condition.name)
@@ -212,9 +248,12 @@ class _Benchmark:
                 told["heads"] = told["heads"] or [self._head_report(s, heads[s.name][0]) for s in self.subjects]
             self._figures(told, folds, scored)
             told["confusion"] = taken.to_list()
-        told["similarity"] = self._similarity(task)
+        told["similarity"] = self._similarity(task, self.subjects)
         told["audio"] = self._audio(task)
         return told
+
+    def _probe(self, task: Task) -> Probe:
+        return make_probe(task, self._head_config(), self.settings.seed, self.device)
 
     def _head_config(self) -> HeadConfig:
         return replace(self.settings.heads, seeds=self.settings.seeds)
@@ -270,13 +309,13 @@ class _Benchmark:
     def _plan(self, examples: Sequence[Example]) -> Plan:
         return make_plan([example.recording.seconds for example in examples], self.settings.batch_seconds)
 
-    def _heads(self, task: Task, probe: Probe) -> dict[str, list[Trained]]:
-        """The heads of every model, trained where there are none for exactly these inputs."""
+    def _heads(self, task: Task, probe: Probe, subjects: Sequence[Subject]) -> dict[str, list[Trained]]:
+        """The heads of some models, trained where there are none for exactly these inputs."""
         condition = CLEAN if self.settings.train_on == "clean" else TRAINING
-        files = {s.name: self.out / "heads" / task.name / f"{file_name(s.name)}.safetensors" for s in self.subjects}
-        keys = {s.name: self._head_key(s, task, probe, condition) for s in self.subjects}
+        files = {s.name: self.out / "heads" / task.name / f"{file_name(s.name)}.safetensors" for s in subjects}
+        keys = {s.name: self._head_key(s, task, probe, condition) for s in subjects}
         heads = {name: load_heads(file, keys[name]) for name, file in files.items()}
-        missing = [subject for subject in self.subjects if heads[subject.name] is None]
+        missing = [subject for subject in subjects if heads[subject.name] is None]
         parts = {}
         for part in ("train", "valid"):
             parts[part] = self._extract(missing, task, part, condition, probe.pooled) if missing else {}
@@ -349,7 +388,9 @@ class _Benchmark:
     def _rows_file(self, task: Task, model: str, condition: Condition) -> Path:
         return self.out / "predictions" / task.name / file_name(model) / f"{condition.name}.jsonl"
 
-    def _enhancement(self, task: Task) -> dict[str, dict[str, list[Scores | TrialScores]]]:
+    def _enhancement(
+        self, task: Task, conditions: Sequence[Condition]
+    ) -> dict[str, dict[str, list[Scores | TrialScores]]]:
         able = [subject for subject in self.subjects if subject.can_enhance]
         wanted = list(task.config.measures or available_quality())
         names = [UNPROCESSED, *(subject.name for subject in able)]
@@ -357,7 +398,7 @@ class _Benchmark:
         if len(able) < len(self.subjects):
             without = ", ".join(s.name for s in self.subjects if not s.can_enhance)
             self.notes.append(f"{task.name}: {without} cannot enhance speech and take no part.")
-        for condition in self.stage.conditions:
+        for condition in conditions:
             told = [task.fingerprints["test"], self.stage.digest(condition, task, "test"), wanted, __version__]
             keys = {UNPROCESSED: digest(told)} | {s.name: digest([*told, s.digest]) for s in able}
             rows = {name: read_rows(self._rows_file(task, name, condition), keys[name]) for name in names}
@@ -375,7 +416,7 @@ class _Benchmark:
 
     # Without labels, and to hear
 
-    def _similarity(self, task: Task) -> list[dict[str, Any]]:
+    def _similarity(self, task: Task, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
         """Cosine and CKA of clean and contaminated features per state, on some of the test utterances."""
         count = min(self.settings.similarity, len(task.test))
         contaminated = [c for c in self.stage.conditions if c.kind != "clean"]
@@ -386,7 +427,7 @@ class _Benchmark:
         told = [task.fingerprints["test"], [e.id for e in examples], self.settings.batch_seconds, __version__]
         told.append([self.stage.digest(c, task, "test") for c in contaminated])
         found = []
-        for subject in self.subjects:
+        for subject in subjects:
             file = self.out / "similarity" / f"{task.name}-{file_name(subject.name)}.jsonl"
             key = digest([told, subject.digest])
             rows = read_rows(file, key)

@@ -73,7 +73,7 @@ student = load_student(FOLDER)
 
 ## Training
 
-- Speech: {materials.hours():.2f} h, {len(materials.train)} recordings; {progress.audio_seconds / 3600:.2f} h heard in
+- Speech: {materials.hours:.2f} h, {materials.count} recordings; {progress.audio_seconds / 3600:.2f} h heard in
   {progress.step} steps (seed {recipe.training.seed}).
 - Heard as: {heard}; SNR {environment.snr_db[0]:g} to {environment.snr_db[1]:g} dB;
   {len(materials.noise["train"])} noise recordings, {len(materials.rooms["train"])} room responses.

@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,16 @@ from ..acoustics.scene import Environment, Scene
 from ..audio.batching import Crop, LengthBucketSampler
 from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import Recording
+from ..audio.shards import Member, Shard, members
+from ..audio.streams import ShardCrop, ShardSampler, spooled
+from ..config import Recipe
 from ..errors import AudioError, UserError
 from ..models.frames import GRID
 from ..randomness import generator, integer
+from .environment import Materials
 from .targets import audio_key
+
+PREFETCH = 4  # microbatches that each worker holds ready
 
 
 @dataclass
@@ -91,7 +99,10 @@ class Desks:
 
 
 class CropDataset(Dataset[Any]):
-    """(step, crop) → an `Item`, a pure function of its key; in a worker, a mistake of the user as a value."""
+    """(step, crop) → an `Item`, a pure function of its key; in a worker, a mistake of the user as a value.
+
+    Recordings go by a number that fits on a desk; a subclass may number and find them in another way.
+    """
 
     def __init__(self, recordings: Sequence[Recording], environment: Environment):
         self.recordings = recordings
@@ -108,11 +119,27 @@ class CropDataset(Dataset[Any]):
         finally:
             self.desks.take(None)
 
+    def number(self, crop: Crop) -> int:
+        """The number of the recording that a crop is of."""
+        return crop.index
+
+    def recording(self, number: int) -> Recording:
+        """The recording with a number."""
+        return self.recordings[number]
+
+    def other(self, number: int, draw: int) -> int:
+        """The number of another recording, by a large random `draw`."""
+        return draw % len(self.recordings)
+
+    def name(self, number: int) -> str:
+        """What a message calls a recording."""
+        return self.recording(number).path
+
     def _read(self, step: int, crop: Crop) -> Item:
-        index, replaced = crop.index, []
+        number, replaced = self.number(crop), []
         while True:
-            recording = self.recordings[index]
-            self.desks.take(index)
+            recording = self.recording(number)
+            self.desks.take(number)
             try:
                 wave = load_crop(recording, crop)
                 break
@@ -123,10 +150,52 @@ class CropDataset(Dataset[Any]):
                         f"Twenty recordings in a row cannot be read any more (the last: {recording.path}): is the disk with "
                         "the speech still there? Then go on with --resume."
                     ) from error
-                index = integer("replacement", recording.id, crop.epoch, len(replaced)) % len(self.recordings)
-        self.desks.take(index, noise=True)
+                number = self.other(number, integer("replacement", recording.id, crop.epoch, len(replaced)))
+        self.desks.take(number, noise=True)
         scene = self.environment.draw(recording.id, len(wave) / SAMPLE_RATE, crop.epoch, step, recording.speaker)
         return wave, scene, self.environment.fetch(scene, len(wave)), replaced
+
+
+class ShardDataset(CropDataset):
+    """Crops of the shards that lie in a `Spool`; a number is that of the shard and the place in it."""
+
+    _PLACES = 1 << 32
+
+    def __init__(self, shards: Sequence[Shard], folder: Path, environment: Environment):
+        super().__init__((), environment)
+        self.shards, self.folder = shards, folder
+        self._open: OrderedDict[tuple[int, int], list[Member]] = OrderedDict()
+
+    def number(self, crop: Crop) -> int:
+        assert isinstance(crop, ShardCrop)
+        return crop.shard * self._PLACES + crop.index
+
+    def recording(self, number: int) -> Recording:
+        shard, place = divmod(number, self._PLACES)
+        members = self._members(shard)
+        return members[place % len(members)]  # of a shard that was replaced there may be fewer
+
+    def other(self, number: int, draw: int) -> int:
+        return number - number % self._PLACES + draw % self._PLACES
+
+    def name(self, number: int) -> str:
+        return f"{self.shards[number // self._PLACES].path}::{number % self._PLACES:06d}"
+
+    def _members(self, shard: int) -> list[Member]:
+        file = spooled(self.folder, shard)
+        try:
+            key = (shard, file.stat().st_mtime_ns)
+        except OSError as error:
+            raise UserError(f"{file} was removed: go on with --resume.") from error
+        if key not in self._open:
+            self._open[key] = members(file, self.shards[shard])
+            while len(self._open) > _OPEN_SHARDS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(key)
+        return self._open[key]
+
+
+_OPEN_SHARDS = 64  # whose recordings a worker knows: half a megabyte each at most
 
 
 def load_crop(recording: Recording, crop: Crop) -> np.ndarray:
@@ -137,8 +206,12 @@ def load_crop(recording: Recording, crop: Crop) -> np.ndarray:
     return wave
 
 
-def some_speech(recordings: Sequence[Recording], seed: int, clips: int = 64, seconds: float = 3.0) -> Iterator[Tensor]:
-    """Clean clips (T,) of at most `seconds` from all over the recordings; those that cannot be read are passed over."""
+def some_speech(materials: Materials, seed: int, clips: int = 64, seconds: float = 3.0) -> Iterator[Tensor]:
+    """Clean clips (T,) of at most `seconds` from all over the training speech (from the first of its shards); those that cannot
+    be read are passed over. Nothing is read before the first is asked for."""
+    recordings: Sequence[Recording] = materials.train
+    if materials.spool is not None:
+        recordings = members(materials.spool.hold(materials.shards[0]), materials.shards[0])
     order = generator(seed, "some speech").permutation(len(recordings))
     for index in order[:clips]:
         with suppress(AudioError):
@@ -164,16 +237,47 @@ def collate(items: Sequence[Item], keyed: bool = False) -> Batch:
     return Batch(stack(waves), lengths, noise, list(scenes), [row for rows in replaced for row in rows], keys)
 
 
+Planner = LengthBucketSampler | ShardSampler
+Ready = Callable[[int], None]
+"""Called with a step before its crops are dealt to the workers: waits until they can be read."""
+
+
 class StepSampler(Sampler[list[tuple[int, Crop]]]):
     """The microbatches of one rank from `start` to `stop`, in order; no state beyond the step."""
 
-    def __init__(self, sampler: LengthBucketSampler, start: int, stop: int):
-        self.sampler, self.start, self.stop = sampler, start, stop
+    def __init__(self, sampler: Planner, start: int, stop: int, ready: Ready = lambda step: None):
+        self.sampler, self.start, self.stop, self.ready = sampler, start, stop, ready
 
     def __iter__(self) -> Iterator[list[tuple[int, Crop]]]:
         for step in range(self.start, self.stop):
+            self.ready(step)
             for microbatch in self.sampler.batch(step).parts:
                 yield [(step, crop) for crop in microbatch]
+
+
+def plan_batches(recipe: Recipe, materials: Materials, rank: int, world: int) -> Planner:
+    """Which crops are heard in which step by one of `world` processes."""
+    data, settings = recipe.data, recipe.training
+    options = (
+        data.batch_seconds, data.crop_seconds, data.min_seconds, data.max_trim, settings.seed, rank, world,
+        settings.accumulate, data.fixed_crops,
+    )  # fmt: skip
+    if materials.shards:
+        return ShardSampler(materials.shards, *options, data.window_mb)
+    return LengthBucketSampler([r.seconds for r in materials.train], *options)
+
+
+def open_speech(recipe: Recipe, materials: Materials, sampler: Planner) -> tuple[CropDataset, Ready]:
+    """What the loader reads training speech from, and what waits until it is there."""
+    if not isinstance(sampler, ShardSampler) or materials.spool is None:
+        return CropDataset(materials.train, materials.train_environment), lambda step: None
+    streams, spool, workers = sampler, materials.spool, recipe.data.workers
+    ahead = (PREFETCH + 1) * workers // streams.accumulate + 2  # steps that were dealt to the workers and not yet read
+
+    def ready(step: int) -> None:
+        spool.need(step, *streams.needed(step), ahead)
+
+    return ShardDataset(materials.shards, spool.folder, materials.train_environment), ready
 
 
 def _collate(items: Sequence[Item | UserError], keyed: bool) -> Batch | UserError:
@@ -189,6 +293,16 @@ def next_batch(batches: Iterator[Batch | UserError], device: torch.device) -> Ba
     return batch.to(device)
 
 
+def dismiss(batches: Any) -> None:
+    """End the workers of a loader's iterator. They hear no signal but the last, so at the exit nobody else could."""
+    workers = getattr(batches, "_workers", ())
+    if workers:
+        batches._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+
+
 @contextmanager
 def named_deaths(dataset: CropDataset, advice: str) -> Iterator[None]:
     """Say in one sentence which loader worker died over which recording; `advice` ends it.
@@ -202,9 +316,7 @@ def named_deaths(dataset: CropDataset, advice: str) -> Iterator[None]:
             raise
         how = re.search(r"killed by signal: (\w[\w ]*)", str(error))
         desks = [found for pid in re.findall(r"\d+", str(error)) if (found := dataset.desks.find(int(pid)))]
-        what = ", ".join(
-            f"{'noise for ' if noise else ''}{dataset.recordings[index].path}" for index, noise in desks[:3]
-        )
+        what = ", ".join(f"{'noise for ' if noise else ''}{dataset.name(number)}" for number, noise in desks[:3])
         raise UserError(
             f"A process that reads the speech died ({how[1].lower() if how else 'it left without a word'}) "
             f"{f'over {what}' if what else 'between two recordings'}: look at that file and at the free memory; {advice}"
@@ -222,7 +334,7 @@ def make_loader(
         collate_fn=partial(_collate, keyed=keyed),
         pin_memory=pin,
         generator=torch.Generator().manual_seed(0),
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=_Start(dataset.desks),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from ..acoustics.scene import Environment
 from ..audio.corpora import Role
 from ..audio.manifest import Recording, write_manifest
 from ..audio.prepare import prepare_all, write_skipped
+from ..audio.shards import Shard, is_sharded
 from ..audio.splits import split_by_group
+from ..audio.streams import Spool
 from ..config import EnvironmentConfig, Recipe
 from ..errors import UserError
 from ..files import digest
+from .sharded import from_shards
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,10 @@ Reporter = Callable[[str, int, int], None]
 
 @dataclass
 class Materials:
-    """Everything a run listens to; `skipped` counts recordings that could not be used."""
+    """Everything a run listens to; `skipped` counts recordings that could not be used.
+
+    Speech in shards is not in `train` but in `shards`, and is heard from `spool`.
+    """
 
     train: list[Recording]
     valid: list[Recording]
@@ -39,15 +45,24 @@ class Materials:
     noise: dict[str, list[Recording]]
     rooms: dict[str, list[Recording]]
     skipped: int
+    shards: list[Shard] = field(default_factory=list)
+    spool: Spool | None = None
 
-    def hours(self, split: str = "train") -> float:
-        """Hours of speech in a split."""
-        return sum(r.seconds for r in (self.train if split == "train" else self.valid)) / 3600
+    @property
+    def hours(self) -> float:
+        """Hours of speech for training."""
+        return (sum(r.seconds for r in self.train) + sum(shard.seconds for shard in self.shards)) / 3600
+
+    @property
+    def count(self) -> int:
+        """Recordings for training."""
+        return len(self.train) + sum(shard.recordings for shard in self.shards)
 
     def provenance(self) -> dict[str, list[str]]:
         """What training heard: the speakers, noise groups and rooms that no test may use."""
+        speakers = {r.speaker for r in self.train if r.speaker}
         return {
-            "speakers": sorted({r.speaker for r in self.train if r.speaker}),
+            "speakers": sorted(speakers.union(*(shard.speakers for shard in self.shards))),
             "noise_groups": sorted({r.group or r.id for r in self.noise["train"]}),
             "room_groups": sorted({r.group or r.id for r in self.rooms["train"]}),
         }
@@ -55,14 +70,15 @@ class Materials:
     def digests(self) -> dict[str, str]:
         """A digest of every list, so that two runs can be compared."""
         lists = {"speech": {"train": self.train, "valid": self.valid}, "noise": self.noise, "rooms": self.rooms}
-        return {
+        shards = {"speech-shards": digest([shard.digest for shard in self.shards])} if self.shards else {}
+        return shards | {
             f"{kind}-{split}": digest([[r.id, r.seconds] for r in recordings])
             for kind, splits in lists.items()
             for split, recordings in splits.items()
         }
 
 
-def gather(recipe: Recipe, run: Path, report: Reporter | None = None) -> Materials:
+def gather(recipe: Recipe, run: Path, report: Reporter | None = None, rank: int = 0) -> Materials:
     """Find, check and split what the recipe names, and write the manifests of every split into the run folder.
 
     Raises `UserError` when there is no speech, or nothing is left for training.
@@ -72,9 +88,16 @@ def gather(recipe: Recipe, run: Path, report: Reporter | None = None) -> Materia
         raise UserError(
             "There is no speech to learn from: give --speech FOLDER_OR_MANIFEST (more than once if you like)."
         )
+    sharded = [is_sharded(source) for source in data.speech]
+    if any(sharded) and not all(sharded):
+        raise UserError(
+            "Speech in shards cannot be mixed with other speech: write that to shards too, and name both folders."
+        )
     skipped: list[Any] = []
     splits: dict[str, dict[str, list[Recording]]] = {}
-    sources_by_role: dict[Role, tuple[str, ...]] = {"speech": data.speech, "noise": data.noise, "rooms": data.rooms}
+    sources_by_role: dict[Role, tuple[str, ...]] = {
+        "speech": () if all(sharded) else data.speech, "noise": data.noise, "rooms": data.rooms
+    }  # fmt: skip
     for role, sources in sources_by_role.items():
         splits[role] = {"train": [], "valid": []}
         if sources:
@@ -85,9 +108,13 @@ def gather(recipe: Recipe, run: Path, report: Reporter | None = None) -> Materia
     if skipped:
         write_skipped(run / "skipped.jsonl", skipped)
         logger.warning("%d recordings cannot be used; they are listed in %s", len(skipped), run / "skipped.jsonl")
+    shards: list[Shard] = []
+    spool = None
+    if all(sharded):
+        shards, spool, splits["speech"]["valid"], voices = from_shards(recipe, run, rank)
     train = [r for r in splits["speech"]["train"] if r.seconds >= data.min_seconds]
     valid = _enough([r for r in splits["speech"]["valid"] if r.seconds >= data.min_seconds], recipe)
-    if not train:
+    if not train and not shards:
         raise UserError(
             f"No speech of at least {data.min_seconds:g} s is left for training: add some, or lower data.min_seconds."
         )
@@ -95,7 +122,7 @@ def gather(recipe: Recipe, run: Path, report: Reporter | None = None) -> Materia
         raise UserError("No speech is held out for validation: give more recordings or raise data.valid_fraction.")
     for kind, parts in splits.items():
         for name, recordings in parts.items():
-            if recordings:
+            if recordings and not (shards and kind == "speech"):
                 write_manifest(run / "manifests" / f"{kind}-{name}.jsonl", recordings)
     heard = recipe.environment
     judged = heard.model_copy(
@@ -107,11 +134,13 @@ def gather(recipe: Recipe, run: Path, report: Reporter | None = None) -> Materia
     return Materials(
         train,
         valid,
-        _environment(heard, splits, "train", train, recipe),
+        _environment(heard, splits, "train", voices if shards else train, recipe),
         _environment(judged, splits, "valid", valid, recipe),
         splits["noise"],
         splits["rooms"],
         len(skipped),
+        shards,
+        spool,
     )
 
 

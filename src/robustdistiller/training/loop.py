@@ -11,19 +11,20 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..audio.batching import LengthBucketSampler
 from ..config import Recipe
 from ..errors import UserError
 from ..files import write_json
@@ -35,12 +36,25 @@ from ..randomness import integer
 from . import checkpoint
 from .card import write_student
 from .checkpoint import Progress
-from .data import Batch, CropDataset, StepSampler, collate, make_loader, named_deaths, next_batch, some_speech
+from .data import (
+    Batch,
+    CropDataset,
+    Planner,
+    StepSampler,
+    collate,
+    dismiss,
+    make_loader,
+    named_deaths,
+    next_batch,
+    open_speech,
+    plan_batches,
+    some_speech,
+)  # fmt: skip
 from .environment import Materials, Reporter, gather
 from .guard import Guard
 from .metrics import MetricsLog, validation_at
 from .optimiser import build_optimiser, learning_rate
-from .record import check_resumable, record_run
+from .record import check_resumable, record_run, same_batches
 from .targets import TargetCache
 from .validation import Validator
 
@@ -49,6 +63,10 @@ logger = logging.getLogger(__name__)
 
 class Interrupted(UserError):
     """The run was stopped by a signal after saving; the message says how to go on."""
+
+
+class ProcessLost(UserError):
+    """Another process of the run died or hangs; the message says how to go on."""
 
 
 class Observer(Protocol):
@@ -124,20 +142,38 @@ def distill(
     already, instead of `recipe.teacher.model`. Under ``torchrun`` every process calls this with the same arguments.
     Raises `UserError` before any work for wrong input, and `Interrupted` after saving on SIGTERM or Ctrl-C.
     """
-    run, observer = Path(out), observer or Silent()
-    accelerator = _start_engine()
+    with ExitStack() as resources, _company(Path(out)):
+        return _distill(resources, recipe, Path(out), resume, observer or Silent(), tensorboard, teacher)
+
+
+def _distill(
+    resources: ExitStack,
+    recipe: Recipe,
+    run: Path,
+    resume: bool,
+    observer: Observer,
+    tensorboard: bool,
+    teacher: Teacher | None,
+) -> Result:
+    """`distill`; what must be let go of at the end, whatever ends it, is left to `resources`."""
+    accelerator = _start_engine(recipe.training.timeout)
     main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
     device = accelerator.device
-    settings = recipe.training
 
     found = checkpoint.available(run)
     if main and found and resume:
         checkpoint.sweep(run)
     check_resumable(run, recipe, resume, bool(found))
+    asked = recipe
+    if found:
+        recipe = same_batches(run, recipe, world)
+    settings = recipe.training
     if teacher is None and recipe.teacher.model is None:
         raise UserError("The recipe names no teacher: give --teacher with a hub name or a model folder.")
     with accelerator.main_process_first():  # the others then read what the first one scanned
-        materials = gather(recipe, run, _reporter(observer) if main else None)
+        materials = gather(recipe, run, _reporter(observer) if main else None, rank)
+    if materials.spool is not None:
+        resources.callback(materials.spool.close)
     if teacher is None:
         wanted = recipe.teacher
         teacher = load_teacher(str(wanted.model), wanted.layers, wanted.precision, None, wanted.target_norm)
@@ -146,19 +182,16 @@ def distill(
     cache = TargetCache(chosen.cache, chosen.cache_gb, teacher, device) if chosen.cache is not None else None
     student, initialisation = build_student(
         teacher, recipe.student, recipe.objectives.enhancement, settings.seed,
-        () if found else some_speech(materials.train, settings.seed),
+        () if found else some_speech(materials, settings.seed),
     )  # fmt: skip
     precision = pick_precision(settings.precision, device, student.encoder)
-    sampler = LengthBucketSampler(
-        [r.seconds for r in materials.train], recipe.data.batch_seconds, recipe.data.crop_seconds, recipe.data.min_seconds,
-        recipe.data.max_trim, settings.seed, rank, world, settings.accumulate, recipe.data.fixed_crops,
-    )  # fmt: skip
+    sampler = plan_batches(recipe, materials, rank, world)
 
     student.to(device)
     optimiser = build_optimiser(student, settings)
     progress = checkpoint.load(found[-1], student, optimiser) if found else Progress()
     if main:
-        record_run(run, recipe, materials, precision, world, resumed_at=progress.step if found else None)
+        record_run(run, asked, materials, precision, world, settings.accumulate, progress.step if found else None)
     model: Any = accelerator.prepare_model(student)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     if progress.scaler:
@@ -169,9 +202,9 @@ def distill(
         lambda sums: accelerator.reduce(sums, "sum"),
     )  # fmt: skip
     log = MetricsLog(run, progress.step, tensorboard) if main else None
-    dataset = CropDataset(materials.train, materials.train_environment)
+    dataset, ready = open_speech(recipe, materials, sampler)
     loader = make_loader(
-        dataset, StepSampler(sampler, progress.step, settings.steps), recipe.data.workers, device.type == "cuda",
+        dataset, StepSampler(sampler, progress.step, settings.steps, ready), recipe.data.workers, device.type == "cuda",
         keyed=cache is not None,
     )  # fmt: skip
 
@@ -217,17 +250,17 @@ def distill(
         return metrics
 
     batches = iter(loader)
+    resources.callback(dismiss, batches)
     running: dict[str, Tensor] = {}
     peaks = {"loss_peak": 0.0, "grad_norm_peak": 0.0}
     since = taken = 0
     guard = Guard(run if main else None, scaler.is_enabled(), origin)
     unfinished = progress.step < settings.steps
     with named_deaths(dataset, "then go on with --resume."):  # the workers read already
-        speed = (
-            _measure_speed(_first_batch(sampler, dataset, progress.step).to(device), losses, student)
-            if unfinished
-            else 0.0
-        )
+        speed = 0.0
+        if unfinished:
+            ready(progress.step)
+            speed = _measure_speed(_first_batch(sampler, dataset, progress.step).to(device), losses, student)
     if main:
         observer.plan(
             Plan(
@@ -249,8 +282,8 @@ def distill(
                 batch = next_batch(batches, device)
                 if main and log is not None and batch.replaced:
                     log.replaced(batch.replaced)
-                # Dropout is drawn from (seed, step, rank, microbatch): no generator state to save.
-                torch.manual_seed(integer(settings.seed, "dropout", step, rank, micro))
+                # Dropout is drawn from (seed, step, share of the batch): no generator state to save, and no matter whose it is.
+                torch.manual_seed(integer(settings.seed, "dropout", step, rank * settings.accumulate + micro, 0))
                 last = micro == settings.accumulate - 1
                 with nullcontext() if last else accelerator.no_sync(model):
                     per_utterance, terms, frames = losses(batch)
@@ -331,10 +364,11 @@ def distill(
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def _start_engine() -> Any:
-    from accelerate import Accelerator
+def _start_engine(timeout: float) -> Any:
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[patience])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         # Without this check, torchrun on a machine without a GPU can start several whole trainings over each other.
@@ -343,6 +377,28 @@ def _start_engine() -> Any:
             "--nproc_per_node N -m robustdistiller …"
         )
     return accelerator
+
+
+@contextmanager
+def _company(run: Path) -> Iterator[None]:
+    """Say in one sentence that another of several processes is gone, which each of the others meets in its next exchange."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        yield
+    except RuntimeError as error:
+        if world == 1 or not _LOST.search(f"{type(error).__name__}: {error}"):
+            raise
+        found = checkpoint.available(run)
+        where = f"from step {int(found[-1].name[5:])}" if found else "from the start"
+        raise ProcessLost(
+            f"Another of the {world} processes of this run died or does not answer ({str(error).splitlines()[0][:160]}): see "
+            f"what it said last; nothing that was saved is lost, and the same command with --resume goes on {where}."
+        ) from error
+
+
+_LOST = re.compile(
+    r"gloo|nccl|Dist\w*Error|connection (closed|reset|refused)|broken pipe|timed out|timeout", re.IGNORECASE
+)
 
 
 @contextmanager
@@ -376,7 +432,7 @@ def _advice(run: Path) -> str:
     )
 
 
-def _first_batch(sampler: LengthBucketSampler, dataset: CropDataset, step: int) -> Batch:
+def _first_batch(sampler: Planner, dataset: CropDataset, step: int) -> Batch:
     items = (dataset[(step, crop)] for crop in sampler.batch(step).parts[0])
     return collate([item for item in items if not isinstance(item, UserError)])  # raised here, a value in workers only
 

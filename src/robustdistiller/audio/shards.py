@@ -1,0 +1,225 @@
+"""Shards: a corpus as a few large tar files, each read once from its beginning to its end, as object storage likes it.
+
+    folder/
+      shards.json        the index: of every shard its bytes, digest, seconds, speakers and a histogram of durations
+      shard-000000.tar   WebDataset layout: 000000.flac, 000000.json, 000001.flac, …
+      shard-000000.json  the exact lengths of its recordings, by which batches are planned; written when the tar is whole
+
+The index is all that is ever in memory of the corpus as a whole: a few kilobytes for half a gigabyte of speech.
+`sharding.py` writes shards, `streams.py` plans what is heard from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import AudioError, UserError
+from ..files import digest, read_json
+from .io import SAMPLE_RATE, read_audio
+from .manifest import SPLITS, Recording
+
+INDEX, FORMAT = "shards.json", 1
+# Seconds: the lower bounds of the bins of a histogram. Round ones where `data.min_seconds` may lie.
+EDGES = [*(k / 10 for k in range(40)), *(4 * 1.1**k for k in range(36))]
+_BLOCK = 4 << 20  # bytes read at a time
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the index says of one shard. histogram: bin of `EDGES` → recordings and seconds in it."""
+
+    path: str
+    bytes: int
+    digest: str
+    recordings: int
+    seconds: float
+    lengths: str  # the digest of the recordings' lengths
+    split: str | None
+    speakers: tuple[str, ...]
+    histogram: dict[int, tuple[int, float]]
+
+    def heard(self, crop_seconds: float, min_seconds: float) -> float:
+        """Seconds that are heard when each of its recordings is: crops, without what is too short. Never too many."""
+        return sum(
+            count * min(seconds / count, crop_seconds)
+            for number, (count, seconds) in self.histogram.items()
+            if EDGES[number] >= min_seconds or (number + 1 == len(EDGES) and seconds / count >= min_seconds)
+        )
+
+    @property
+    def longest(self) -> float:
+        """A bound on the duration of its recordings, in seconds."""
+        last = max(self.histogram)
+        return EDGES[last + 1] if last + 1 < len(EDGES) else self.histogram[last][1]
+
+    def samples(self) -> np.ndarray:
+        """The lengths of its recordings (N,), in samples. Raises `UserError` when the file beside it is not theirs."""
+        file = Path(self.path).with_suffix(".json")
+        values = read_json(file, "list of lengths of a shard")
+        lengths: Any = values.get("samples") if isinstance(values, dict) else None
+        if digest(lengths) != self.lengths or not all(type(length) is int and length > 0 for length in lengths):
+            raise UserError(f"{file} does not belong to the index of its folder: copy the whole folder again.")
+        return np.array(lengths, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Member(Recording):
+    """A recording inside a shard: `size` bytes of audio at `offset` of the file `tar`; `path` names it alone."""
+
+    tar: str = ""
+    offset: int = 0
+    size: int = 0
+
+    def load(self, offset: float = 0.0, seconds: float | None = None) -> np.ndarray:
+        """As `Recording.load`: one seek in a file that lies on a local disk, and the decoding of the part asked for."""
+        wanted = self.seconds - offset if seconds is None else min(seconds, self.seconds - offset)
+        if wanted <= 0:
+            raise AudioError(f"{self.id} lasts {self.seconds:g} s: no part of it starts at {offset:g} s.", "too-short")
+        try:
+            with open(self.tar, "rb", buffering=0) as stream:
+                stream.seek(self.offset)
+                content = stream.read(self.size)
+        except OSError as error:
+            raise AudioError(f"{self.tar} cannot be read ({error.strerror or error}).", "missing") from error
+        return read_audio(self.path, offset, wanted, content=content)
+
+
+def histogram(seconds: Sequence[float]) -> dict[str, list[float]]:
+    """Recordings and seconds by bin of `EDGES`, as JSON values."""
+    bins: dict[str, list[float]] = {}
+    for value in seconds:
+        row = bins.setdefault(str(bisect_right(EDGES, value) - 1), [0, 0.0])
+        row[0] += 1
+        row[1] += value
+    return {number: [int(count), round(total, 3)] for number, (count, total) in bins.items()}
+
+
+def is_sharded(source: str | os.PathLike[str]) -> bool:
+    """Whether `source` is a folder of shards."""
+    return os.path.isfile(os.path.join(os.path.expanduser(source), INDEX))
+
+
+def read_shards(folder: str | os.PathLike[str]) -> list[Shard]:
+    """The shards of a folder. Raises `UserError` for another version, and for one that is missing or cut short."""
+    folder = Path(os.path.abspath(os.path.expanduser(folder)))
+    values = read_json(folder / INDEX, "index of shards")
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        told = values.get("format") if isinstance(values, dict) else None
+        raise UserError(
+            f"The index {folder / INDEX} has format {told!r:.20}, this version reads {FORMAT}: write the shards again with "
+            "robustdistiller shard."
+        )
+    try:
+        shards = [_entry(folder, row) for row in values["shards"]]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise UserError(
+            f"The index {folder / INDEX} is damaged ({type(error).__name__}: {error}): run robustdistiller shard again with "
+            "the same sources and --out."
+        ) from error
+    if not shards:
+        raise UserError(f"The index {folder / INDEX} lists no shards: write them again with robustdistiller shard.")
+    for shard in shards:
+        for path in (Path(shard.path), Path(shard.path).with_suffix(".json")):
+            size = path.stat().st_size if path.is_file() else None
+            if size is None or (path.suffix == ".tar" and size != shard.bytes):
+                what = "is missing" if size is None else f"has {size} bytes where its index says {shard.bytes}"
+                raise UserError(
+                    f"{path} {what}: copy it again, or run robustdistiller shard with the same sources and --out, which "
+                    "mends it."
+                )
+    return shards
+
+
+def _entry(folder: Path, row: dict[str, Any]) -> Shard:
+    name, split = row["name"], row["split"]
+    if os.path.basename(name) != name or not name.endswith(".tar"):
+        raise ValueError(f"{name!r:.40} is no name of a shard")
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"{split!r:.40} is no split")
+    bins = {int(number): (int(count), float(seconds)) for number, (count, seconds) in row["histogram"].items()}
+    if not bins or not all(0 <= number < len(EDGES) and count > 0 for number, (count, _) in bins.items()):
+        raise ValueError(f"the histogram of {name}")
+    counts = int(row["bytes"]), int(row["recordings"]), float(row["seconds"])
+    if not all(value > 0 for value in counts):
+        raise ValueError(f"the size of {name}")
+    return Shard(
+        str(folder / name), counts[0], str(row["digest"]), counts[1], counts[2], str(row["lengths"]), split,
+        tuple(map(str, row["speakers"])), bins,
+    )  # fmt: skip
+
+
+def copy_shard(shard: Shard, target: Path) -> None:
+    """Read a shard from beginning to end into `target`. Raises `AudioError` (missing, truncated, corrupt)."""
+    total, size = hashlib.blake2b(digest_size=16), 0
+    temporary = target.with_name(f".{target.name}")
+    try:
+        with open(shard.path, "rb", buffering=0) as source, open(temporary, "wb") as stream:
+            while block := source.read(_BLOCK):
+                total.update(block)
+                size += len(block)
+                _spooled(stream.write, block, target)
+    except FileNotFoundError as error:
+        raise AudioError(f"The shard {shard.path} is missing: copy it again.", "missing") from error
+    except OSError as error:
+        raise AudioError(
+            f"The shard {shard.path} cannot be read ({error.strerror or error}): is its storage still there?", "missing"
+        ) from error
+    if size != shard.bytes:
+        raise AudioError(
+            f"The shard {shard.path} has {size} bytes where its index says {shard.bytes}: copy it again.", "truncated"
+        )
+    if total.hexdigest() != shard.digest:
+        raise AudioError(
+            f"The shard {shard.path} is not what was written (its digest differs): copy it again.", "corrupt"
+        )
+    os.replace(temporary, target)
+
+
+def _spooled(write: Callable[[bytes], Any], block: bytes, target: Path) -> None:
+    try:
+        write(block)
+    except OSError as error:
+        raise UserError(
+            f"The shards cannot be copied to {target.parent} ({error.strerror or error}): name a local disk with room for "
+            "two windows as data.spool, or lower data.window_mb, and go on with --resume."
+        ) from error
+
+
+def members(file: Path, shard: Shard) -> list[Member]:
+    """The recordings in a copy of `shard`, in order. Raises `AudioError` when it holds something else."""
+    rows: list[Member] = []
+    try:
+        with tarfile.open(file, "r:") as tar, open(file, "rb") as stream:
+            audio: tarfile.TarInfo | None = None
+            for info in tar:
+                if not info.name.endswith(".json"):
+                    audio = info
+                    continue
+                stream.seek(info.offset_data)
+                row = json.loads(stream.read(info.size))
+                if audio is None or audio.name.partition(".")[0] != info.name.partition(".")[0]:
+                    raise ValueError(f"{info.name} has no audio beside it")
+                rows.append(
+                    Member(
+                        str(row["id"]), f"{shard.path}::{audio.name}", int(row["samples"]) / SAMPLE_RATE,
+                        speaker=row.get("speaker"), split=row.get("split"), group=row.get("group"), tar=str(file),
+                        offset=audio.offset_data, size=audio.size,
+                    )
+                )  # fmt: skip
+    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, EOFError, OverflowError) as error:
+        raise AudioError(
+            f"The shard {shard.path} cannot be understood ({error}): write it again.", "corrupt"
+        ) from error
+    if not rows:
+        raise AudioError(f"The shard {shard.path} holds no recordings: write it again.", "empty")
+    return rows
