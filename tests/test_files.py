@@ -4,6 +4,7 @@ import errno
 import json
 import os
 
+import numpy as np
 import pytest
 
 from robustdistiller.errors import UserError
@@ -64,3 +65,15 @@ def test_broken_json_is_one_sentence_with_its_place(tmp_path):
         list(read_jsonl(path, "manifest"))
     with pytest.raises(UserError, match="check the path"):
         read_json(tmp_path / "absent.json")
+
+
+def test_a_replaced_folder_can_be_read_by_whom_the_umask_lets(tmp_path):
+    from safetensors.numpy import save_file
+
+    before = os.umask(0o027)
+    try:
+        with replacing_folder(tmp_path / "student") as folder:
+            save_file({"w": np.zeros(3, np.float32)}, folder / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "student" / "model.safetensors").stat().st_mode & 0o777 == 0o640

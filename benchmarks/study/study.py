@@ -171,6 +171,7 @@ def ship(student: Path, to: Path) -> None:
                 save_file(weights, folder / file.name, metadata={"format": "pt"})
             elif file.name == "recipe.yaml":
                 recipe = yaml.safe_load(file.read_text())
+                recipe["teacher"]["cache"] = None
                 for role in ("speech", "noise", "rooms"):
                     recipe["data"][role] = [_bare(source) for source in recipe["data"][role]]
                 write_text(folder / file.name, yaml.safe_dump(recipe, sort_keys=False))

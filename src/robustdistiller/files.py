@@ -69,6 +69,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o777 & ~umask)
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o666 & ~umask)  # safetensors makes files that only their owner can read
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
         old = Path(tempfile.mkdtemp(prefix=f".{path.name[:_SHORT]}-", dir=path.parent))

@@ -279,7 +279,6 @@ def export(mini: Mini, folder: str | Path) -> Path:
     with replacing_folder(folder) as temporary:
         state = {name: value.detach().half().cpu().contiguous() for name, value in mini.model.state_dict().items()}
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-        (temporary / "model.safetensors").chmod(0o644)  # safetensors makes files that only their owner can read
         settings = mini.model.config
         settings.architectures, settings.dtype = ["HubertModel"], "float32"
         settings.save_pretrained(temporary)
