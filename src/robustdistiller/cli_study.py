@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -65,16 +64,18 @@ def register(app: typer.Typer, bar: Bar, watch: Callable[[Any], Any]) -> None:
             raise UserError(f"--train-on is clean or contaminated, not {train_on}.")
         from .evaluation.benchmark import Settings
         from .evaluation.benchmark import evaluate as run
+        from .evaluation.ranks import Ranks
         from .report import write_report
 
         settings = Settings(train_on=train_on, seeds=seeds, seed=seed, save_audio=save_audio)  # type: ignore[arg-type]
+        ranks = Ranks.launched()
         with bar("evaluating") as advance:
             run(
                 models, task or (), conditions, out, noise=noise or (), rooms=rooms or (), speech=speech,
                 reference=reference, predictions=predictions, allow_overlap=allow_overlap, settings=settings,
-                progress=advance,
+                progress=advance, ranks=ranks,
             )  # fmt: skip
-        if os.environ.get("RANK", "0") != "0":
+        if ranks.rank:
             return
         page = write_report(out)
         _print_averages(out)

@@ -55,6 +55,10 @@ def check_all(
         done = 0
         try:
             for result in pool.map(check, recordings, chunksize=min(64, 1 + len(recordings) // (4 * workers))):
+                if isinstance(result, Recording):  # what came from the worker repeats every name: not to be kept
+                    told = recordings[done]
+                    extra = told.extra if result.extra == told.extra else result.extra
+                    result = replace(told, seconds=result.seconds, extra=extra)
                 done += 1
                 yield result
         except BrokenProcessPool as error:

@@ -81,6 +81,7 @@ def evaluate(
     device: str | None = None,
     settings: Settings = Settings(),
     progress: Progress | None = None,
+    ranks: Ranks = Ranks(),
 ) -> dict[str, Any]:
     """Measure every model on every task under every condition; returns (and writes to `out`) the whole result.
 
@@ -92,12 +93,12 @@ def evaluate(
     reference: the model that the others are compared with; by default the first
     predictions: show the students' predictions of their teacher's layers to the heads as well
     allow_overlap: report, instead of refusing, what training and test share
+    ranks: ``Ranks.launched()`` in each of several processes that share the work
 
     Raises `UserError`, before any work is done, for whatever cannot be measured or would not be a fair test.
     """
     config, folder = load_conditions(conditions)
     scans = Path(out) / "sources"
-    ranks = Ranks()
     with ranks.first():
         stage = Stage(config, folder, noise, rooms, allow_overlap, scans)
         loaded = [load_folds(task, allow_overlap, scans) for task in tasks]

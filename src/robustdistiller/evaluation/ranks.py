@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
@@ -20,20 +21,26 @@ PATIENCE = timedelta(days=7)  # a part may take long; a process that dies is not
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
 class Ranks:
-    """This process among those of the benchmark: the only one, unless a launcher started several."""
+    """This process among the `world` of a benchmark, and its number on this machine."""
 
-    def __init__(self) -> None:
-        launched = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-        self.rank, self.world = (
-            int(os.environ[name]) if launched else k for k, name in enumerate(("RANK", "WORLD_SIZE"))
-        )
-        self.local = int(os.environ.get("LOCAL_RANK", "0")) if launched else 0
-        if self.world > 1:
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @classmethod
+    def launched(cls) -> Ranks:
+        """As a launcher says, if one started this process; all that it started must call this."""
+        if not all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
+            return cls()
+        found = cls(*(int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+        if found.world > 1:
             import torch.distributed as dist
 
             if not dist.is_initialized():
                 dist.init_process_group("gloo", timeout=PATIENCE)
+        return found
 
     def wait(self) -> None:
         """Go on when all have come here. Raises `UserError` when one never will."""
