@@ -40,7 +40,12 @@ def test_features_in_files_equal_the_states_of_the_model(student, voice, tmp_pat
         wave = torch.from_numpy(read_audio(tmp_path / "in" / "deep" / "a.wav"))
         expected, frames = student.states(wave[None], predictions=True)
         np.testing.assert_allclose(stored["states"], expected[0].numpy(), atol=1e-5)
-        assert stored["names"].tolist() == ["cnn", "layer 1", "layer 2", *(f"teacher layer {k}" for k in student.layers)]
+        assert stored["names"].tolist() == [
+            "cnn",
+            "layer 1",
+            "layer 2",
+            *(f"teacher layer {k}" for k in student.layers),
+        ]
         np.testing.assert_allclose(stored["times"], (np.arange(int(frames)) * 320 + 200) / 16_000)
 
 

@@ -14,8 +14,15 @@ pytest.importorskip("matplotlib")
 
 def check(done, out):
     text = done.page.read_text(encoding="utf-8")
-    assert "http" + "s://" not in text.replace("https://www.w3.org", "") or "src=\"http" not in text
-    for part in ("Spoken commands", "Size and speed", "Enhancement, before and after", "espeak-ng", "<audio", "data:image/png"):
+    assert "http" + "s://" not in text.replace("https://www.w3.org", "") or 'src="http' not in text
+    for part in (
+        "Spoken commands",
+        "Size and speed",
+        "Enhancement, before and after",
+        "espeak-ng",
+        "<audio",
+        "data:image/png",
+    ):
         assert part in text
     models = [model["name"] for model in json.loads((out / "benchmark" / "benchmark.json").read_text())["models"]]
     assert models == ["teacher", "plain", "robust", "log-mel"]
@@ -30,7 +37,9 @@ def check(done, out):
 def test_a_small_quickstart_ends_in_its_page(tmp_path, monkeypatch):
     size = Size((24, 8), (36, 12, 24), (6, 3, 3))
     build, recipe = module.build_corpus, load_recipe
-    monkeypatch.setattr(module, "build_corpus", lambda out, seed, name, progress: build(out, seed, size, progress=progress))
+    monkeypatch.setattr(
+        module, "build_corpus", lambda out, seed, name, progress: build(out, seed, size, progress=progress)
+    )
 
     def short(name, **fields):
         quick = ["training.steps=4", "training.valid_every=2", "data.batch_seconds=8", "environment.simulated_rooms=3"]

@@ -9,6 +9,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.errors import UserError
+from robustdistiller.models.initialise import fit_front_end
 from robustdistiller.models.student import build_student, load_student
 from robustdistiller.models.teacher import load_teacher
 
@@ -66,6 +67,27 @@ def test_a_thin_front_end_takes_channels_of_the_teacher_and_keeps_their_energy(c
     projection = student.encoder.model.feature_projection.projection.weight
     full = teacher.encoder.model.feature_projection.projection.weight
     torch.testing.assert_close(projection.square().sum(1), full.square().sum(1))
+
+
+def distance(teacher, student, wave):
+    return float((student.eval().states(wave)[0][:, 0] - teacher.states(wave)[0][:, 0]).square().mean())
+
+
+@pytest.mark.parametrize("kind, stable", [("hubert", False), ("wav2vec2", True)])
+def test_a_thin_front_end_fitted_on_speech_is_nearer_to_its_teacher(checkpoint, voice, kind, stable):
+    teacher = load_teacher(str(checkpoint(kind, stable=stable)), precision="fp32")
+    config, heard = StudentConfig(conv_channels=(16, 16, 24, 24, 24, 28, 28)), torch.tensor(voice(1.0, 9))[None]
+    chosen, _ = build_student(teacher, config, SMALL)
+    fitted, _ = build_student(teacher, config, SMALL, 0, [torch.tensor(voice(2.0, seed)) for seed in range(3)])
+    assert distance(teacher, fitted, heard) < 0.7 * distance(teacher, chosen, heard)
+
+
+def test_a_front_end_of_which_nothing_is_left_out_is_fitted_to_its_teacher_itself(checkpoint, voice):
+    teacher, student, _ = build(checkpoint)
+    everything = [torch.arange(32)] * 7
+    clips = [torch.tensor(voice(2.0, seed)) for seed in range(2)]
+    fit_front_end(student.encoder, teacher.encoder, everything, clips)
+    assert distance(teacher, student, torch.tensor(voice(1.0, 9))[None]) < 1e-3
 
 
 def test_other_sizes_can_be_built(checkpoint, voice, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .encoder import EncoderOutput, SpeechEncoder
 from .frames import GRID, mask_from_lengths
 from .heads import Enhancement, EnhancementHead, PredictionHeads
 from .hub import load_encoder, quiet_transformers
-from .initialise import Initialisation, copyable_state, initialise
+from .initialise import Initialisation, copyable_state, fit_front_end, initialise
 from .teacher import Teacher
 from .whisper import WhisperEncoder
 
@@ -153,10 +154,15 @@ class Student(nn.Module):
 
 
 def build_student(
-    teacher: Teacher, config: StudentConfig, enhancement: EnhancementConfig, seed: int = 0
+    teacher: Teacher,
+    config: StudentConfig,
+    enhancement: EnhancementConfig,
+    seed: int = 0,
+    speech: Iterable[Tensor] = (),
 ) -> tuple[Student, Initialisation]:
     """A new student for `teacher`, initialised from it (or from the model that `config.init` names) as far as shapes allow.
 
+    speech: clips (T,) of a minute or more in all, read only where a thinned front end is to be fitted
     What cannot be copied is drawn from `seed`. Raises `UserError` for sizes that cannot be built.
     """
     source = teacher.encoder if config.init in ("teacher", "random") else load_encoder(config.init)
@@ -172,6 +178,11 @@ def build_student(
             enhancer = EnhancementHead(encoder.hidden_size, enhancement.hidden, enhancement.layers, enhancement.dropout)
     weights = {} if config.init == "random" else copyable_state(source)
     report = initialise(model, weights)
+    if report.channels and isinstance(source, SpeechEncoder):
+        device = next(source.parameters()).device
+        if clips := [clip.to(device) for clip in speech]:
+            fit_front_end(encoder.to(device), source, report.channels, clips)
+            encoder.cpu()
     return Student(encoder, heads, enhancer, teacher.layers, enhancement.tap), report
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import Recording
 from ..errors import AudioError, UserError
 from ..models.frames import GRID
-from ..randomness import integer
+from ..randomness import generator, integer
 from .targets import audio_key
 
 
@@ -135,6 +135,15 @@ def load_crop(recording: Recording, crop: Crop) -> np.ndarray:
     if len(wave) < GRID.field:
         raise AudioError(f"{recording.path} is shorter than one frame.", "too-short")
     return wave
+
+
+def some_speech(recordings: Sequence[Recording], seed: int, clips: int = 64, seconds: float = 3.0) -> Iterator[Tensor]:
+    """Clean clips (T,) of at most `seconds` from all over the recordings; those that cannot be read are passed over."""
+    order = generator(seed, "some speech").permutation(len(recordings))
+    for index in order[:clips]:
+        with suppress(AudioError):
+            crop = Crop(int(index), 0, 0, int(seconds * SAMPLE_RATE))
+            yield torch.from_numpy(load_crop(recordings[crop.index], crop))
 
 
 def collate(items: Sequence[Item], keyed: bool = False) -> Batch:

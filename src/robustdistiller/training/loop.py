@@ -35,7 +35,7 @@ from ..randomness import integer
 from . import checkpoint
 from .card import write_student
 from .checkpoint import Progress
-from .data import Batch, CropDataset, StepSampler, collate, make_loader, named_deaths, next_batch
+from .data import Batch, CropDataset, StepSampler, collate, make_loader, named_deaths, next_batch, some_speech
 from .environment import Materials, Reporter, gather
 from .guard import Guard
 from .metrics import MetricsLog, validation_at
@@ -144,7 +144,10 @@ def distill(
     teacher.stop_at_highest().to(device)
     chosen = recipe.teacher
     cache = TargetCache(chosen.cache, chosen.cache_gb, teacher, device) if chosen.cache is not None else None
-    student, initialisation = build_student(teacher, recipe.student, recipe.objectives.enhancement, settings.seed)
+    student, initialisation = build_student(
+        teacher, recipe.student, recipe.objectives.enhancement, settings.seed,
+        () if found else some_speech(materials.train, settings.seed),
+    )  # fmt: skip
     precision = pick_precision(settings.precision, device, student.encoder)
     sampler = LengthBucketSampler(
         [r.seconds for r in materials.train], recipe.data.batch_seconds, recipe.data.crop_seconds, recipe.data.min_seconds,
