@@ -3,7 +3,7 @@
     OUT/encoder.onnx          waveform → hidden states
     OUT/enhancer.onnx         waveform → enhanced waveform           (enhance)
     OUT/<task>.onnx           waveform → probabilities of labels     (task)
-    OUT/*.int8.onnx           the same in static int8                (int8)
+    OUT/*.int8.onnx           the same in 8 bits                     (int8)
     OUT/export.json           what was measured
 
 The encoder is traced once; heads are traced by themselves and joined to it.
@@ -38,16 +38,21 @@ from .cost import licence_of, macs_per_second
 from .graph import ClassifierHead, EncoderGraph, EnhancerHead, Level, graph_states
 from .onnx_file import join, renamed, trace, write_model
 from .parity import AGREEMENT, COSINE, TOLERANCE, Measured, Reference, compare, fidelity, varied_audio
-from .quantise import quantise
+from .quantise import FRONT_END, quantise
 from .task_head import TaskHead, labelled_audio, read_head
 
 logger = logging.getLogger(__name__)
 
 REPORT = "export.json"
 ACCURACY_POINTS = 0.5
-# What stays in float32 where everything in 8 bits falls short, in turn. A quiet frame has a few of the 255 levels that a loud
-# one needs, and the LayerNorm behind the convolutions makes both equally large: the front end suffers first.
-SPARED = {"": (), "front end": ("convolutions",), "convolutions": ("convolutions", "encoder.model.encoder.pos_conv")}
+# What stays in float32 where everything in 8 bits falls short, tried in turn, the cheapest first.
+_POSITION = "encoder.model.encoder.pos_conv"
+SPARED = {
+    "": (),
+    "position convolution": (_POSITION,),
+    "front end": (FRONT_END,),
+    "convolutions": (FRONT_END, _POSITION),
+}
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, units done, units in all)."""
 
