@@ -141,7 +141,7 @@ def test_int8_is_smaller_and_its_fidelity_is_told_as_it_is(exported, voice):
 
 
 def test_a_difference_is_found(exported, student_folder):
-    graph, student = session(exported[0] / "encoder.onnx"), load_student(student_folder)
+    graph, student = session(exported[0] / "encoder.onnx"), load_student(student_folder).double()
 
     def wrong(wave, lengths):
         states, frames = student.states(wave, lengths)

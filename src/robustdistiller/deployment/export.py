@@ -125,11 +125,12 @@ def export_student(
     _require_packages()
     report = progress or (lambda what, done, total: None)
     student = located(student)
-    loaded = load_student(student)  # stays as it is: the reference
+    loaded = load_student(student)
     head = _matching_head(options, str(student), loaded) if options.task else None
     predictions = options.predictions or (head is not None and len(head.states) > len(loaded.states_names))
     report("tracing", 0, 1)
-    jobs = _trace(str(student), loaded, options, predictions, head)
+    exact = load_student(student).double()  # the reference: float32 has errors of its own
+    jobs = _trace(str(student), exact, options, predictions, head)
     report("tracing", 1, 1)
     real, told = _audio(str(student), options)
     labelled = labelled_audio(options.task_file, head) if options.task_file and head else None
@@ -227,7 +228,7 @@ def _accuracy(job: _Job, int8: Any, labelled: Any, head: TaskHead, measured: Mea
     for wave, answer in zip(waves, answers, strict=True):
         lengths = torch.tensor([len(wave)])
         with torch.no_grad():
-            wanted = job.reference(torch.from_numpy(wave)[None], lengths)
+            wanted = job.reference(torch.from_numpy(wave)[None].double(), lengths)
         right["fp32"] += head.answers(wanted)[0] == answer
         right["int8"] += head.answers(int8.run(None, {"wave": wave[None], "lengths": lengths.numpy()}))[0] == answer
     measured.accuracy = {name: count / len(waves) for name, count in right.items()}

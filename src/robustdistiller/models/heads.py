@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from .frames import GRID, FrameGrid, align_frames, mask_from_lengths
+from .frames import GRID, FrameGrid, align_frames, at_least_single, mask_from_lengths
 
 N_FFT, WINDOW, HOP, BINS = 512, 400, 160, 257
 SPECTRUM_GRID = FrameGrid(stride=HOP, offset=0, field=1)
@@ -73,7 +73,7 @@ class EnhancementHead(nn.Module):
         spectrum, valid = stft(wave, lengths)  # (B, K, N)
         # The LSTM and the spectrogram stay in float32: the losses compare magnitudes over a range of 80 dB.
         with torch.autocast(wave.device.type, enabled=False):
-            x = align_frames(features.float(), frames, GRID, SPECTRUM_GRID, spectrum.shape[-1])  # (B, N, D)
+            x = align_frames(at_least_single(features), frames, GRID, SPECTRUM_GRID, spectrum.shape[-1])  # (B, N, D)
             mask = torch.sigmoid(self.mask(self._run(x, valid))).transpose(1, 2)  # (B, K, N)
         return Enhancement(mask * spectrum.abs(), mask * spectrum, valid, lengths)
 
@@ -113,11 +113,10 @@ def stft(wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
     512 points, Hann window of 400, hop 160, centred; zeros outside the utterance, so that padding changes nothing.
     """
-    window = torch.hann_window(WINDOW, device=wave.device)
+    wave = at_least_single(wave)
+    window = torch.hann_window(WINDOW, dtype=wave.dtype, device=wave.device)
     with torch.autocast(wave.device.type, enabled=False):
-        spectrum = torch.stft(
-            wave.float(), N_FFT, HOP, WINDOW, window, center=True, pad_mode="constant", return_complex=True
-        )
+        spectrum = torch.stft(wave, N_FFT, HOP, WINDOW, window, center=True, pad_mode="constant", return_complex=True)
     frames = torch.div(lengths, HOP, rounding_mode="floor") + 1
     if bool((frames != spectrum.shape[-1]).any()):
         spectrum = spectrum * mask_from_lengths(frames, spectrum.shape[-1])[:, None]
@@ -126,7 +125,7 @@ def stft(wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 def istft(spectrum: Tensor, frames: Tensor, lengths: Tensor, samples: int) -> Tensor:
     """The inverse of `stft` for each utterance by itself: (B, K, N) → (B, `samples`)."""
-    window = torch.hann_window(WINDOW, device=spectrum.device)
+    window = torch.hann_window(WINDOW, dtype=spectrum.real.dtype, device=spectrum.device)
     if bool((lengths == samples).all()):
         return torch.istft(spectrum, N_FFT, HOP, WINDOW, window, center=True, length=samples)
     rows = [
