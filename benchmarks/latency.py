@@ -31,7 +31,7 @@ from robustdistiller.runtime import SAMPLE_RATE, Encoder
 
 STUDENTS = {"paper": "robust-hubert-base", "edge": "edge"}
 # hop, left and right context in seconds: the default of a stream, and one for answers within two seconds
-STREAMS = {"default": (12.0, 0.8, 0.4), "quick": (1.0, 0.8, 0.4)}
+STREAMS = {"default": (12.0, 0.5, 0.3), "quick": (1.0, 0.8, 0.4)}
 STREAMED_SECONDS = 60
 
 

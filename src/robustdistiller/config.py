@@ -58,6 +58,7 @@ class StudentConfig(Section):
     feed_forward: Count | None = None
     heads: Count | None = None
     conv_channels: Count | tuple[Count, ...] | None = None  # one width for all seven convolutions, or seven of them
+    position_kernel: Count | None = None  # frames under the position convolution: fewer keep the middle of the source's
     projection_norm: bool | None = None  # LayerNorm before the projection; the official student has none (false)
     # "teacher", "random" (the sizes are then the teacher's), or another model: a hub name, a folder, a shipped one. So an
     # existing student can be made robust, or a student of Whisper can start from a HuBERT.

@@ -91,6 +91,18 @@ def test_a_front_end_of_which_nothing_is_left_out_is_fitted_to_its_teacher_itsel
     assert distance(teacher, student, torch.tensor(voice(1.0, 9))[None]) < 1e-3
 
 
+def test_a_short_position_convolution_is_the_middle_of_the_teachers(checkpoint):
+    teacher, student, report = build(checkpoint, position_kernel=8)
+    mine, theirs = (x.encoder.model.encoder.pos_conv_embed for x in (student, teacher))
+    assert len(report.thinned) == 2 and not report.random
+    torch.testing.assert_close(mine.conv.weight, theirs.conv.weight[..., 12:20])
+    with torch.no_grad():  # frames stay where they are: with nothing outside the middle, both are the same
+        theirs.conv.parametrizations.weight.original0[..., :12] = 0
+        theirs.conv.parametrizations.weight.original0[..., 20:] = 0
+    x = torch.randn(1, 30, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(mine(x), theirs(x), atol=1e-5, rtol=0)
+
+
 def test_other_sizes_can_be_built(checkpoint, voice, tmp_path):
     _, student, report = build(checkpoint, hidden_size=48, heads=3, feed_forward=64, layers=1, conv_channels=24)
     assert report.random

@@ -3,7 +3,7 @@
     OUT/encoder.onnx          waveform → hidden states
     OUT/enhancer.onnx         waveform → enhanced waveform           (enhance)
     OUT/<task>.onnx           waveform → probabilities of labels     (task)
-    OUT/*.int8.onnx           the same in static int8                (int8)
+    OUT/*.int8.onnx           the same in 8 bits                     (int8)
     OUT/export.json           what was measured
 
 The encoder is traced once; heads are traced by themselves and joined to it.
@@ -38,16 +38,21 @@ from .cost import licence_of, macs_per_second
 from .graph import ClassifierHead, EncoderGraph, EnhancerHead, Level, graph_states
 from .onnx_file import join, renamed, trace, write_model
 from .parity import AGREEMENT, COSINE, TOLERANCE, Measured, Reference, compare, fidelity, varied_audio
-from .quantise import quantise
+from .quantise import FRONT_END, quantise
 from .task_head import TaskHead, labelled_audio, read_head
 
 logger = logging.getLogger(__name__)
 
 REPORT = "export.json"
 ACCURACY_POINTS = 0.5
-# What stays in float32 where everything in 8 bits falls short, in turn. A quiet frame has a few of the 255 levels that a loud
-# one needs, and the LayerNorm behind the convolutions makes both equally large: the front end suffers first.
-SPARED = {"": (), "front end": ("convolutions",), "convolutions": ("convolutions", "encoder.model.encoder.pos_conv")}
+# What stays in float32 where everything in 8 bits falls short, tried in turn, the cheapest first.
+_POSITION = "encoder.model.encoder.pos_conv"
+SPARED = {
+    "": (),
+    "position convolution": (_POSITION,),
+    "front end": (FRONT_END,),
+    "convolutions": (FRONT_END, _POSITION),
+}
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, units done, units in all)."""
 
@@ -120,11 +125,12 @@ def export_student(
     _require_packages()
     report = progress or (lambda what, done, total: None)
     student = located(student)
-    loaded = load_student(student)  # stays as it is: the reference
+    loaded = load_student(student)
     head = _matching_head(options, str(student), loaded) if options.task else None
     predictions = options.predictions or (head is not None and len(head.states) > len(loaded.states_names))
     report("tracing", 0, 1)
-    jobs = _trace(str(student), loaded, options, predictions, head)
+    exact = load_student(student).double()  # the reference: float32 has errors of its own
+    jobs = _trace(str(student), exact, options, predictions, head)
     report("tracing", 1, 1)
     real, told = _audio(str(student), options)
     labelled = labelled_audio(options.task_file, head) if options.task_file and head else None
@@ -222,7 +228,7 @@ def _accuracy(job: _Job, int8: Any, labelled: Any, head: TaskHead, measured: Mea
     for wave, answer in zip(waves, answers, strict=True):
         lengths = torch.tensor([len(wave)])
         with torch.no_grad():
-            wanted = job.reference(torch.from_numpy(wave)[None], lengths)
+            wanted = job.reference(torch.from_numpy(wave)[None].double(), lengths)
         right["fp32"] += head.answers(wanted)[0] == answer
         right["int8"] += head.answers(int8.run(None, {"wave": wave[None], "lengths": lengths.numpy()}))[0] == answer
     measured.accuracy = {name: count / len(waves) for name, count in right.items()}

@@ -88,12 +88,27 @@ class EncoderGraph(nn.Module):
         projected = projected[0] if isinstance(projected, tuple) else projected
         frames = self.encoder.grid.count(lengths)
         valid = mask_from_lengths(frames, projected.shape[1])
-        states = torch.stack([projected, *self.encoder.transform(projected, valid)], 1)
+        states = torch.stack([projected, *self._transform(projected, valid)], 1)
         if self.last:
             states = states[:, -1:]
         elif self.heads is not None:
             states = torch.cat([states, self.heads(states[:, self.encoder.num_layers])], 1)
         return states * valid[:, None, :, None], frames
+
+    def _transform(self, projected: Tensor, valid: Tensor) -> list[Tensor]:
+        """The Transformer's layers, (B, F, D) each. Beside a product, what `transformers` silences padding with is slow."""
+        network = self.encoder.model.encoder
+        if type(network).__name__ != "HubertEncoder":
+            return self.encoder.transform(projected, valid)
+        x = projected * valid[..., None]
+        x = network.layer_norm(x + network.pos_conv_embed(x))
+        mask = torch.where(valid, 0.0, torch.finfo(x.dtype).min)[:, None, None]  # (B, 1, 1, F)
+        outputs = []
+        for layer in network.layers:
+            x = layer(x, attention_mask=mask)
+            x = x[0] if isinstance(x, tuple) else x
+            outputs.append(x)
+        return outputs
 
 
 class EnhancerHead(nn.Module):

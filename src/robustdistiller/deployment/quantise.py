@@ -1,9 +1,10 @@
-"""Static int8: which nodes become 8-bit, and with which ranges.
+"""int8: which nodes become 8-bit, and with which ranges.
 
-Weights are signed and scaled per output channel, activations unsigned and scaled per tensor (QDQ format). What loses accuracy
-and is cheap stays in float32: the first block (it normalises), the products between activations inside attention, softmax and
-normalisations, and the heads. The outputs of matrix products stay in float32 as well; those of convolutions have to be 8-bit
-for an engine to compute the convolution in 8 bits.
+Weights are signed and scaled per output channel. The activations of the front end, whose frames differ by forty decibels, are
+scaled frame by frame (front_end.py); those behind it unsigned and per tensor (static, QDQ). What loses accuracy and is cheap
+stays in float32: the first block (it normalises), the products between activations inside attention, softmax and
+normalisations, and the heads. The outputs of matrix products stay in float32 as well; those of static convolutions have to be
+8-bit for an engine to compute the convolution in 8 bits.
 
 Ranges are not the extremes that were seen but those with the least squared error: a few large values would otherwise take
 the resolution from all others. In front of a GELU, which maps everything far below zero to zero, the error is that of the
@@ -23,11 +24,13 @@ from numpy.typing import NDArray
 
 from ..errors import need
 from ..randomness import generator
+from .front_end import by_rows, convolutions
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
+FRONT_END = "convolutions"
 QUANTISED = ("Conv", "MatMul", "Gemm")
 SAMPLES = 1024  # values of each tensor and utterance that take part in the search for its range
 Floats = NDArray[np.float32]
@@ -66,7 +69,8 @@ def quantise(
         # Optimising before quantisation would fuse nodes and lose the names that decide what stays.
         quant_pre_process(raw, shaped, skip_symbolic_shape=True, skip_optimization=True)
         graph = onnx.load(shaped).graph
-        chosen = quantisable(graph, keep)
+        rows = bool(convolutions(graph)) and FRONT_END not in keep
+        chosen = quantisable(graph, (*keep, FRONT_END) if rows else keep)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         ranges = _ranges(shaped, graph, chosen, waves, options, progress)
@@ -87,7 +91,7 @@ def quantise(
                 "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
             },
         )
-        return onnx.load(done)
+        return by_rows(onnx.load(done)) if rows else onnx.load(done)
 
 
 def quantisable(graph: Any, keep: Sequence[str] = ()) -> list[Any]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .frames import FrameGrid, mask_from_lengths
+from .frames import FrameGrid, at_least_single, mask_from_lengths
 
 
 @dataclass
@@ -47,7 +47,7 @@ class LengthAwareGroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if self.lengths is None:
             return super().forward(x)
-        x = x.float()
+        x = at_least_single(x)
         valid = mask_from_lengths(self.lengths, x.shape[-1])[:, None]  # (B, 1, F)
         count = self.lengths.clamp_min(1)[:, None, None]
         mean = (x * valid).sum(-1, keepdim=True) / count

@@ -31,6 +31,11 @@ GRID = FrameGrid()
 """The grid of the students and of every convolutional teacher: 20 ms steps, 25 ms fields."""
 
 
+def at_least_single(x: Tensor) -> Tensor:
+    """Half precision becomes float32; what is finer stays, so that a model in float64 computes in float64 throughout."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def mask_from_lengths(lengths: Tensor, size: int) -> Tensor:
     """(B,) lengths → (B, size) boolean mask, True where valid."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from .frames import GRID, FrameGrid, align_frames, mask_from_lengths
+from .frames import GRID, FrameGrid, align_frames, at_least_single, mask_from_lengths
 
 N_FFT, WINDOW, HOP, BINS = 512, 400, 160, 257
 SPECTRUM_GRID = FrameGrid(stride=HOP, offset=0, field=1)
@@ -81,11 +81,13 @@ class EnhancementHead(nn.Module):
         with torch.autocast(wave.device.type, enabled=False):
             if self.frame_rate == 50:
                 masks = (
-                    self.mask(self._run(features.float(), frames)).unflatten(2, (2, BINS)).flatten(1, 2)
+                    self.mask(self._run(at_least_single(features), frames)).unflatten(2, (2, BINS)).flatten(1, 2)
                 )  # (B, 2F, K)
                 masks = align_frames(masks, 2 * frames, MASK_GRID, SPECTRUM_GRID, spectrum.shape[-1])  # (B, N, K)
             else:
-                x = align_frames(features.float(), frames, GRID, SPECTRUM_GRID, spectrum.shape[-1])  # (B, N, D)
+                x = align_frames(
+                    at_least_single(features), frames, GRID, SPECTRUM_GRID, spectrum.shape[-1]
+                )  # (B, N, D)
                 masks = self.mask(self._run(x, valid))
             mask = torch.sigmoid(masks).transpose(1, 2)  # (B, K, N)
         return Enhancement(mask * spectrum.abs(), mask * spectrum, valid, lengths)
@@ -126,11 +128,10 @@ def stft(wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
     512 points, Hann window of 400, hop 160, centred; zeros outside the utterance, so that padding changes nothing.
     """
-    window = torch.hann_window(WINDOW, device=wave.device)
+    wave = at_least_single(wave)
+    window = torch.hann_window(WINDOW, dtype=wave.dtype, device=wave.device)
     with torch.autocast(wave.device.type, enabled=False):
-        spectrum = torch.stft(
-            wave.float(), N_FFT, HOP, WINDOW, window, center=True, pad_mode="constant", return_complex=True
-        )
+        spectrum = torch.stft(wave, N_FFT, HOP, WINDOW, window, center=True, pad_mode="constant", return_complex=True)
     frames = torch.div(lengths, HOP, rounding_mode="floor") + 1
     if bool((frames != spectrum.shape[-1]).any()):
         spectrum = spectrum * mask_from_lengths(frames, spectrum.shape[-1])[:, None]
@@ -139,7 +140,7 @@ def stft(wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 def istft(spectrum: Tensor, frames: Tensor, lengths: Tensor, samples: int) -> Tensor:
     """The inverse of `stft` for each utterance by itself: (B, K, N) → (B, `samples`)."""
-    window = torch.hann_window(WINDOW, device=spectrum.device)
+    window = torch.hann_window(WINDOW, dtype=spectrum.real.dtype, device=spectrum.device)
     if bool((lengths == samples).all()):
         return torch.istft(spectrum, N_FFT, HOP, WINDOW, window, center=True, length=samples)
     rows = [

@@ -49,6 +49,7 @@ def initialise(student: nn.Module, teacher: dict[str, Tensor]) -> Initialisation
     own = student.state_dict()
     report = Initialisation()
     thinned, report.channels = _thin_front_end(own, teacher)
+    thinned |= _shorten_position(own, teacher)
     for name, value in own.items():
         if name in teacher and teacher[name].shape == value.shape and name not in thinned:
             own[name] = teacher[name]
@@ -168,6 +169,18 @@ def _thin_front_end(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> t
     if student[project].shape[0] == teacher[project].shape[0]:
         result[project] = _keep_energy(teacher[project], teacher[project][:, inputs])
     return result, channels
+
+
+def _shorten_position(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The middle of the position convolution's kernel, where most of its energy is, for a student with a shorter one."""
+    result = {}
+    for name in (f"encoder.pos_conv_embed.conv.parametrizations.weight.original{k}" for k in (0, 1)):
+        if name in student and name in teacher and student[name].shape[:2] == teacher[name].shape[:2]:
+            taps, full = student[name].shape[2], teacher[name].shape[2]
+            # Of an even kernel the middle is the tap after its first half.
+            if taps < full:
+                result[name] = teacher[name][..., full // 2 - taps // 2 :][..., :taps]
+    return result
 
 
 def _keep_energy(full: Tensor, kept: Tensor) -> Tensor:

@@ -209,6 +209,7 @@ def _build_model(source: SpeechEncoder | WhisperEncoder, config: StudentConfig) 
     wavlm = config.architecture == "wavlm" or (config.architecture == "auto" and theirs.model_type == "wavlm")
     # data2vec's stack of five position convolutions has no counterpart in HuBERT, which gets one of the usual size.
     kernel = theirs.num_conv_pos_embeddings if theirs.model_type != "data2vec-audio" else 128
+    kernel = config.position_kernel or kernel
     fields: dict[str, Any] = dict(
         hidden_size=hidden,
         num_hidden_layers=config.layers,

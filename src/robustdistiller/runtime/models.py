@@ -105,7 +105,7 @@ class Encoder(_Model):
         states, frames = self._engine.run({"wave": padded, "lengths": lengths})
         return [Features(row[:, :count], self._times(0, int(count))) for row, count in zip(states, frames, strict=True)]
 
-    def stream(self, hop: float = 12.0, left: float = 0.8, right: float = 0.4) -> Stream[Features]:
+    def stream(self, hop: float = 12.0, left: float = 0.5, right: float = 0.3) -> Stream[Features]:
         """Listen to chunks: every `hop` seconds of frames are heard with `left` and `right` seconds of context.
 
         A frame is late by at most hop + right; the computation grows by (left + right) / hop.
@@ -140,7 +140,7 @@ class Enhancer(_Model):
             return np.concatenate(list(self.stream(PART_SECONDS, CONTEXT_SECONDS, CONTEXT_SECONDS).run([wave])))
         return self._enhanced(wave)
 
-    def stream(self, hop: float = 12.0, left: float = 0.8, right: float = 0.4) -> Stream[Wave]:
+    def stream(self, hop: float = 12.0, left: float = 0.5, right: float = 0.3) -> Stream[Wave]:
         """Listen to chunks; the enhanced samples come in pieces that follow each other without a gap."""
         field = self.description.field
 
