@@ -47,7 +47,8 @@ def test_every_length_gives_the_frames_of_float32(pair, length, offset):
     wave = voice_like(length + offset, offset)[offset:]
     (wanted, frames), (found, counted) = (s.run(None, feeds(wave)) for s in pair)
     assert found.shape == wanted.shape and counted == frames == (length - 400) // 320 + 1
-    assert cosine(wanted, found)[0, 0].min() > 0.99
+    # A frame from the wrong place would be far off: neighbours here have a cosine of 0.6. Single frames lose up to 0.015.
+    assert cosine(wanted, found)[0, 0].min() > 0.95
 
 
 def test_padding_and_neighbours_change_nothing(pair):
