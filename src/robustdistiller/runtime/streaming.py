@@ -66,15 +66,15 @@ class Cutter:
 
     def __init__(self, windows: Windows):
         self.windows = windows
-        self.buffer: Wave = np.zeros(0, np.float32)
-        self.start = 0  # the sample at which the buffer starts
+        self.chunks: list[Wave] = []  # joined when a window is complete: once, not with every chunk
+        self.start = 0  # the sample at which they begin
         self.next = 0  # the unit that is given out next
         self.end = 0  # samples heard so far
 
     def push(self, chunk: Wave) -> Iterator[Window]:
         """Every window that the audio so far completes."""
         w = self.windows
-        self.buffer = np.concatenate([self.buffer, chunk])
+        self.chunks.append(chunk.copy())  # the caller may fill the same array again
         self.end += len(chunk)
         while w.units(self.end) >= self.next + w.hop + w.right:
             stop = self.next + w.hop + w.right
@@ -91,10 +91,11 @@ class Cutter:
         w = self.windows
         begin = max(0, self.next - w.left)
         low = begin * w.stride
-        window = Window(self.buffer[low - self.start : high - self.start], begin, self.next, last)
+        buffer = np.concatenate(self.chunks)
+        window = Window(buffer[low - self.start : high - self.start], begin, self.next, last)
         self.next = last
-        spare = min(max(0, last - w.left) * w.stride - self.start, len(self.buffer))
-        self.buffer, self.start = self.buffer[spare:], self.start + spare
+        spare = min(max(0, last - w.left) * w.stride - self.start, len(buffer))
+        self.chunks, self.start = [buffer[spare:].copy()], self.start + spare
         return window
 
 
