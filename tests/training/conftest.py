@@ -9,14 +9,22 @@ import pytest
 from robustdistiller.audio.io import write_audio
 
 
+@pytest.fixture(scope="session")
+def record(voice):
+    """record(folder, seconds, takes) → a manifest of recordings of so many seconds, `takes` of them by each speaker."""
+
+    def make(folder, seconds, takes):
+        rows = []
+        for number, length in enumerate(seconds):
+            write_audio(folder / f"{number}.wav", voice(length, number))
+            rows.append({"path": f"{number}.wav", "duration": length, "speaker": f"s{number // takes}"})
+        (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return folder / "manifest.jsonl"
+
+    return make
+
+
 @pytest.fixture(scope="module")
-def speech(tmp_path_factory, voice):
+def speech(tmp_path_factory, record):
     """Eight recordings of four speakers as a manifest."""
-    folder = tmp_path_factory.mktemp("speech")
-    rows = []
-    for number in range(8):
-        seconds = 1.0 + 0.2 * number
-        write_audio(folder / f"{number}.wav", voice(seconds, number))
-        rows.append({"path": f"{number}.wav", "duration": seconds, "speaker": f"s{number // 2}"})
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "manifest.jsonl"
+    return record(tmp_path_factory.mktemp("speech"), [1.0 + 0.2 * number for number in range(8)], 2)

@@ -26,15 +26,10 @@ FIELDS = [
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory, voice):
+def shards(tmp_path_factory, record):
     """Eighteen recordings of six speakers in about six shards."""
     folder = tmp_path_factory.mktemp("shards")
-    rows = []
-    for number in range(18):
-        seconds = 0.6 + 0.03 * number
-        write_audio(folder / f"{number}.wav", voice(seconds, number))
-        rows.append({"path": f"{number}.wav", "duration": seconds, "speaker": f"s{number // 3}"})
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    record(folder, [0.6 + 0.03 * number for number in range(18)], 3)
     write_shards([str(folder)], folder / "out", 0.065, workers=1)
     return folder / "out"
 
