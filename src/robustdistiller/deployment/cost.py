@@ -23,10 +23,10 @@ def macs_per_second(model: nn.Module) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     encoder: Any = getattr(model, "encoder", model)
-    device = next(encoder.parameters()).device
+    weight = next(encoder.parameters())
     # The counter sees products, not the fused attention of the processor.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        encoder(torch.zeros(1, SECONDS * SAMPLE_RATE, device=device))
+        encoder(torch.zeros(1, SECONDS * SAMPLE_RATE, dtype=weight.dtype, device=weight.device))
     return counter.get_total_flops() / 2 / SECONDS
 
 

@@ -125,12 +125,11 @@ def export_student(
     _require_packages()
     report = progress or (lambda what, done, total: None)
     student = located(student)
-    loaded = load_student(student)
+    loaded = load_student(student).double()  # the reference: float32 has errors of its own
     head = _matching_head(options, str(student), loaded) if options.task else None
     predictions = options.predictions or (head is not None and len(head.states) > len(loaded.states_names))
     report("tracing", 0, 1)
-    exact = load_student(student).double()  # the reference: float32 has errors of its own
-    jobs = _trace(str(student), exact, options, predictions, head)
+    jobs = _trace(str(student), loaded, options, predictions, head)
     report("tracing", 1, 1)
     real, told = _audio(str(student), options)
     labelled = labelled_audio(options.task_file, head) if options.task_file and head else None
