@@ -9,8 +9,9 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.errors import UserError
+from robustdistiller.models import thinning
 from robustdistiller.models.heads import EnhancementHead, stft
-from robustdistiller.models.initialise import fit_front_end
+from robustdistiller.models.initialise import Kept
 from robustdistiller.models.student import build_student, load_student
 from robustdistiller.models.teacher import load_teacher
 
@@ -85,9 +86,9 @@ def test_a_thin_front_end_fitted_on_speech_is_nearer_to_its_teacher(checkpoint, 
 
 def test_a_front_end_of_which_nothing_is_left_out_is_fitted_to_its_teacher_itself(checkpoint, voice):
     teacher, student, _ = build(checkpoint)
-    everything = [torch.arange(32)] * 7
+    everything = Kept([torch.arange(32)] * 7)
     clips = [torch.tensor(voice(2.0, seed)) for seed in range(2)]
-    fit_front_end(student.encoder, teacher.encoder, everything, clips)
+    thinning.fit(student.encoder, teacher.encoder, everything, {}, clips)
     assert distance(teacher, student, torch.tensor(voice(1.0, 9))[None]) < 1e-3
 
 

@@ -3,8 +3,10 @@
 Weights are signed, scaled per output channel, and take seven bits: -64 to 64. Processors without VNNI (most before 2021, many
 embedded ones since) add two products of an unsigned and a signed 8-bit number in 16 bits, and where the sum does not fit
 they silently take the largest number that does: with weights up to 127 a file that is exact on one machine loses its
-accuracy on another. Two products of 255 and 64 fit. The activations of the front end, whose frames differ by forty decibels, are
-scaled frame by frame (front_end.py); those behind it unsigned and per tensor (static, QDQ). What loses accuracy and is cheap
+accuracy on another. Two products of 255 and 64 fit.
+
+The activations of the front end, whose frames differ by forty decibels, are scaled frame by frame (front_end.py); those
+behind it unsigned and per tensor (static, QDQ). What loses accuracy and is cheap
 stays in float32: the first block (it normalises), the products between activations inside attention, softmax and
 normalisations, and the heads. The outputs of matrix products stay in float32 as well; those of static convolutions have to be
 8-bit for an engine to compute the convolution in 8 bits.

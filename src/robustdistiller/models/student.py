@@ -17,12 +17,13 @@ from ..assets import located
 from ..config import EnhancementConfig, StudentConfig
 from ..errors import UserError
 from ..files import read_json, replacing_folder, write_json, write_text
+from . import thinning
 from .claims import check_finite, check_values
 from .encoder import EncoderOutput, SpeechEncoder
 from .frames import GRID, mask_from_lengths
 from .heads import Enhancement, EnhancementHead, PredictionHeads
 from .hub import load_encoder, quiet_transformers
-from .initialise import Initialisation, copyable_state, fit_front_end, initialise
+from .initialise import Initialisation, copyable_state, initialise
 from .teacher import Teacher
 from .whisper import WhisperEncoder
 
@@ -165,7 +166,7 @@ def build_student(
 ) -> tuple[Student, Initialisation]:
     """A new student for `teacher`, initialised from it (or from the model that `config.init` names) as far as shapes allow.
 
-    speech: clips (T,) of a minute or more in all, read only where a thinned front end is to be fitted
+    speech: clips (T,) of minutes in all, read only where something is thinner than in that model and is to be fitted
     What cannot be copied is drawn from `seed`. Raises `UserError` for sizes that cannot be built.
     """
     source = teacher.encoder if config.init in ("teacher", "random") else load_encoder(config.init)
@@ -183,10 +184,12 @@ def build_student(
             )
     weights = {} if config.init == "random" else copyable_state(source)
     report = initialise(model, weights)
-    if report.channels and isinstance(source, SpeechEncoder):
+    if report.kept and isinstance(source, SpeechEncoder):
         device = next(source.parameters()).device
         if clips := [clip.to(device) for clip in speech]:
-            fit_front_end(encoder.to(device), source, report.channels, clips)
+            kept, moments = thinning.choose(encoder, source, clips)
+            report = initialise(model, weights, kept)
+            thinning.fit(encoder.to(device), source, kept, moments, clips)
             encoder.cpu()
     return Student(encoder, heads, enhancer, teacher.layers, enhancement.tap), report
 
