@@ -2,7 +2,7 @@
 
     python benchmarks/study/study.py prepare --data DATA --out WORK         manifests with three disjoint parts, task files
     python benchmarks/study/study.py train robust plain --seeds 0 1 2 --steps 600 --out WORK [--teacher NAME] [--set A=B]
-    python benchmarks/study/study.py evaluate --models NAME=FOLDER … --part valid|test --out WORK
+    python benchmarks/study/study.py evaluate --models NAME=FOLDER … --part valid|test --out WORK [--conditions few]
     python benchmarks/study/study.py table --results FOLDER                 Markdown: rows, averaged over their seeds
     python benchmarks/study/study.py ship --student FOLDER --to FOLDER      a copy in half precision without paths
 
@@ -10,9 +10,10 @@
 that is there goes on where it stopped. DATA holds tasks/, speech/, noise/ and rir/ with a manifest in each set.
 
 Parts, of every task: `valid` speakers are for choosing among rows, `test` speakers are looked at once, heads learn on the
-rest. `test` is split off the training speakers, but for keywords off the validation speakers, because the training speakers are
-heard in the unlabelled speech. No speaker, noise type or room of `test` is heard in distillation: two types of recorded noise
-and five rooms are kept for it.
+rest. `test` is split off the training speakers, but for keywords off the validation speakers, because the training speakers
+are heard in the unlabelled speech. Who speaks is learned from one sentence and told from another, in two takes (valid and
+test). No speaker, noise type or room of `test` is heard in distillation: two types of recorded noise and five rooms are kept
+for it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,12 @@ TASKS = {
         ("train", 0.25),
     ),
     "emotion": ("ravdess", "Emotion recognition", {"kind": "classification", "level_dbfs": -26}, ("train", 0.3)),
-}
+    "phones": ("timit_sample", "Phone recognition", {"kind": "ctc", "text": "phones", "units": "phones", "fold": "timit39"},
+               ("train", 0.3)),
+}  # fmt: skip
+SPEAKERS = {"name": "speakers", "title": "Speaker identification", "source": "speakers.jsonl", "kind": "classification",
+            "label": "speaker", "level_dbfs": -26, "valid": {"where": {"split": "select"}}}  # fmt: skip
+CONDITIONS = {"all": "conditions.yaml", "few": "few.yaml"}
 
 
 def prepare(data: Path, out: Path) -> None:
@@ -78,7 +84,12 @@ def prepare(data: Path, out: Path) -> None:
         ):
             task = {"name": name, "title": title, "source": f"{name}.jsonl", **fields, **where}
             write_text(out / f"{name}-{part}.yaml", yaml.safe_dump(task, sort_keys=False))
-    write_text(out / "conditions.yaml", (HERE / "conditions.yaml").read_text())
+    write_manifest(out / "speakers.jsonl", [replace(r, split=_take(r)) for r in _read(data / "tasks" / "ravdess")])
+    for part in ("valid", "test"):
+        task = {**SPEAKERS, "test": {"where": {"split": part}}}
+        write_text(out / f"speakers-{part}.yaml", yaml.safe_dump(task, sort_keys=False))
+    for name in CONDITIONS.values():
+        write_text(out / name, (HERE / name).read_text())
     for name, found in (("speech", speech), ("noise", noise), ("rooms", rooms)):
         print(f"{name}: {_count(found)}")
 
@@ -94,6 +105,14 @@ def _noise_part(recording: Recording) -> str | None:
 
 def _room_part(recording: Recording) -> str:
     return "test" if recording.group in TEST_ROOMS else "valid" if recording.group in VALID_ROOMS else "train"
+
+
+def _take(recording: Recording) -> str:
+    """Heads learn who says the one sentence, in two takes (train, select), and are asked who says the other (valid, test)."""
+    first = recording.extra["take"] == 1
+    if str(recording.extra["text"]).startswith("Kids"):
+        return "train" if first else "select"
+    return "valid" if first else "test"
 
 
 def _three_parts(recordings: list[Recording], split: str, share: float) -> list[Recording]:
@@ -136,9 +155,20 @@ def train(
             run(command + [word for value in chosen for word in ("--set", value)])
 
 
-def evaluate(models: list[str], tasks: list[str], part: str, out: Path, reference: str | None) -> None:
-    """Measure models on the `part` of all tasks under all conditions, into out/results-PART."""
-    command = ["evaluate", *models, "--conditions", str(out / "conditions.yaml"), "--out", str(out / f"results-{part}")]
+def evaluate(
+    models: list[str], tasks: list[str], part: str, out: Path, reference: str | None, conditions: str, more: list[str]
+) -> None:
+    """Measure models on the `part` of tasks under all or few conditions, into out/results-PART or out/few-PART."""
+    results = out / ("results" if conditions == "all" else conditions)
+    command = [
+        "evaluate",
+        *models,
+        "--conditions",
+        str(out / CONDITIONS[conditions]),
+        "--out",
+        f"{results}-{part}",
+        *more,
+    ]
     for name in tasks:
         command += ["--task", str(out / f"{name}-{part}.yaml")]
     run(command + (["--reference", reference] if reference else []))
@@ -204,9 +234,10 @@ def main() -> None:
     second.add_argument("--tag", default="", help="part of the names of the run folders")
     third = verbs.add_parser("evaluate")
     third.add_argument("--models", nargs="+", required=True)
-    third.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    third.add_argument("--tasks", nargs="+", default=["keywords"], choices=[*TASKS, "speakers"])
     third.add_argument("--part", choices=("valid", "test"), required=True)
     third.add_argument("--reference")
+    third.add_argument("--conditions", choices=CONDITIONS, default="all")
     fourth = verbs.add_parser("ship")
     fourth.add_argument("--student", type=Path, required=True)
     fourth.add_argument("--to", type=Path, required=True)
@@ -214,7 +245,9 @@ def main() -> None:
     fifth.add_argument("--results", type=Path, required=True)
     for verb in (first, second, third):
         verb.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    given, more = parser.parse_known_args()
+    if more and given.verb != "evaluate":  # there they are options of `robustdistiller evaluate`
+        parser.error(f"unknown: {' '.join(more)}")
     if given.verb == "prepare":
         prepare(given.data, given.out)
     elif given.verb == "train":
@@ -224,7 +257,7 @@ def main() -> None:
     elif given.verb == "ship":
         ship(given.student, given.to)
     else:
-        evaluate(given.models, given.tasks, given.part, given.out, given.reference)
+        evaluate(given.models, given.tasks, given.part, given.out, given.reference, given.conditions, more)
 
 
 if __name__ == "__main__":
