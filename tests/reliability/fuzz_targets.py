@@ -477,7 +477,7 @@ def _open_teacher(folder: Path) -> object:
 
 
 def _open_provenance(folder: Path) -> object:
-    from robustdistiller.evaluation.subjects import read_provenance
+    from robustdistiller.provenance import read_provenance
 
     return read_provenance(folder)
 

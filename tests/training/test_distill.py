@@ -1,6 +1,7 @@
 """Laws of a run: resume equals a straight run, the same seed gives the same weights, validation is the same for everyone."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import AutoModel
 from robustdistiller.config import load_recipe
 from robustdistiller.errors import UserError
 from robustdistiller.models.student import load_student
+from robustdistiller.provenance import read_provenance
 from robustdistiller.training import checkpoint as checkpoints
 from robustdistiller.training.loop import Silent, distill
 from robustdistiller.training.metrics import MetricsLog, validation_at
@@ -117,6 +119,21 @@ def test_a_run_leaves_what_a_user_needs(straight, voice):
         torch.testing.assert_close(ours.states(wave)[0][:, -1], plain(wave).last_hidden_state, atol=1e-5, rtol=0)
     assert result.metrics == validation_at(run, result.progress.best_step)
     assert {"si_sdr/in", "si_sdr/out", "distillation/clean", "l1/contaminated/layer3"} <= result.metrics.keys()
+
+
+def test_a_student_heard_what_the_student_that_it_starts_from_heard(checkpoint, speech, straight, tmp_path, record):
+    """Else a test on speakers of the first training would pass for unheard."""
+    other = record(tmp_path / "other", [1.0, 1.2, 1.1, 1.3], 1)
+    other.write_text(re.sub(r'"s(\d)"', r'"t\1"', other.read_text()))
+    first = straight[1].student
+    recipe = make_recipe(checkpoint, other, f"student.init={first}", "training.steps=1", "environment.noise_kinds.white=0",
+                         "environment.noise_kinds.recorded=0", "environment.noise_kinds.hum=1")  # fmt: skip
+    again = distill(recipe, tmp_path / "run")
+    before, after = read_provenance(first), read_provenance(again.student)
+    assert before.speakers and before.speakers < after.speakers
+    assert any(name.startswith("t") for name in after.speakers)
+    assert after.noise_kinds == before.noise_kinds | {"hum"}
+    assert str(first.name) in (again.student / "README.md").read_text()
 
 
 def test_distillation_learns(checkpoint, speech, tmp_path):

@@ -13,28 +13,17 @@ from torch import Tensor, nn
 
 from ..assets import located, shipped
 from ..audio.io import SAMPLE_RATE
-from ..config import load_recipe
 from ..errors import UserError, closest
-from ..files import digest, read_json
+from ..files import digest
 from ..models.student import HEADS_CONFIG, Student, load_student
 from ..models.teacher import load_teacher
+from ..provenance import Heard, read_provenance
 from .baselines import MFCC, LogMel
 from .features import FeatureModel
 
 BASELINES = {"log-mel": LogMel, "mfcc": MFCC}
 FRAME_RATE = SAMPLE_RATE / 320  # frames per second of every encoder here
-PROVENANCE = "provenance.json"
 GENERIC = ("student", "best", "model", "encoder")  # names of folders that do not tell a model from another
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What a student met in training, as far as its folder tells."""
-
-    speakers: frozenset[str] = frozenset()
-    noise_groups: frozenset[str] = frozenset()
-    room_groups: frozenset[str] = frozenset()
-    noise_kinds: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -168,24 +157,3 @@ def _probed(subject: Subject, device: torch.device | str) -> Subject:
         raise UserError(f"The model {subject.name} gives {states.shape[1]} states, not {len(subject.state_names)}.")
     subject.shape = (states.shape[1], states.shape[3])
     return subject
-
-
-def read_provenance(folder: Path) -> Heard | None:
-    """The speakers, noises and rooms of a student's training, from the files beside its weights; None without them."""
-    file = folder / PROVENANCE
-    if not file.is_file():
-        return None
-    told = read_json(file, "provenance")
-    lists = (
-        {k: told.get(k, []) for k in ("speakers", "noise_groups", "room_groups")} if isinstance(told, dict) else None
-    )
-    if lists is None or not all(isinstance(names, list) for names in lists.values()):
-        raise UserError(f"The provenance {file} cannot be understood: copy the student folder again.")
-    groups = {key: frozenset(map(str, names)) for key, names in lists.items()}
-    recipe = folder / "recipe.yaml"
-    kinds: frozenset[str] = frozenset()
-    if recipe.is_file():
-        environment = load_recipe(recipe).environment
-        weights = environment.noise_kinds.model_dump() if environment.uses_noise else {}
-        kinds = frozenset(kind for kind, weight in weights.items() if weight > 0)
-    return Heard(**groups, noise_kinds=kinds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import yaml
@@ -11,6 +10,7 @@ from .. import __version__
 from ..config import Recipe
 from ..models.student import Student
 from ..models.teacher import Teacher
+from ..provenance import PROVENANCE, Heard, noise_kinds
 from .checkpoint import Progress
 from .environment import Materials
 
@@ -23,12 +23,13 @@ def write_student(
     teacher: Teacher,
     progress: Progress,
     metrics: dict[str, float],
+    earlier: Heard,
 ) -> None:
-    """Replace `folder` by the student as it is now."""
+    """Replace `folder` by the student as it is now; `earlier` is what the models heard that the run builds upon."""
     texts = {
         "README.md": card(student, recipe, materials, teacher, progress, metrics),
         "recipe.yaml": yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True),
-        "provenance.json": json.dumps(materials.provenance(), indent=1) + "\n",
+        PROVENANCE: (earlier | materials.provenance() | Heard(noise_kinds=noise_kinds(recipe))).to_json(),
     }
     student.save(folder, texts)
 
@@ -50,6 +51,12 @@ def card(
     task = f"{enhancement.loss} on the spectrogram, tapped at {enhancement.tap}" if enhancement.enabled else "none"
     teacher_name = (
         teacher.name if teacher.name.count("/") < 2 and not teacher.name.startswith(".") else Path(teacher.name).name
+    )
+    init = recipe.student.init
+    start = (
+        ""
+        if init in ("teacher", "random")
+        else f"- First weights: `{Path(init).name}`, which had been trained before.\n"
     )
     rows = "\n".join(f"| {name} | {metrics[key]:.4g} |" for name, key in _ROWS if key in metrics)
     return f"""---
@@ -77,7 +84,7 @@ student = load_student(FOLDER)
   {progress.step} steps (seed {recipe.training.seed}).
 - Heard as: {heard}; SNR {environment.snr_db[0]:g} to {environment.snr_db[1]:g} dB;
   {len(materials.noise["train"])} noise recordings, {len(materials.rooms["train"])} room responses.
-- Enhancement task: {task}.
+{start}- Enhancement task: {task}.
 - Input normalisation (`do_normalize`): {student.encoder.normalize}.
 
 ## Validation

@@ -23,6 +23,7 @@ from ..audio.streams import Spool
 from ..config import EnvironmentConfig, Recipe
 from ..errors import UserError
 from ..files import digest
+from ..provenance import Heard
 from .sharded import from_shards
 
 logger = logging.getLogger(__name__)
@@ -58,14 +59,14 @@ class Materials:
         """Recordings for training."""
         return len(self.train) + sum(shard.recordings for shard in self.shards)
 
-    def provenance(self) -> dict[str, list[str]]:
-        """What training heard: the speakers, noise groups and rooms that no test may use."""
+    def provenance(self) -> Heard:
+        """What training hears of recordings: the speakers, noise groups and rooms that no test may use."""
         speakers = {r.speaker for r in self.train if r.speaker}
-        return {
-            "speakers": sorted(speakers.union(*(shard.speakers for shard in self.shards))),
-            "noise_groups": sorted({r.group or r.id for r in self.noise["train"]}),
-            "room_groups": sorted({r.group or r.id for r in self.rooms["train"]}),
-        }
+        return Heard(
+            speakers=frozenset(speakers.union(*(shard.speakers for shard in self.shards))),
+            noise_groups=frozenset(r.group or r.id for r in self.noise["train"]),
+            room_groups=frozenset(r.group or r.id for r in self.rooms["train"]),
+        )
 
     def digests(self) -> dict[str, str]:
         """A digest of every list, so that two runs can be compared."""

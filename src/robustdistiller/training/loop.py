@@ -32,6 +32,7 @@ from ..models.precision import pick_precision
 from ..models.student import Student, build_student
 from ..models.teacher import Teacher, TeacherOutput, load_teacher
 from ..objectives.total import total_loss
+from ..provenance import inherited
 from ..randomness import integer
 from . import checkpoint
 from .card import write_student
@@ -170,6 +171,7 @@ def _distill(
     settings = recipe.training
     if teacher is None and recipe.teacher.model is None:
         raise UserError("The recipe names no teacher: give --teacher with a hub name or a model folder.")
+    earlier = inherited(recipe)
     with accelerator.main_process_first():  # the others then read what the first one scanned
         materials = gather(recipe, run, _reporter(observer) if main else None, rank)
     if materials.spool is not None:
@@ -244,7 +246,7 @@ def _distill(
             assert log is not None
             log.write(progress.step, {f"valid/{name}": value for name, value in metrics.items()})
             if best:
-                write_student(run / "student", student, recipe, materials, teacher, progress, metrics)
+                write_student(run / "student", student, recipe, materials, teacher, progress, metrics, earlier)
             observer.validated(progress.step, metrics, best)
         accelerator.wait_for_everyone()
         return metrics
