@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-WEIGHT_LEVELS = 64  # largest weight in 8 bits; 127 would overflow on processors without VNNI, see quantise.py
+from .eight_bits import steps
+
 STRETCH = 16  # final frames: more leave the cache, fewer pay more for the start of every operator
 PREFIX = "front_end."
 FIRST, OTHERS = "first.activation/", "convolutions."  # what the nodes are called, see graph.EncoderGraph
@@ -180,7 +181,7 @@ def _written(weights: list[NDArray[np.float32]]) -> tuple[str, Constants]:
             stages.append(DROP.format(x=x))
             x = "even"
             values["odd"] = _integers(-1, len(weight))
-        scale = np.maximum(np.abs(weight).max((1, 2)), 1e-12) / WEIGHT_LEVELS
+        scale = steps(weight)
         in_8_bits = np.rint(weight / scale[:, None, None]).astype(np.int8)
         values |= {
             f"weight{i}": in_8_bits.transpose(2, 1, 0).reshape(size * channels, -1), f"channels{i}": scale,

@@ -1,10 +1,6 @@
 """int8: which nodes become 8-bit, and with which ranges.
 
-Weights are signed, scaled per output channel, and take seven bits: -64 to 64. Processors without VNNI (most before 2021, many
-embedded ones since) add two products of an unsigned and a signed 8-bit number in 16 bits, and where the sum does not fit
-they silently take the largest number that does: with weights up to 127 a file that is exact on one machine loses its
-accuracy on another. Two products of 255 and 64 fit.
-
+Weights are signed and scaled per output channel, as `eight_bits` says, so that a file computes the same on every processor.
 The activations of the front end, whose frames differ by forty decibels, are scaled frame by frame (front_end.py); those
 behind it unsigned and per tensor (static, QDQ). What loses accuracy and is cheap
 stays in float32: the first block (it normalises), the products between activations inside attention, softmax and
@@ -29,6 +25,7 @@ from numpy.typing import NDArray
 
 from ..errors import need
 from ..randomness import generator
+from .eight_bits import steps
 from .front_end import by_rows, convolutions
 
 logger = logging.getLogger(__name__)
@@ -85,7 +82,6 @@ def quantise(
             Single(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            reduce_range=True,  # of the weights alone: from -64 to 64
             op_types_to_quantize=list(QUANTISED),
             nodes_to_quantize=[node.name for node in chosen],
             weight_type=QuantType.QInt8,
@@ -93,7 +89,8 @@ def quantise(
             extra_options={
                 "TensorQuantOverrides": {
                     name: [{"rmin": np.float32(low), "rmax": np.float32(high)}] for name, (low, high) in ranges.items()
-                },
+                }
+                | _weight_ranges(graph, chosen),
                 "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
             },
         )
@@ -139,6 +136,22 @@ def _ranges(
         if progress is not None:
             progress(number, len(waves))
     return {name: best_range(np.concatenate(values), name in before_gelu) for name, values in seen.items()}
+
+
+def _weight_ranges(graph: Any, nodes: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:
+    """Symmetric ranges of the weights of `nodes`, by output channel, which is the first axis of a convolution's weights and
+    the last of a product's."""
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    result = {}
+    for node in nodes:
+        turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        axis = 0 if node.op_type == "Conv" or turned else 1
+        weight = np.moveaxis(numpy_helper.to_array(constants[node.input[1]]), axis, 0)
+        ends = 127 * steps(weight)
+        result[node.input[1]] = [{"axis": axis, "rmin": -end, "rmax": end} for end in ends]
+    return result
 
 
 def best_range(values: Floats, before_gelu: bool = False) -> tuple[float, float]:
