@@ -63,6 +63,7 @@ TASKS = {
 }  # fmt: skip
 SPEAKERS = {"name": "speakers", "title": "Speaker identification", "source": "speakers.jsonl", "kind": "classification",
             "label": "speaker", "level_dbfs": -26, "valid": {"where": {"split": "select"}}}  # fmt: skip
+LIMIT = 100  # test utterances of the tasks whose utterances are long
 CONDITIONS = {"all": "conditions.yaml", "few": "few.yaml"}
 
 
@@ -79,15 +80,13 @@ def prepare(data: Path, out: Path) -> None:
     write_manifest(out / "rooms.jsonl", rooms)
     for name, (folder, title, fields, taken) in TASKS.items():
         write_manifest(out / f"{name}.jsonl", _three_parts(_read(data / "tasks" / folder), *taken))
-        for part, where in (
-            ("valid", {"valid": {"hold_out": 0.15}, "test": {"where": {"split": "valid"}}}),
-            ("test", {}),
-        ):
-            task = {"name": name, "title": title, "source": f"{name}.jsonl", **fields, **where}
+        for part, split in (("valid", {"valid": {"hold_out": 0.15}}), ("test", {})):
+            chosen = {"where": {"split": part}} | ({} if name == "keywords" else {"limit": LIMIT})
+            task = {"name": name, "title": title, "source": f"{name}.jsonl", **fields, **split, "test": chosen}
             write_text(out / f"{name}-{part}.yaml", yaml.safe_dump(task, sort_keys=False))
     write_manifest(out / "speakers.jsonl", [replace(r, split=_take(r)) for r in _read(data / "tasks" / "ravdess")])
     for part in ("valid", "test"):
-        task = {**SPEAKERS, "test": {"where": {"split": part}}}
+        task = {**SPEAKERS, "test": {"where": {"split": part}, "limit": LIMIT}}
         write_text(out / f"speakers-{part}.yaml", yaml.safe_dump(task, sort_keys=False))
     for name in CONDITIONS.values():
         write_text(out / name, (HERE / name).read_text())
@@ -239,8 +238,11 @@ def table(results: Path) -> None:
             print(f"| {condition.removeprefix('mean:')} | {' | '.join(told)} |")
 
 
-def ship(student: Path, to: Path) -> None:
-    """Copy a student folder for shipping: weights in half precision, and no path of this machine in its recipe."""
+def ship(student: Path, to: Path, init: str | None) -> None:
+    """Copy a student folder for shipping: weights in half precision, and no path of this machine in its recipe.
+
+    init: the name under which the student is shipped that this one started from
+    """
     with replacing_folder(to) as folder:
         for file in sorted(student.iterdir()):
             if file.suffix == ".safetensors":
@@ -249,6 +251,7 @@ def ship(student: Path, to: Path) -> None:
             elif file.name == "recipe.yaml":
                 recipe = yaml.safe_load(file.read_text())
                 recipe["teacher"]["cache"] = None
+                recipe["student"]["init"] = init or recipe["student"]["init"]
                 for role in ("speech", "noise", "rooms"):
                     recipe["data"][role] = [_bare(source) for source in recipe["data"][role]]
                 write_text(folder / file.name, yaml.safe_dump(recipe, sort_keys=False))
@@ -288,6 +291,7 @@ def main() -> None:
     fourth = verbs.add_parser("ship")
     fourth.add_argument("--student", type=Path, required=True)
     fourth.add_argument("--to", type=Path, required=True)
+    fourth.add_argument("--init", help="the shipped name of the student that this one started from")
     fifth = verbs.add_parser("table")
     fifth.add_argument("--results", type=Path, required=True)
     sixth = verbs.add_parser("plot")
@@ -307,7 +311,7 @@ def main() -> None:
     elif given.verb == "plot":
         plot(given.results, given.to)
     elif given.verb == "ship":
-        ship(given.student, given.to)
+        ship(given.student, given.to, given.init)
     else:
         evaluate(given.models, given.tasks, given.part, given.out, given.reference, given.conditions, more)
 
