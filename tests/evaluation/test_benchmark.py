@@ -244,6 +244,15 @@ def test_what_a_student_heard_is_not_tested_as_unheard(config, conditions, noise
     assert any(note.startswith("OVERLAP: The student tiny") for note in result["notes"])
 
 
+def test_kinds_of_noise_that_training_had_are_remarked_where_they_count_as_unseen(config, student, tmp_path):
+    file = tmp_path / "made.yaml"
+    sources = [{"name": "crowd", "kind": "babble"}, {"name": "hiss", "kind": "white", "seen": True}]
+    file.write_text(yaml.safe_dump({"name": "made", "noise": {"sources": sources, "snr_db": [10]}}))
+    folder = student(noise_kinds=["babble", "white", "rain"])
+    notes = evaluate([folder], [config], file, tmp_path / "out", settings=FAST)["notes"]
+    assert any("tiny was trained on babble noise too" in note for note in notes)
+
+
 class Loudness:
     """A model of one's own: a single number per frame."""
 

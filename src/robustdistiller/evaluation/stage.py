@@ -157,8 +157,9 @@ class Stage:
         return {r.group or r.id for item in members if not item.seen for r in item.recordings}
 
     def made_noises(self) -> set[str]:
-        """The kinds of noise that are made, not recorded, in conditions marked unseen."""
-        return {item.kind for _, item in self._noises.values() if not item.seen and item.kind in MADE}
+        """The kinds of noise that are made, of speech or from nothing, in conditions marked unseen."""
+        kinds = (item.kind for _, item in self._noises.values() if not item.seen)
+        return {kind for kind in kinds if kind in MADE or kind == "babble"}
 
     def digest(self, condition: Condition, task: Task, part: str) -> str:
         """Of everything that decides how the utterances of a part of a task sound under a condition."""
