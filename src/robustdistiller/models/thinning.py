@@ -77,14 +77,14 @@ def telling(covariance: Tensor, weights: Tensor, count: int) -> Tensor:
     free = torch.ones(len(covariance), dtype=torch.bool)
     for _ in range(count):
         # A channel without anything new of its own gains nothing.
-        own = rest.diagonal()
+        own = rest.diagonal().clone()
         gain = torch.where(own > floor, read.square().sum(1) / own.clamp_min(floor), torch.zeros_like(own))
         best = int(torch.where(free, gain, torch.full_like(gain, -1.0)).argmax())
         free[best] = False
         if own[best] > floor:
             share = rest[:, best] / own[best]
-            read = read - torch.outer(share, read[best])
-            rest = rest - torch.outer(share, rest[best])
+            read.addr_(share, read[best].clone(), alpha=-1)
+            rest.addr_(share, rest[best].clone(), alpha=-1)
     return torch.nonzero(~free).flatten()
 
 
