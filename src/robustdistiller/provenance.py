@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -60,7 +59,6 @@ def noise_kinds(recipe: Recipe) -> frozenset[str]:
 def inherited(recipe: Recipe) -> Heard:
     """What the models heard that a run builds upon: where its student starts, and its teacher."""
     heard = Heard()
-    models: Iterable[str] = {recipe.student.init, str(recipe.teacher.model)} - {"teacher", "random"}
-    for model in models:
+    for model in {recipe.student.init, str(recipe.teacher.model)} - {"teacher", "random"}:
         heard |= read_provenance(located(model)) or Heard()
     return heard

@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 from .encoder import SpeechEncoder
 
+CONVOLUTION = "feature_extractor.conv_layers.{}.conv.weight"
+PROJECT = "feature_projection.projection.weight"
+FEED_FORWARD = "encoder.layers.{}.feed_forward.{}_dense"
+
 
 @dataclass
 class Kept:
@@ -77,7 +81,7 @@ def initialise(student: nn.Module, teacher: dict[str, Tensor], kept: Kept | None
 def strongest(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Kept:
     """The channels and units whose weights carry most, where the student is thinner than the teacher and else like it."""
     kept = Kept()
-    names = thinner_convolutions(student, teacher)
+    names = _thinner_convolutions(student, teacher)
     for position, name in enumerate(names):
         weight = teacher[name]  # (out, in, kernel)
         reader = teacher[names[position + 1]] if position + 1 < len(names) else teacher[PROJECT][:, :, None]
@@ -96,12 +100,7 @@ def strongest(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Kept:
     return kept
 
 
-CONVOLUTION = "feature_extractor.conv_layers.{}.conv.weight"
-PROJECT = "feature_projection.projection.weight"
-FEED_FORWARD = "encoder.layers.{}.feed_forward.{}_dense"
-
-
-def thinner_convolutions(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> list[str]:
+def _thinner_convolutions(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> list[str]:
     """The names of all convolutions, where some of the student's are thinner than the teacher's and none is wider."""
     names = [name for name in map(CONVOLUTION.format, range(len(teacher))) if name in teacher and name in student]
     if not names or PROJECT not in teacher or PROJECT not in student:
