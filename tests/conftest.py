@@ -14,6 +14,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+torch.backends.cudnn.allow_tf32 = False  # on a GPU, fp32 means fp32 in these tests
 
 TINY = dict(
     hidden_size=64,

@@ -1,6 +1,6 @@
 """The study on real recordings: distil every row of rows.yaml, then measure all of them on tasks in noise and rooms.
 
-    python benchmarks/study/study.py prepare --data DATA --out WORK         manifests with three disjoint parts, task files
+    python benchmarks/study/study.py prepare --data DATA --out WORK [--espeak FOLDER]   manifests of three disjoint parts, tasks
     python benchmarks/study/study.py train robust plain --seeds 0 1 2 --steps 600 --out WORK [--teacher NAME] [--set A=B]
     python benchmarks/study/study.py evaluate --models NAME=FOLDER … --part valid|test --out WORK [--conditions few]
     python benchmarks/study/study.py table --results FOLDER                 Markdown: rows, averaged over their seeds
@@ -8,7 +8,9 @@
     python benchmarks/study/study.py ship --student FOLDER --to FOLDER      a copy in half precision without paths
 
 `train` and `evaluate` only run the commands `robustdistiller distill` and `robustdistiller evaluate`, and print them; a run
-that is there goes on where it stopped. DATA holds tasks/, speech/, noise/ and rir/ with a manifest in each set.
+that is there goes on where it stopped. DATA holds tasks/, speech/, noise/ and rir/ with a manifest in each set. The rows of open
+speech hear only what a shipped student may have heard: Speech Commands, LJ Speech and the synthetic voices in FOLDER, which
+`python benchmarks/mini_teacher_speech.py --hours 3 --out FOLDER` makes.
 
 Parts, of every task: `valid` speakers are for choosing among rows, `test` speakers are looked at once, heads learn on the
 rest. `test` is split off the training speakers, but for keywords off the validation speakers, because the training speakers
@@ -36,7 +38,8 @@ from robustdistiller.files import replacing, replacing_folder, write_text
 from robustdistiller.randomness import generator
 
 HERE = Path(__file__).parent
-SPEECH = ("speech_commands_words", "speech_commands_more", "ljspeech_141", "ljspeech_more", "mboshi", "mboshi_more")
+OPEN_SPEECH = ("speech_commands_words", "speech_commands_more", "ljspeech_141", "ljspeech_more")
+SPEECH = (*OPEN_SPEECH, "mboshi", "mboshi_more")
 NOISE = ("urbansound8k_part", "speech_commands_bg", "speechbrain_fixtures")
 ROOMS = ("openair", "surrey_iosr", "unverified")
 TEST_NOISE = {"drilling", "street_music"}
@@ -68,12 +71,15 @@ LIMIT = 80  # test utterances of the tasks whose utterances are long
 CONDITIONS = {"all": "conditions.yaml", "few": "few.yaml"}
 
 
-def prepare(data: Path, out: Path) -> None:
-    """Write manifests (absolute paths), task files and the conditions file to `out`."""
+def prepare(data: Path, out: Path, espeak: Path | None = None) -> None:
+    """Write manifests (absolute paths), task files and conditions to `out`; `espeak`: a folder of synthetic voices."""
     out.mkdir(parents=True, exist_ok=True)
     # Without a split, so that `distill` holds out speakers of all sets, not of the one that names some.
     speech = [replace(r, split=None) for name in SPEECH for r in _read(data / "speech" / name)]
     write_manifest(out / "speech.jsonl", speech)
+    if espeak is not None:
+        heard = [r for name in OPEN_SPEECH for r in _read(data / "speech" / name)] + _read(espeak)
+        write_manifest(out / "open.jsonl", [replace(r, split=None) for r in heard])
     noise = [r for name in NOISE for r in _read(data / "noise" / name) if r.label not in LEFT_OUT]
     noise = [replace(r, split=_noise_part(r)) for r in noise]
     write_manifest(out / "noise.jsonl", noise)
@@ -139,12 +145,13 @@ def train(
             if row not in known["rows"]:
                 raise SystemExit(f"There is no row {row}: choose from {', '.join(known['rows'])}.")
             about = known["rows"][row]
-            fixed = known["recipes"].get(about["recipe"], [])
-            chosen = [*known["common"], *fixed, *about.get("set", []), f"training.seed={seed}", *settings]
+            fixed, heard = known["recipes"].get(about["recipe"], []), known["materials"][about.get("materials", "all")]
+            fixed = [*known["common"], *fixed, *heard["set"], *about.get("set", [])]
+            chosen = [*fixed, f"training.seed={seed}", *settings]
             command = ["distill", about["recipe"], "--resume", "--steps", str(steps), "--out",
                        str(out / "runs" / "-".join(filter(None, [row, tag, str(seed)])))]  # fmt: skip
-            for role in ("speech", "noise", "rooms"):
-                command += [f"--{role}", str(out / f"{role}.jsonl")]
+            for role, name in heard["from"].items():
+                command += [f"--{role}", str(out / f"{name}.jsonl")]
             if teacher:
                 command += ["--teacher", teacher]
             run(command + [word for value in chosen for word in ("--set", value)])
@@ -270,6 +277,7 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     first = verbs.add_parser("prepare")
     first.add_argument("--data", type=Path, required=True)
+    first.add_argument("--espeak", type=Path, help="synthetic voices, for the rows of open speech")
     second = verbs.add_parser("train")
     second.add_argument("rows", nargs="+")
     second.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -298,7 +306,7 @@ def main() -> None:
     if more and given.verb != "evaluate":  # there they are options of `robustdistiller evaluate`
         parser.error(f"unknown: {' '.join(more)}")
     if given.verb == "prepare":
-        prepare(given.data, given.out)
+        prepare(given.data, given.out, given.espeak)
     elif given.verb == "train":
         train(given.rows, given.seeds, given.steps, given.out, given.teacher, given.settings, given.tag)
     elif given.verb == "table":

@@ -130,15 +130,19 @@ def register(app: typer.Typer, bar: Bar, watch: Callable[[Any], Any]) -> None:
         ],
         teacher: Annotated[str | None, typer.Option(help="The encoder to learn from: hub name or folder.")] = None,
         steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+        architecture: Annotated[str | None, typer.Option(help="hubert, wav2vec2 or wavlm.")] = None,
+        seed: Annotated[int | None, typer.Option(help="Of weights and crops.")] = None,
     ) -> None:
         """Pretrain a mini teacher: a small HuBERT that learns a larger encoder, layer by layer, on clean speech."""
+        import torch
+
         from .training.pretrain import load_pretrain_config
         from .training.pretrain import pretrain as run
 
-        given = {"teacher": teacher, "steps": steps}
-        config = load_pretrain_config(recipe, **{k: v for k, v in given.items() if v is not None})
+        config = load_pretrain_config(recipe, teacher=teacher, steps=steps, architecture=architecture, seed=seed)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         with bar("pretraining") as advance:
-            print(run(config, out, data, progress=advance))
+            print(run(config, out, data, device=device, progress=advance))
 
 
 class Bars:

@@ -40,9 +40,11 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Bit for bit; on a GPU to rounding, where cuDNN's LSTM adds its gradients in no fixed order."""
     assert one.keys() == other.keys()
+    rounding = {"rtol": 1e-3, "atol": 1e-5} if torch.cuda.is_available() else {"rtol": 0.0, "atol": 0.0}
     for name in one:
-        assert torch.equal(one[name], other[name]), name
+        torch.testing.assert_close(one[name], other[name], **rounding, msg=name)
 
 
 class StopAt(Silent):
@@ -83,7 +85,10 @@ def test_resume_equals_a_straight_run(checkpoint, speech, straight, tmp_path, at
         [{k: v for k, v in row.items() if k not in changing} for row in lines(run / "metrics.jsonl")]
         for run in (tmp_path / "run", straight[0])
     ]
-    assert curves[0] == curves[1]
+    close = 1e-3 if torch.cuda.is_available() else 0.0
+    assert len(curves[0]) == len(curves[1])
+    for row, other in zip(*curves, strict=True):
+        assert row == pytest.approx(other, rel=close, abs=0.0)
 
 
 def test_the_result_does_not_depend_on_the_loader_workers(checkpoint, speech, straight, tmp_path):

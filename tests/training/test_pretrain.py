@@ -191,20 +191,27 @@ def test_the_loss_is_zero_only_where_it_should_be() -> None:
     torch.testing.assert_close(cosine, torch.full((3,), float(np.log1p(np.exp(-1.0)))))
 
 
-def test_the_mini_computes_what_transformers_computes() -> None:
+ARCHITECTURES = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_mini_computes_what_transformers_computes(architecture: str) -> None:
     torch.manual_seed(0)
-    mini = Mini(SMALL, 24, 0.75).eval()
+    mini = Mini(SMALL.model_copy(update={"architecture": architecture}), 24, 0.75).eval()
     wave = torch.randn(2, 8000)
     states = mini.model(wave, output_hidden_states=True).hidden_states
     for tap, head in ((1, 1), (2, 2)):
         torch.testing.assert_close(mini(wave)[:, head], mini.heads[head](states[tap]), rtol=1e-4, atol=1e-5)
 
 
-def test_the_export_opens_in_transformers_in_float32(tmp_path: Path) -> None:
-    mini = Mini(SMALL, 24, 0.75).eval()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_export_opens_in_transformers_in_float32(architecture: str, tmp_path: Path) -> None:
+    mini = Mini(SMALL.model_copy(update={"architecture": architecture}), 24, 0.75).eval()
     folder = export(mini, tmp_path / "model")
     model, extractor = AutoModel.from_pretrained(folder), AutoFeatureExtractor.from_pretrained(folder)
-    assert type(model).__name__ == "HubertModel" and model.dtype == torch.float32 and extractor.do_normalize
+    assert (
+        type(model).__name__ == ARCHITECTURES[architecture] and model.dtype == torch.float32 and extractor.do_normalize
+    )
     assert model.config.layerdrop == 0 and not model.config.apply_spec_augment
     for name, value in mini.model.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-3, atol=1e-4)
@@ -213,6 +220,16 @@ def test_the_export_opens_in_transformers_in_float32(tmp_path: Path) -> None:
 def test_the_default_mini_has_the_shipped_size() -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in build_mini().parameters()) == 10_299_264
+
+
+def test_the_architecture_can_be_chosen_beside_a_recipe() -> None:
+    shipped = load_pretrain_config("mini-hubert")
+    other = load_pretrain_config("mini-hubert", architecture="wavlm", seed=3)
+    assert other == shipped.model_copy(
+        update={"model": shipped.model.model_copy(update={"architecture": "wavlm"}), "seed": 3}
+    )
+    with pytest.raises(UserError, match="architecture"):
+        load_pretrain_config("mini-hubert", architecture="conformer")
 
 
 def test_a_wrong_recipe_is_one_sentence(tmp_path: Path) -> None:

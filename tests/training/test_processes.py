@@ -15,9 +15,17 @@ from robustdistiller.config import load_recipe
 from robustdistiller.errors import UserError
 from robustdistiller.files import write_json
 from robustdistiller.training import checkpoint as checkpoints
+from robustdistiller.training.loop import _start_engine
 from robustdistiller.training.record import same_batches
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "300"}
+# Without GPUs, of which a machine may have fewer than there are processes here.
+ENVIRONMENT = {
+    **os.environ,
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "COLUMNS": "300",
+}
 FIELDS = [
     "data.crop_seconds=1", "data.batch_seconds=3", "data.valid_seconds=4", "data.valid_fraction=0.25", "data.window_mb=0.1",
     "environment.simulated_rooms=2", "training.precision=fp32", "training.log_every=1", "training.valid_every=100",
@@ -55,6 +63,13 @@ def assert_same_losses(one, other, steps):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory, speech):
     return write_shards([str(speech)], tmp_path_factory.mktemp("shards"), 0.08, workers=1).folder
+
+
+def test_more_processes_than_gpus_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--nproc_per_node 1"):
+        _start_engine(60.0)
 
 
 @pytest.mark.parametrize("kind", ["files", pytest.param("shards", marks=pytest.mark.slow)])

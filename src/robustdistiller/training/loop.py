@@ -369,6 +369,12 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def _start_engine(timeout: float) -> Any:
     from accelerate import Accelerator, InitProcessGroupKwargs
 
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if 0 < gpus < here:
+        raise UserError(
+            f"{here} processes were launched on a machine with {gpus} GPU{'s' * (gpus > 1)}: start at most one for each "
+            f"(--nproc_per_node {gpus}), or set CUDA_VISIBLE_DEVICES= to use the processors."
+        )
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[patience])
     launched = int(os.environ.get("WORLD_SIZE", "1"))

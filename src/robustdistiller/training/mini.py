@@ -1,13 +1,13 @@
-"""The mini teacher as a network: a small HuBERT with heads that predict the layers of a larger encoder.
+"""The mini teacher as a network: a small HuBERT, wav2vec 2.0 or WavLM with heads that predict the layers of a larger encoder.
 
 The heads and the scale of the targets belong to pretraining and are thrown away with it; what is left is a `transformers`
-HubertModel like any other.
+model like any other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -20,10 +20,14 @@ from ..models.frames import GRID
 
 
 class MiniConfig(BaseModel):
-    """Size of the mini, and which of its states learn which states of its teacher; state 0 is the projected CNN output."""
+    """Form and size of the mini, and which of its states learn which states of its teacher.
+
+    State 0 is the projected CNN output.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    architecture: Literal["hubert", "wav2vec2", "wavlm"] = "hubert"
     layers: Count = 12
     hidden_size: Count = 256
     heads: Count = 4
@@ -40,12 +44,17 @@ class MiniConfig(BaseModel):
 
 
 def build_mini(config: MiniConfig | None = None) -> Any:
-    """The bare HubertModel with random weights (global generator); 10.3 M parameters by default."""
-    from transformers import HubertConfig, HubertModel
+    """The bare model of `transformers` with random weights (global generator); 10.3 M parameters by default."""
+    import transformers as hf
 
     c = config or MiniConfig()
-    return HubertModel(
-        HubertConfig(
+    make_config, model, more = {
+        "hubert": (hf.HubertConfig, hf.HubertModel, {"feat_proj_layer_norm": True}),
+        "wav2vec2": (hf.Wav2Vec2Config, hf.Wav2Vec2Model, {}),
+        "wavlm": (hf.WavLMConfig, hf.WavLMModel, {}),
+    }[c.architecture]
+    return model(
+        make_config(
             hidden_size=c.hidden_size,
             num_hidden_layers=c.layers,
             num_attention_heads=c.heads,
@@ -53,7 +62,6 @@ def build_mini(config: MiniConfig | None = None) -> Any:
             conv_dim=(c.channels,) * 7,
             num_conv_pos_embedding_groups=max(1, min(16, c.hidden_size // 16)),  # bf16 needs 16 channels a group
             feat_extract_norm="group",
-            feat_proj_layer_norm=True,
             layerdrop=0.0,
             mask_time_prob=0.0,
             apply_spec_augment=False,
@@ -61,12 +69,13 @@ def build_mini(config: MiniConfig | None = None) -> Any:
             attention_dropout=0.0,
             activation_dropout=0.0,
             feat_proj_dropout=0.0,
+            **more,
         )
     )
 
 
 class Mini(nn.Module):
-    """A HubertModel with one linear head per tap, and the mean and scale that standardise the targets."""
+    """A bare model with one linear head per tap, and the mean and scale that standardise the targets."""
 
     mean: Tensor  # (L, F, D)
     scale: Tensor  # (L, 1, D)
@@ -76,8 +85,9 @@ class Mini(nn.Module):
         super().__init__()
         self.config = config
         self.model: Any = build_mini(config)
-        # On a CPU the fused attention costs a fifth of a step more than the plain one at crops of a few seconds.
-        self.model.set_attn_implementation("eager")
+        if config.architecture != "wavlm":  # whose attention has one form only
+            # On a CPU the fused attention costs a fifth of a step more than the plain one at crops of a few seconds.
+            self.model.set_attn_implementation("eager")
         self.heads = nn.ModuleList(nn.Linear(config.hidden_size, target_size) for _ in config.taps)
         self.mask_vector = nn.Parameter(torch.zeros(config.hidden_size))
         frames = int(GRID.count(torch.tensor(round(longest * SAMPLE_RATE))))
@@ -87,14 +97,19 @@ class Mini(nn.Module):
     def forward(self, wave: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalised waves (B, T), frames to hide from the Transformer (B, F) → predictions (B, L, F, D) float32."""
         encoder = self.model.encoder
-        projected = self.model.feature_projection(self.model.feature_extractor(wave).transpose(1, 2))  # (B, F, hidden)
+        projected = self.model.feature_projection(self.model.feature_extractor(wave).transpose(1, 2))
+        projected = projected[0] if isinstance(projected, tuple) else projected  # (B, F, hidden)
         states = [projected]
         if mask is not None:
             projected = torch.where(mask[..., None], self.mask_vector.to(projected.dtype), projected)
         x = encoder.layer_norm(projected + encoder.pos_conv_embed(projected))
+        bias: dict[str, Tensor] = {}  # of relative positions: the first layer of a WavLM makes it for all
         for layer in encoder.layers:
-            x = layer(x)
-            x = x[0] if isinstance(x, tuple) else x
+            x = layer(x, **bias)
+            if self.config.architecture == "wavlm":
+                x, bias["position_bias"] = x[:2]
+            elif isinstance(x, tuple):
+                x = x[0]
             states.append(x)
         predictions = [head(states[tap]) for head, tap in zip(self.heads, self.config.taps, strict=True)]
         return torch.stack(predictions, 1).float()

@@ -1,4 +1,4 @@
-"""Pretraining of the mini teacher: a small HuBERT learns a larger encoder, layer by layer, on clean speech alone.
+"""Pretraining of the mini teacher: a small encoder learns a larger one, layer by layer, on clean speech alone.
 
 What is learned (docs/mini-teacher.md says why): linear heads on some depths of the mini predict some depths of a frozen
 encoder, each dimension standardised. Both hear the same crop at the same level; frames are matched by time. Every crop is
@@ -74,8 +74,10 @@ class PretrainConfig(BaseModel):
     save_every: Count = 100
 
 
-def load_pretrain_config(path: str | Path, **fields: Any) -> PretrainConfig:
-    """Read a recipe by path or by the name of a shipped one (mini-hubert); `fields` that are not None replace its values.
+def load_pretrain_config(path: str | Path, architecture: str | None = None, **fields: Any) -> PretrainConfig:
+    """Read a recipe by path or by the name of a shipped one (mini-hubert).
+
+    `architecture` (of the mini) and `fields`, where they are not None, replace its values.
 
     Raises `UserError` for an unreadable file, an unknown field (with the closest known one) or a wrong value.
     """
@@ -88,7 +90,10 @@ def load_pretrain_config(path: str | Path, **fields: Any) -> PretrainConfig:
             raise UserError(
                 f"The recipe {path} must be a mapping of fields: start from recipes/pretrain/mini-hubert.yaml."
             )
-        return PretrainConfig.model_validate(values | {k: v for k, v in fields.items() if v is not None})
+        values |= {name: value for name, value in fields.items() if value is not None}
+        if architecture is not None:
+            values["model"] = {**(values.get("model") or {}), "architecture": architecture}
+        return PretrainConfig.model_validate(values)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"Cannot read the recipe {path} ({first}): check the path and its syntax.") from error
@@ -271,7 +276,7 @@ def _terms(mini: Mini, teacher: Teacher, wave: Tensor, mask: Tensor | None, prec
 
 
 def export(mini: Mini, folder: str | Path) -> Path:
-    """Write the bare HubertModel in half precision, for `AutoModel.from_pretrained`, which opens it in float32."""
+    """Write the bare model in half precision, for `AutoModel.from_pretrained`, which opens it in float32."""
     from safetensors.torch import save_file
     from transformers import Wav2Vec2FeatureExtractor
 
@@ -280,7 +285,7 @@ def export(mini: Mini, folder: str | Path) -> Path:
         state = {name: value.detach().half().cpu().contiguous() for name, value in mini.model.state_dict().items()}
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         settings = mini.model.config
-        settings.architectures, settings.dtype = ["HubertModel"], "float32"
+        settings.architectures, settings.dtype = [type(mini.model).__name__], "float32"
         settings.save_pretrained(temporary)
         # One level for every speaker and microphone: what the mini was trained on.
         Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(temporary)
