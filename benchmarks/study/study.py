@@ -8,9 +8,9 @@
     python benchmarks/study/study.py ship --student FOLDER --to FOLDER      a copy in half precision without paths
 
 `train` and `evaluate` only run the commands `robustdistiller distill` and `robustdistiller evaluate`, and print them; a run
-that is there goes on where it stopped. DATA holds tasks/, speech/, noise/ and rir/ with a manifest in each set. The rows of open
-speech hear only what a shipped student may have heard: Speech Commands, LJ Speech and the synthetic voices in FOLDER, which
-`python benchmarks/mini_teacher_speech.py --hours 3 --out FOLDER` makes.
+that is there goes on where it stopped. DATA holds tasks/, speech/, noise/ and rir/ with a manifest in each set. The rows of
+open speech hear only what a shipped student may have heard: Speech Commands, LJ Speech and the synthetic voices in FOLDER,
+which `python benchmarks/mini_teacher_speech.py --hours 3 --out FOLDER` makes.
 
 Parts, of every task: `valid` speakers are for choosing among rows, `test` speakers are looked at once, heads learn on the
 rest. `test` is split off the training speakers, but for keywords off the validation speakers, because the training speakers

@@ -15,7 +15,7 @@ from robustdistiller.config import load_recipe
 from robustdistiller.errors import UserError
 from robustdistiller.files import write_json
 from robustdistiller.training import checkpoint as checkpoints
-from robustdistiller.training.loop import _start_engine
+from robustdistiller.training.processes import start_engine
 from robustdistiller.training.record import same_batches
 
 # Without GPUs, of which a machine may have fewer than there are processes here.
@@ -69,7 +69,7 @@ def test_more_processes_than_gpus_is_one_sentence(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--nproc_per_node 1"):
-        _start_engine(60.0)
+        start_engine(60.0)
 
 
 @pytest.mark.parametrize("kind", ["files", pytest.param("shards", marks=pytest.mark.slow)])

@@ -11,14 +11,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,19 +51,12 @@ from .environment import Materials, Reporter, gather
 from .guard import Guard
 from .metrics import MetricsLog, validation_at
 from .optimiser import build_optimiser, learning_rate
+from .processes import Interrupted, company, start_engine, stopping
 from .record import check_resumable, record_run, same_batches
 from .targets import TargetCache
 from .validation import Validator
 
 logger = logging.getLogger(__name__)
-
-
-class Interrupted(UserError):
-    """The run was stopped by a signal after saving; the message says how to go on."""
-
-
-class ProcessLost(UserError):
-    """Another process of the run died or hangs; the message says how to go on."""
 
 
 class Observer(Protocol):
@@ -143,7 +132,7 @@ def distill(
     already, instead of `recipe.teacher.model`. Under ``torchrun`` every process calls this with the same arguments.
     Raises `UserError` before any work for wrong input, and `Interrupted` after saving on SIGTERM or Ctrl-C.
     """
-    with ExitStack() as resources, _company(Path(out)):
+    with ExitStack() as resources, company(Path(out)):
         return _distill(resources, recipe, Path(out), resume, observer or Silent(), tensorboard, teacher)
 
 
@@ -157,7 +146,7 @@ def _distill(
     teacher: Teacher | None,
 ) -> Result:
     """`distill`; what must be let go of at the end, whatever ends it, is left to `resources`."""
-    accelerator = _start_engine(recipe.training.timeout)
+    accelerator = start_engine(recipe.training.timeout)
     main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
     device = accelerator.device
 
@@ -272,7 +261,7 @@ def _distill(
         )  # fmt: skip
     student.train()
     clock = time.monotonic()
-    with _stopping() as stop, named_deaths(dataset, "then go on with --resume."):
+    with stopping() as stop, named_deaths(dataset, "then go on with --resume."):
         while progress.step < settings.steps:
             step = progress.step
             planned = sampler.batch(step)
@@ -344,11 +333,11 @@ def _distill(
             if ended or progress.step % settings.valid_every == 0:
                 validate()
                 clock = time.monotonic()
-            stopping = bool(accelerator.reduce(torch.tensor(float(stop.is_set()), device=device), "sum"))
+            asked_to_stop = bool(accelerator.reduce(torch.tensor(float(stop.is_set()), device=device), "sum"))
             # In trouble nothing is saved, so that --resume takes the skipped steps again.
-            if ended or stopping or (progress.step % settings.save_every == 0 and not guard.in_a_row):
+            if ended or asked_to_stop or (progress.step % settings.save_every == 0 and not guard.in_a_row):
                 save()
-            if stopping and not ended:
+            if asked_to_stop and not ended:
                 raise Interrupted(
                     f"Stopped at step {progress.step} of {settings.steps}; everything is saved in {run}. Run the same command "
                     "with --resume to go on."
@@ -364,71 +353,6 @@ def _distill(
 
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def _start_engine(timeout: float) -> Any:
-    from accelerate import Accelerator, InitProcessGroupKwargs
-
-    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if 0 < gpus < here:
-        raise UserError(
-            f"{here} processes were launched on a machine with {gpus} GPU{'s' * (gpus > 1)}: start at most one for each "
-            f"(--nproc_per_node {gpus}), or set CUDA_VISIBLE_DEVICES= to use the processors."
-        )
-    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[patience])
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
-        # Without this check, torchrun on a machine without a GPU can start several whole trainings over each other.
-        raise UserError(
-            f"{launched} processes were launched but only {accelerator.num_processes} joined: start with torchrun "
-            "--nproc_per_node N -m robustdistiller …"
-        )
-    return accelerator
-
-
-@contextmanager
-def _company(run: Path) -> Iterator[None]:
-    """Say in one sentence that another of several processes is gone, which each of the others meets in its next exchange."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    try:
-        yield
-    except RuntimeError as error:
-        if world == 1 or not _LOST.search(f"{type(error).__name__}: {error}"):
-            raise
-        found = checkpoint.available(run)
-        where = f"from step {int(found[-1].name[5:])}" if found else "from the start"
-        raise ProcessLost(
-            f"Another of the {world} processes of this run died or does not answer ({str(error).splitlines()[0][:160]}): see "
-            f"what it said last; nothing that was saved is lost, and the same command with --resume goes on {where}."
-        ) from error
-
-
-_LOST = re.compile(
-    r"gloo|nccl|Dist\w*Error|connection (closed|reset|refused)|broken pipe|timed out|timeout", re.IGNORECASE
-)
-
-
-@contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set, so that a run ends after saving; a second Ctrl-C ends it at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        logger.warning("stopping after this step; everything will be saved")
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _advice(run: Path) -> str:
