@@ -4,6 +4,7 @@
     python benchmarks/study/study.py train robust plain --seeds 0 1 2 --steps 600 --out WORK [--teacher NAME] [--set A=B]
     python benchmarks/study/study.py evaluate --models NAME=FOLDER … --part valid|test --out WORK [--conditions few]
     python benchmarks/study/study.py table --results FOLDER                 Markdown: rows, averaged over their seeds
+    python benchmarks/study/study.py compare ROW OTHER --results FOLDER     differences of two rows, averaged over their seeds
     python benchmarks/study/study.py plot --results FOLDER --to FILE.svg    accuracy against SNR and reverberation time
     python benchmarks/study/study.py ship --student FOLDER --to FOLDER      a copy in half precision without paths
 
@@ -22,7 +23,6 @@ for it.
 from __future__ import annotations
 
 import argparse
-import csv
 import shlex
 import subprocess
 import sys
@@ -31,10 +31,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
+from reading import compare, plot, table
 from safetensors.torch import load_file, save_file
 
 from robustdistiller.audio.manifest import Recording, read_manifest, write_manifest
-from robustdistiller.files import replacing, replacing_folder, write_text
+from robustdistiller.files import replacing_folder, write_text
 from robustdistiller.randomness import generator
 
 HERE = Path(__file__).parent
@@ -176,70 +177,6 @@ def evaluate(
     run(command + (["--reference", reference] if reference else []))
 
 
-def lines(results: Path) -> list[dict[str, str]]:
-    """The lines of results.csv; `row` is the model without its seed."""
-    with (results / "results.csv").open() as stream:
-        found = list(csv.DictReader(stream))
-    for line in found:
-        name, dash, seed = line["model"].rpartition("-")
-        line["row"] = name if dash and seed.isdigit() else line["model"]
-    return found
-
-
-def plot(results: Path, to: Path) -> None:
-    """Draw the first task: accuracy over SNR (mean over the types of noise) and over reverberation time, clean at the right."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "study"
-    found = [line for line in lines(results) if line["metric"] == "accuracy"]
-    found = [line for line in found if line["task"] == found[0]["task"]]
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    for number, row in enumerate(dict.fromkeys(line["row"] for line in found)):
-        mine = [line for line in found if line["row"] == row]
-        style = {"marker": "osD^vP*"[number % 7], "color": f"C{number}", "label": row}
-        for axis, kind, field in ((axes[0], "noise", "snr_db"), (axes[1], "reverb", "t60_low")):
-            values: dict[float, list[float]] = {}
-            for line in mine:
-                if line["kind"] == kind and line["condition"].partition(":")[0] != "mean":
-                    values.setdefault(float(line[field]), []).append(100 * float(line["value"]))
-            places = sorted(values, reverse=kind == "reverb")
-            heights = [sum(values[p]) / len(values[p]) for p in places]
-            clean = [100 * float(line["value"]) for line in mine if line["condition"] == "clean"]
-            axis.plot(range(len(places) + 1), [*heights, sum(clean) / len(clean)], **style)
-            ends = {
-                float(line["t60_low"]): line["t60_high"]
-                for line in mine
-                if line["kind"] == "reverb" and line["t60_low"]
-            }
-            names = [f"{p:g} dB" if kind == "noise" else f"{p:g}–{float(ends[p]):g} s" for p in places]
-            axis.set_xticks(range(len(places) + 1), [*names, "clean"])
-    axes[0].set(title="Noise, mean over its types", xlabel="SNR", ylabel="right, %", ylim=(0, 100))
-    axes[1].set(title="Measured rooms", xlabel="T60")
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    axes[1].legend(loc="lower right", fontsize="small")
-    with replacing(to) as part:
-        figure.savefig(part, format="svg", metadata={"Date": None})
-
-
-def table(results: Path) -> None:
-    """Print every task's conditions as Markdown; models called NAME-0, NAME-1, … are averaged, with the lowest and highest."""
-    figures: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = {}
-    for line in lines(results):
-        cells = figures.setdefault((line["task"], line["metric"]), {})
-        cells.setdefault(line["condition"], {}).setdefault(line["row"], []).append(float(line["value"]))
-    for (task, metric), cells in figures.items():
-        rows = list(dict.fromkeys(row for by in cells.values() for row in by))
-        print(f"\n{task}, {metric}\n\n| condition | {' | '.join(rows)} |\n|{' --- |' * (len(rows) + 1)}")
-        for condition, by in cells.items():
-            told = [f"{100 * sum(v) / len(v):.1f}" + (f" ({100 * min(v):.1f}–{100 * max(v):.1f})" if len(v) > 1 else "")
-                    for v in (by[row] for row in rows)]  # fmt: skip
-            print(f"| {condition.removeprefix('mean:')} | {' | '.join(told)} |")
-
-
 def ship(student: Path, to: Path, init: str | None) -> None:
     """Copy a student folder for shipping: weights in half precision, and no path of this machine in its recipe.
 
@@ -297,6 +234,9 @@ def main() -> None:
     fourth.add_argument("--init", help="the shipped name of the student that this one started from")
     fifth = verbs.add_parser("table")
     fifth.add_argument("--results", type=Path, required=True)
+    seventh = verbs.add_parser("compare")
+    seventh.add_argument("rows", nargs=2, help="a row and the one that it is compared with")
+    seventh.add_argument("--results", type=Path, required=True)
     sixth = verbs.add_parser("plot")
     sixth.add_argument("--results", type=Path, required=True)
     sixth.add_argument("--to", type=Path, required=True)
@@ -311,6 +251,8 @@ def main() -> None:
         train(given.rows, given.seeds, given.steps, given.out, given.teacher, given.settings, given.tag)
     elif given.verb == "table":
         table(given.results)
+    elif given.verb == "compare":
+        compare(given.results, *given.rows)
     elif given.verb == "plot":
         plot(given.results, given.to)
     elif given.verb == "ship":
