@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,18 @@ def _parse_json(text: str) -> Any:
     if "\\ud" in text or "\\uD" in text:  # an escaped half of a character pair
         json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+GENERIC = ("student", "best", "model", "encoder")
+"""Names of folders that do not tell a model from another."""
+
+
+def telling_name(path: str | os.PathLike[str], generic: Sequence[str] = GENERIC) -> str:
+    """The last part of a path that is not `generic`: "edge" of "runs/edge/student"."""
+    parts = [part for part in Path(path).parts if part not in ("/", ".", "..")]
+    while len(parts) > 1 and parts[-1] in generic:
+        parts.pop()
+    return parts[-1] if parts else str(path)
 
 
 def digest(value: Any) -> str:

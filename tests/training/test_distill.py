@@ -137,6 +137,7 @@ def test_a_student_heard_what_the_student_that_it_starts_from_heard(checkpoint, 
     before, after = read_provenance(first), read_provenance(again.student)
     assert before.speakers and before.speakers < after.speakers
     assert any(name.startswith("t") for name in after.speakers)
+    assert "First weights: `run`," in (again.student / "README.md").read_text()  # not "student", which all are called
     assert after.noise_kinds == before.noise_kinds | {"hum"}
     assert str(first.name) in (again.student / "README.md").read_text()
 

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..evaluation.subjects import GENERIC, model_name
+from ..evaluation.subjects import model_name
+from ..files import GENERIC
 from ..models.hub import load_encoder
 from ..runtime.container import Description, describe
 from .cost import macs_per_second

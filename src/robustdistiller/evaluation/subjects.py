@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..assets import located, shipped
 from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, closest
-from ..files import digest
+from ..files import GENERIC, digest, telling_name
 from ..models.student import HEADS_CONFIG, Student, load_student
 from ..models.teacher import load_teacher
 from ..provenance import Heard, read_provenance
@@ -23,7 +23,6 @@ from .features import FeatureModel
 
 BASELINES = {"log-mel": LogMel, "mfcc": MFCC}
 FRAME_RATE = SAMPLE_RATE / 320  # frames per second of every encoder here
-GENERIC = ("student", "best", "model", "encoder")  # names of folders that do not tell a model from another
 
 
 @dataclass
@@ -88,10 +87,7 @@ def model_name(text: str, generic: Sequence[str] = GENERIC) -> tuple[str, str]:
     name, equals, source = text.partition("=")
     if equals and name and source and "/" not in name:
         return name, source
-    parts = [part for part in Path(text).parts if part not in ("/", ".", "..")]
-    while len(parts) > 1 and parts[-1] in generic:
-        parts.pop()
-    return (parts[-1] if parts else text), text
+    return telling_name(text, generic), text
 
 
 def _open(name: str, source: str, predictions: bool, device: torch.device | str) -> Subject:

@@ -8,6 +8,7 @@ import yaml
 
 from .. import __version__
 from ..config import Recipe
+from ..files import telling_name
 from ..models.student import Student
 from ..models.teacher import Teacher
 from ..provenance import PROVENANCE, Heard, noise_kinds
@@ -56,7 +57,7 @@ def card(
     start = (
         ""
         if init in ("teacher", "random")
-        else f"- First weights: `{Path(init).name}`, which had been trained before.\n"
+        else f"- First weights: `{telling_name(init)}`, which had been trained before.\n"
     )
     rows = "\n".join(f"| {name} | {metrics[key]:.4g} |" for name, key in _ROWS if key in metrics)
     return f"""---
