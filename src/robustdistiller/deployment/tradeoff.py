@@ -48,6 +48,7 @@ def plot_tradeoff(
         raise need("matplotlib", "report", "The plot") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     scores = robustness(benchmark)
     known = [row for row in latency.rows if row.candidate.name in scores]
@@ -72,11 +73,15 @@ def plot_tradeoff(
                 label=f"{candidate.name}, {FORMAT_NAMES[candidate.format]}, {candidate.bytes / 1e6:.0f} MB",
             )
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(f"real-time factor, {threads} thread{'s' * (threads > 1)} (smaller is faster)")
-        axis.set_ylabel("mean accuracy, %")
+        axis.set_ylabel("mean accuracy in PyTorch, %")
         axis.set_title(f"{condition} speech")
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7, loc="best")
+    for handle in axes[0].legend(fontsize=7, loc="best").legend_handles:
+        handle.set_sizes([30])
     figure.suptitle(f"{latency.machine['processor']} ({', '.join(latency.machine['flags'])})", fontsize=8)
     with replacing(Path(out)) as temporary:
         figure.savefig(temporary, dpi=150)
