@@ -105,6 +105,10 @@ def test_the_end_of_a_run_may_be_chosen_while_it_goes(teacher: Teacher, tmp_path
     _same_run(CONFIG, tmp_path)
     train(CONFIG, pools(), pools("valid"), teacher, tmp_path, stop_after=1)
     _same_run(longer, tmp_path)
+    written = json.loads((tmp_path / "pretrain.json").read_text())
+    del written["model"]["architecture"]  # as before there was a choice
+    (tmp_path / "pretrain.json").write_text(json.dumps(written))
+    _same_run(longer, tmp_path)
     with pytest.raises(UserError, match="another 'seed'"):
         _same_run(CONFIG.model_copy(update={"seed": 1}), tmp_path)
 

@@ -296,7 +296,12 @@ def _same_run(config: PretrainConfig, out: Path) -> None:
     """Keep the recipe beside the checkpoints; all but the end of a run must stay what it was."""
     free = {"steps", "log_every", "valid_every", "save_every", "shards", "teacher"}
     if (out / SETTINGS).is_file() and checkpoint.available(out):
-        before = read_json(out / SETTINGS, "recipe of the run")
+        try:  # a field that an earlier version did not write has had its default
+            before = PretrainConfig.model_validate(read_json(out / SETTINGS, "recipe of the run")).model_dump(
+                mode="json"
+            )
+        except ValidationError as error:
+            raise UserError(f"{out / SETTINGS} is no recipe of this version: choose another --out.") from error
         now = config.model_dump(mode="json")
         changed = [name for name in now if name not in free and now[name] != before.get(name)]
         if changed:
