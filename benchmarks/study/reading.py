@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from robustdistiller.evaluation.metrics import METRICS, Scores
+from robustdistiller.evaluation.probes import accuracy
+from robustdistiller.evaluation.rows import Row
 from robustdistiller.evaluation.statistics import Bootstrap, difference
 from robustdistiller.files import read_jsonl, replacing
 
@@ -19,55 +20,57 @@ def lines(results: Path) -> list[dict[str, str]]:
     with (results / "results.csv").open() as stream:
         found = list(csv.DictReader(stream))
     for line in found:
-        name, dash, seed = line["model"].rpartition("-")
-        line["row"] = name if dash and seed.isdigit() else line["model"]
+        line["row"], _ = _row_and_seed(line["model"])
     return found
+
+
+def _row_and_seed(model: str) -> tuple[str, str]:
+    """ "robust-0" → ("robust", "0"); a model without a seed is a row of its own, under the empty seed."""
+    name, dash, seed = model.rpartition("-")
+    return (name, seed) if dash and seed.isdigit() else (model, "")
 
 
 def compare(results: Path, row: str, other: str) -> None:
     """Print, as Markdown, how far `row` is ahead of `other`: in per cent right, per kind of condition, with 95 % intervals.
 
-    Both are averaged over the seeds that they share. Intervals are those of a paired bootstrap over test speakers, and over
-    the pairs of a training and a head.
+    Two rows are averaged over the seeds that they share; two models are compared as they are. Intervals are those of a paired
+    bootstrap over test speakers, and over the pairs of a training and a head.
     """
-    kinds = {line["condition"]: line["kind"] for line in lines(results) if not line["condition"].startswith("mean:")}
+    kinds = {line["condition"]: line["kind"] for line in lines(results) if not _is_mean(line)}
     for task in sorted((results / "predictions").iterdir()):
-        seeds = sorted(_seeds(task, row).keys() & _seeds(task, other).keys())
+        models = [_models(task, name) for name in (row, other)]
+        seeds = sorted(models[0].keys() & models[1].keys())
         if not seeds:
             raise SystemExit(f"{task} has no seed of both {row} and {other}.")
-        right = {name: [_right(_seeds(task, name)[seed], kinds) for seed in seeds] for name in (row, other)}
-        bootstrap = Bootstrap(right[row][0][1])
-        print(f"\n{task.name}, {row} − {other}, seeds {', '.join(seeds)}\n")
+        mine, theirs = ([_answers(by_seed[seed], kinds) for seed in seeds] for by_seed in models)
+        bootstrap = Bootstrap([answer["speaker"] or answer["id"] for answer in mine[0]["clean"]])
+        print(f"\n{task.name}, {row} − {other}{', seeds ' * any(seeds)}{', '.join(seeds)}\n")
         print("| clean | noise | rooms | noise in rooms | contaminated |\n|" + " --- |" * 5)
+        gains = {c: np.concatenate([accuracy(m[c]).total - accuracy(t[c]).total for m, t in zip(mine, theirs, strict=True)])
+                 for c in kinds}  # condition → (seeds · heads, utterances)  # fmt: skip
         cells = []
         for wanted in (("clean",), ("noise",), ("reverb",), ("both",), ("noise", "reverb", "both")):
-            chosen = [name for name, kind in kinds.items() if kind in wanted]
-            gains = np.concatenate(
-                [
-                    np.mean([mine[0][c] - theirs[0][c] for c in chosen], 0)
-                    for mine, theirs in zip(*right.values(), strict=True)
-                ]
-            )  # (seeds · heads, utterances)
-            scores = Scores(METRICS["accuracy"], 100 * gains, np.ones(gains.shape[1]))
-            found = difference(100 * float(gains.mean()), bootstrap.replicate(scores, row))
-            cells.append(f"{found.value:+.1f} ({found.low:.1f}–{found.high:.1f})".replace("-", "−"))
+            gain = 100 * np.mean([gains[c] for c, kind in kinds.items() if kind in wanted], 0)
+            scores = Scores(METRICS["accuracy"], gain, np.ones(gain.shape[1]))
+            ahead = difference(float(gain.mean()), bootstrap.replicate(scores, row))
+            cells.append(f"{ahead.value:+.1f} ({ahead.low:.1f}–{ahead.high:.1f})".replace("-", "−"))
         print(f"| {' | '.join(cells)} |")
 
 
-def _seeds(task: Path, row: str) -> dict[str, Path]:
-    """The models of a row by seed."""
-    found = ((folder, re.fullmatch(re.escape(row) + r"-(\d+)", folder.name)) for folder in task.iterdir())
-    return {match[1]: folder for folder, match in found if match}
+def _is_mean(line: dict[str, str]) -> bool:
+    """Whether a line is of a mean over conditions, not of one."""
+    return line["condition"].startswith("mean:")
 
 
-def _right(model: Path, kinds: Mapping[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Which answers of each head are right (heads, utterances) by condition, and whose utterances they are."""
-    right, speakers = {}, []
-    for condition in kinds:
-        rows = [row for _, row in read_jsonl(model / f"{condition}.jsonl", "predictions")]
-        right[condition] = np.array([[float(said == row["target"]) for said in row["predictions"]] for row in rows]).T
-        speakers = [row["speaker"] or row["id"] for row in rows]
-    return right, speakers
+def _models(task: Path, name: str) -> dict[str, Path]:
+    """The models of a row by seed; of a name that is one model's, that model under the empty seed."""
+    rows = {seed: model for model in task.iterdir() for row, seed in [_row_and_seed(model.name)] if row == name}
+    return rows or ({"": task / name} if (task / name).is_dir() else {})
+
+
+def _answers(model: Path, conditions: Iterable[str]) -> dict[str, list[Row]]:
+    """What the heads of a model answered, by condition."""
+    return {c: [row for _, row in read_jsonl(model / f"{c}.jsonl", "predictions")] for c in conditions}
 
 
 def plot(results: Path, to: Path) -> None:
@@ -87,7 +90,7 @@ def plot(results: Path, to: Path) -> None:
         for axis, kind, field in ((axes[0], "noise", "snr_db"), (axes[1], "reverb", "t60_low")):
             values: dict[float, list[float]] = {}
             for line in mine:
-                if line["kind"] == kind and line["condition"].partition(":")[0] != "mean":
+                if line["kind"] == kind and not _is_mean(line):
                     values.setdefault(float(line[field]), []).append(100 * float(line["value"]))
             places = sorted(values, reverse=kind == "reverb")
             heights = [sum(values[p]) / len(values[p]) for p in places]

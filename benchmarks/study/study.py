@@ -40,7 +40,7 @@ from robustdistiller.randomness import generator
 
 HERE = Path(__file__).parent
 OPEN_SPEECH = ("speech_commands_words", "speech_commands_more", "ljspeech_141", "ljspeech_more")
-SPEECH = (*OPEN_SPEECH, "mboshi", "mboshi_more")
+OTHER_SPEECH = ("mboshi", "mboshi_more")
 NOISE = ("urbansound8k_part", "speech_commands_bg", "speechbrain_fixtures")
 ROOMS = ("openair", "surrey_iosr", "unverified")
 TEST_NOISE = {"drilling", "street_music"}
@@ -76,11 +76,12 @@ def prepare(data: Path, out: Path, espeak: Path | None = None) -> None:
     """Write manifests (absolute paths), task files and conditions to `out`; `espeak`: a folder of synthetic voices."""
     out.mkdir(parents=True, exist_ok=True)
     # Without a split, so that `distill` holds out speakers of all sets, not of the one that names some.
-    speech = [replace(r, split=None) for name in SPEECH for r in _read(data / "speech" / name)]
+    free, other = ([replace(r, split=None) for name in names for r in _read(data / "speech" / name)]
+                   for names in (OPEN_SPEECH, OTHER_SPEECH))  # fmt: skip
+    speech = free + other
     write_manifest(out / "speech.jsonl", speech)
     if espeak is not None:
-        heard = [r for name in OPEN_SPEECH for r in _read(data / "speech" / name)] + _read(espeak)
-        write_manifest(out / "open.jsonl", [replace(r, split=None) for r in heard])
+        write_manifest(out / "open.jsonl", free + [replace(r, split=None) for r in _read(espeak)])
     noise = [r for name in NOISE for r in _read(data / "noise" / name) if r.label not in LEFT_OUT]
     noise = [replace(r, split=_noise_part(r)) for r in noise]
     write_manifest(out / "noise.jsonl", noise)
@@ -235,7 +236,7 @@ def main() -> None:
     fifth = verbs.add_parser("table")
     fifth.add_argument("--results", type=Path, required=True)
     seventh = verbs.add_parser("compare")
-    seventh.add_argument("rows", nargs=2, help="a row and the one that it is compared with")
+    seventh.add_argument("rows", nargs=2, help="a row or model, and the one that it is compared with")
     seventh.add_argument("--results", type=Path, required=True)
     sixth = verbs.add_parser("plot")
     sixth.add_argument("--results", type=Path, required=True)

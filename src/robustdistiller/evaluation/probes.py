@@ -92,8 +92,7 @@ class UtteranceProbe:
         return rows
 
     def score(self, rows: Sequence[Row]) -> list[Scores | TrialScores]:
-        right = [[found == row["target"] for row, found in zip(rows, column, strict=True)] for column in _by_seed(rows)]
-        return [Scores(ACCURACY, np.array(right, dtype=np.float64), np.ones(len(rows)))]
+        return [accuracy(rows)]
 
 
 class RecognitionProbe:
@@ -181,6 +180,12 @@ class VerificationProbe:
 
 def _about(example: Example) -> Row:
     return {"id": example.id, "speaker": example.recording.speaker}
+
+
+def accuracy(rows: Sequence[Row]) -> Scores:
+    """Whether every head answered every utterance right, all of its slots; `rows` are those of `UtteranceProbe.predict`."""
+    right = [[found == row["target"] for row, found in zip(rows, column, strict=True)] for column in _by_seed(rows)]
+    return Scores(ACCURACY, np.array(right, dtype=np.float64), np.ones(len(rows)))
 
 
 def _by_seed(rows: Sequence[Row]) -> list[list[Any]]:

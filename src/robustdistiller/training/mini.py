@@ -48,11 +48,8 @@ def build_mini(config: MiniConfig | None = None) -> Any:
     import transformers as hf
 
     c = config or MiniConfig()
-    make_config, model, more = {
-        "hubert": (hf.HubertConfig, hf.HubertModel, {"feat_proj_layer_norm": True}),
-        "wav2vec2": (hf.Wav2Vec2Config, hf.Wav2Vec2Model, {}),
-        "wavlm": (hf.WavLMConfig, hf.WavLMModel, {}),
-    }[c.architecture]
+    family = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}[c.architecture]
+    make_config, model = getattr(hf, f"{family}Config"), getattr(hf, f"{family}Model")  # loads no other family
     return model(
         make_config(
             hidden_size=c.hidden_size,
@@ -69,7 +66,6 @@ def build_mini(config: MiniConfig | None = None) -> Any:
             attention_dropout=0.0,
             activation_dropout=0.0,
             feat_proj_dropout=0.0,
-            **more,
         )
     )
 
