@@ -1,6 +1,6 @@
-"""What a student heard in training, kept beside its weights so that no test on it can pass for unheard.
+"""What a student was trained on, kept beside its weights so that no evaluation on it can pass for one on unseen data.
 
-A student that starts from another student, or has one as its teacher, heard what that one heard too.
+A student that starts from another student, or has one as its teacher, was exposed to what that one was exposed to as well.
 """
 
 from __future__ import annotations
@@ -19,35 +19,46 @@ PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True)
-class Heard:
-    """Speakers, groups of noise recordings and of rooms by name; the kinds of noise."""
+class TrainingExposure:
+    """What a model was trained on.
+
+    Attributes:
+        speakers: Names of the speakers.
+        noise_groups: Names of the groups (recordings, archives) of noise.
+        room_groups: Names of the groups of room impulse responses.
+        noise_kinds: Kinds of noise, such as ``white`` or ``babble``.
+    """
 
     speakers: frozenset[str] = frozenset()
     noise_groups: frozenset[str] = frozenset()
     room_groups: frozenset[str] = frozenset()
     noise_kinds: frozenset[str] = frozenset()
 
-    def __or__(self, other: Heard) -> Heard:
-        return Heard(**{f.name: getattr(self, f.name) | getattr(other, f.name) for f in fields(self)})
+    def __or__(self, other: TrainingExposure) -> TrainingExposure:
+        return TrainingExposure(**{f.name: getattr(self, f.name) | getattr(other, f.name) for f in fields(self)})
 
     def to_json(self) -> str:
         """The text of a provenance file."""
         return json.dumps({name: sorted(values) for name, values in asdict(self).items()}, indent=1) + "\n"
 
 
-def read_provenance(folder: str | os.PathLike[str]) -> Heard | None:
-    """What the files in a model's folder tell; None where they tell nothing. Raises `UserError`."""
+def read_provenance(folder: str | os.PathLike[str]) -> TrainingExposure | None:
+    """Read the provenance that lies in a model's folder; None where there is none.
+
+    Raises:
+        UserError: For a file that cannot be understood.
+    """
     file = Path(folder) / PROVENANCE
     if not file.is_file():
         return None
-    told = read_json(file, "provenance")
-    names = [field.name for field in fields(Heard)]
-    lists = {name: told.get(name, []) for name in names} if isinstance(told, dict) else None
-    if lists is None or not all(isinstance(values, list) for values in lists.values()):
+    values = read_json(file, "provenance")
+    names = [field.name for field in fields(TrainingExposure)]
+    lists = {name: values.get(name, []) for name in names} if isinstance(values, dict) else None
+    if lists is None or not all(isinstance(items, list) for items in lists.values()):
         raise UserError(f"The provenance {file} cannot be understood: copy the student folder again.")
-    heard = Heard(**{name: frozenset(map(str, values)) for name, values in lists.items()})
+    exposure = TrainingExposure(**{name: frozenset(map(str, items)) for name, items in lists.items()})
     recipe = file.parent / "recipe.yaml"
-    return heard | Heard(noise_kinds=noise_kinds(load_recipe(recipe))) if recipe.is_file() else heard
+    return exposure | TrainingExposure(noise_kinds=noise_kinds(load_recipe(recipe))) if recipe.is_file() else exposure
 
 
 def noise_kinds(recipe: Recipe) -> frozenset[str]:
@@ -56,9 +67,9 @@ def noise_kinds(recipe: Recipe) -> frozenset[str]:
     return frozenset(kind for kind, weight in weights.items() if weight > 0)
 
 
-def inherited(recipe: Recipe) -> Heard:
-    """What the models heard that a run builds upon: where its student starts, and its teacher."""
-    heard = Heard()
+def inherited(recipe: Recipe) -> TrainingExposure:
+    """The exposure of the models that a run builds upon: where its student starts, and its teacher."""
+    exposure = TrainingExposure()
     for model in {recipe.student.init, str(recipe.teacher.model)} - {"teacher", "random"}:
-        heard |= read_provenance(located(model)) or Heard()
-    return heard
+        exposure |= read_provenance(located(model)) or TrainingExposure()
+    return exposure

@@ -9,9 +9,9 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.errors import UserError
-from robustdistiller.models import thinning
+from robustdistiller.models import pruning
 from robustdistiller.models.heads import EnhancementHead, stft
-from robustdistiller.models.initialise import Kept
+from robustdistiller.models.initialise import PruningPlan
 from robustdistiller.models.student import build_student, load_student
 from robustdistiller.models.teacher import load_teacher
 
@@ -52,15 +52,15 @@ def test_loading_gives_back_what_was_saved(checkpoint, voice, tmp_path):
 
 def test_the_student_starts_as_the_first_layers_of_its_teacher(checkpoint, voice):
     teacher, student, report = build(checkpoint)
-    assert not report.random and not report.thinned
+    assert not report.random and not report.pruned
     wave = torch.tensor(voice(0.8))[None]
     torch.testing.assert_close(student.eval().states(wave)[0], teacher.states(wave)[0][:, :3])
 
 
 @pytest.mark.parametrize("channels", [16, (16, 16, 16, 24, 24, 32, 32)])
-def test_a_thin_front_end_takes_channels_of_the_teacher_and_keeps_their_energy(checkpoint, channels):
+def test_a_pruned_front_end_takes_channels_of_the_teacher_and_keeps_their_energy(checkpoint, channels):
     teacher, student, report = build(checkpoint, conv_channels=channels)
-    assert any("conv_layers.0.conv.weight" in name for name in report.thinned)
+    assert any("conv_layers.0.conv.weight" in name for name in report.pruned)
     first = student.encoder.model.feature_extractor.conv_layers[0].conv.weight
     source = teacher.encoder.model.feature_extractor.conv_layers[0].conv.weight
     rows = [int((source - row).abs().sum((1, 2)).argmin()) for row in first]
@@ -76,7 +76,7 @@ def distance(teacher, student, wave):
 
 
 @pytest.mark.parametrize("kind, stable", [("hubert", False), ("wav2vec2", True)])
-def test_a_thin_front_end_fitted_on_speech_is_nearer_to_its_teacher(checkpoint, voice, kind, stable):
+def test_a_pruned_front_end_fitted_on_speech_is_nearer_to_its_teacher(checkpoint, voice, kind, stable):
     teacher = load_teacher(str(checkpoint(kind, stable=stable)), precision="fp32")
     config, heard = StudentConfig(conv_channels=(16, 16, 24, 24, 24, 28, 28)), torch.tensor(voice(1.0, 9))[None]
     chosen, _ = build_student(teacher, config, SMALL)
@@ -86,16 +86,16 @@ def test_a_thin_front_end_fitted_on_speech_is_nearer_to_its_teacher(checkpoint, 
 
 def test_a_front_end_of_which_nothing_is_left_out_is_fitted_to_its_teacher_itself(checkpoint, voice):
     teacher, student, _ = build(checkpoint)
-    everything = Kept([torch.arange(32)] * 7)
+    everything = PruningPlan([torch.arange(32)] * 7)
     clips = [torch.tensor(voice(2.0, seed)) for seed in range(2)]
-    thinning.fit(student.encoder, teacher.encoder, everything, {}, clips)
+    pruning.fit(student.encoder, teacher.encoder, everything, {}, clips)
     assert distance(teacher, student, torch.tensor(voice(1.0, 9))[None]) < 1e-3
 
 
 def test_a_short_position_convolution_is_the_middle_of_the_teachers(checkpoint):
     teacher, student, report = build(checkpoint, position_kernel=8)
     mine, theirs = (x.encoder.model.encoder.pos_conv_embed for x in (student, teacher))
-    assert len(report.thinned) == 2 and not report.random
+    assert len(report.pruned) == 2 and not report.random
     torch.testing.assert_close(mine.conv.weight, theirs.conv.weight[..., 12:20])
     with torch.no_grad():  # frames stay where they are: with nothing outside the middle, both are the same
         theirs.conv.parametrizations.weight.original0[..., :12] = 0

@@ -17,7 +17,7 @@ from ..errors import UserError, closest
 from ..files import GENERIC, digest, telling_name
 from ..models.student import HEADS_CONFIG, Student, load_student
 from ..models.teacher import load_teacher
-from ..provenance import Heard, read_provenance
+from ..provenance import TrainingExposure, read_provenance
 from .baselines import MFCC, LogMel
 from .features import FeatureModel
 
@@ -37,7 +37,7 @@ class Subject:
     num_parameters: int
     digest: str
     predictions: bool = False
-    heard: Heard | None = None
+    heard: TrainingExposure | None = None
     shape: tuple[int, int] = (1, 1)  # states and dimensions of its features
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from ..assets import located
 from ..errors import UserError
 from ..files import read_json
-from .claims import check_finite, check_folder, check_values, check_weights
+from .config_limits import check_finite, check_folder, check_values, check_weights
 from .encoder import SpeechEncoder
 from .whisper import WhisperEncoder
 

@@ -1,9 +1,9 @@
 """A student's first weights: what the teacher can give by name, by shape, or by choosing what carries most.
 
 Thinned convolutions and feed-forward layers cannot copy the teacher's weights as they are. They take some of the teacher's
-channels and units: those that `thinning.choose` names after listening to speech, else those whose weights carry most, by the
+channels and units: those that `pruning.plan_pruning` names on speech, else those whose weights carry most, by the
 energy of the weights that make a channel times the energy of the weights that read it. Weights that read fewer channels than
-in the teacher are scaled up so that the energy of each output filter is kept, until `thinning.fit` replaces them.
+in the teacher are scaled up so that the energy of each output filter is kept, until `pruning.fit` replaces them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ FEED_FORWARD = "encoder.layers.{}.feed_forward.{}_dense"
 
 
 @dataclass
-class Kept:
-    """What a thinner student keeps of its source, by number, in rising order.
+class PruningPlan:
+    """What a narrower student keeps of its source, by number, in rising order.
 
-    channels: of each convolution; empty where the front end is not thinned. units: of each layer's feed-forward part, None
+    channels: of each convolution; empty where the front end is not pruned. units: of each layer's feed-forward part, None
     where it is as wide as the source's
     """
 
@@ -37,15 +37,15 @@ class Kept:
 
 @dataclass
 class Initialisation:
-    """Names of the student's tensors by where their first values came from, and what thinned parts kept."""
+    """Names of the student's tensors by where their first values came from, and what pruned parts kept."""
 
     copied: list[str] = field(default_factory=list)
-    thinned: list[str] = field(default_factory=list)
+    pruned: list[str] = field(default_factory=list)
     random: list[str] = field(default_factory=list)
-    kept: Kept = field(default_factory=Kept)
+    kept: PruningPlan = field(default_factory=PruningPlan)
 
     def __str__(self) -> str:
-        kinds = {"copied": self.copied, "thinned": self.thinned, "random": self.random}
+        kinds = {"copied": self.copied, "pruned": self.pruned, "random": self.random}
         return ", ".join(f"{len(names)} tensors {kind}" for kind, names in kinds.items() if names)
 
 
@@ -54,34 +54,34 @@ def copyable_state(source: nn.Module) -> dict[str, Tensor]:
     return dict(source.model.state_dict()) if isinstance(source, SpeechEncoder) else {}
 
 
-def initialise(student: nn.Module, teacher: dict[str, Tensor], kept: Kept | None = None) -> Initialisation:
+def initialise(student: nn.Module, teacher: dict[str, Tensor], kept: PruningPlan | None = None) -> Initialisation:
     """Fill `student` (a `transformers` model) in place from another's state dict; tell what came from where.
 
-    kept: what thinned parts keep; None: what `strongest` finds in the weights alone
+    kept: what pruned parts keep; None: what `strongest` finds in the weights alone
     """
     own = student.state_dict()
     report = Initialisation(kept=strongest(own, teacher) if kept is None else kept)
-    thinned = _thin_front_end(own, teacher, report.kept.channels) | _shorten_position(own, teacher)
+    pruned = _prune_front_end(own, teacher, report.kept.channels) | _shorten_position(own, teacher)
     for layer, units in enumerate(report.kept.units):
         if units is not None:
-            thinned |= _thin_feed_forward(teacher, layer, units)
+            pruned |= _prune_feed_forward(teacher, layer, units)
     for name, value in own.items():
-        if name in teacher and teacher[name].shape == value.shape and name not in thinned:
+        if name in teacher and teacher[name].shape == value.shape and name not in pruned:
             own[name] = teacher[name]
             report.copied.append(name)
-        elif name in thinned:
-            own[name] = thinned[name]
-            report.thinned.append(name)
+        elif name in pruned:
+            own[name] = pruned[name]
+            report.pruned.append(name)
         else:
             report.random.append(name)
     student.load_state_dict(own)
     return report
 
 
-def strongest(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Kept:
-    """The channels and units whose weights carry most, where the student is thinner than the teacher and else like it."""
-    kept = Kept()
-    names = _thinner_convolutions(student, teacher)
+def strongest(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> PruningPlan:
+    """The channels and units whose weights carry most, where the student is narrower than the teacher and else like it."""
+    kept = PruningPlan()
+    names = _narrower_convolutions(student, teacher)
     for position, name in enumerate(names):
         weight = teacher[name]  # (out, in, kernel)
         reader = teacher[names[position + 1]] if position + 1 < len(names) else teacher[PROJECT][:, :, None]
@@ -100,8 +100,8 @@ def strongest(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Kept:
     return kept
 
 
-def _thinner_convolutions(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> list[str]:
-    """The names of all convolutions, where some of the student's are thinner than the teacher's and none is wider."""
+def _narrower_convolutions(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> list[str]:
+    """The names of all convolutions, where some of the student's are narrower than the teacher's and none is wider."""
     names = [name for name in map(CONVOLUTION.format, range(len(teacher))) if name in teacher and name in student]
     if not names or PROJECT not in teacher or PROJECT not in student:
         return []
@@ -112,10 +112,10 @@ def _thinner_convolutions(student: dict[str, Tensor], teacher: dict[str, Tensor]
     return names if same_kernels else []
 
 
-def _thin_front_end(
+def _prune_front_end(
     student: dict[str, Tensor], teacher: dict[str, Tensor], channels: list[Tensor]
 ) -> dict[str, Tensor]:
-    """The front end's tensors cut down to `channels`; empty when none is thinner."""
+    """The front end's tensors cut down to `channels`; empty when none is narrower."""
     result: dict[str, Tensor] = {}
     inputs = torch.arange(1)
     for position, outputs in enumerate(channels):
@@ -137,7 +137,7 @@ def _thin_front_end(
     return result
 
 
-def _thin_feed_forward(teacher: dict[str, Tensor], layer: int, units: Tensor) -> dict[str, Tensor]:
+def _prune_feed_forward(teacher: dict[str, Tensor], layer: int, units: Tensor) -> dict[str, Tensor]:
     """A layer's feed-forward part cut down to `units`."""
     inner, outer = (FEED_FORWARD.format(layer, part) for part in ("intermediate", "output"))
     output = teacher[f"{outer}.weight"]

@@ -17,8 +17,8 @@ from ..assets import located
 from ..config import EnhancementConfig, StudentConfig
 from ..errors import UserError
 from ..files import read_json, replacing_folder, write_json, write_text
-from . import thinning
-from .claims import check_finite, check_values
+from . import pruning
+from .config_limits import check_finite, check_values
 from .encoder import EncoderOutput, SpeechEncoder
 from .frames import GRID, mask_from_lengths
 from .heads import Enhancement, EnhancementHead, PredictionHeads
@@ -166,7 +166,7 @@ def build_student(
 ) -> tuple[Student, Initialisation]:
     """A new student for `teacher`, initialised from it (or from the model that `config.init` names) as far as shapes allow.
 
-    speech: clips (T,) of minutes in all, read only where something is thinner than in that model and is to be fitted
+    speech: clips (T,) of minutes in all, read only where something is narrower than in that model and is to be fitted
     What cannot be copied is drawn from `seed`. Raises `UserError` for sizes that cannot be built.
     """
     source = teacher.encoder if config.init in ("teacher", "random") else load_encoder(config.init)
@@ -187,11 +187,25 @@ def build_student(
     if report.kept and isinstance(source, SpeechEncoder):
         device = next(source.parameters()).device
         if clips := [clip.to(device) for clip in speech]:
-            kept, moments = thinning.choose(encoder, source, clips)
+            kept, moments = pruning.plan_pruning(encoder, source, clips)
             report = initialise(model, weights, kept)
-            thinning.fit(encoder.to(device), source, kept, moments, clips)
+            pruning.fit(encoder.to(device), source, kept, moments, clips)
             encoder.cpu()
+    if report.random and isinstance(source, SpeechEncoder) and config.init != "random":
+        logger.warning(
+            "%d of the student's %d tensors start at random%s.",
+            len(report.random), len(model.state_dict()), _mismatch(model.config, source.model.config),
+        )  # fmt: skip
     return Student(encoder, heads, enhancer, teacher.layers, enhancement.tap), report
+
+
+def _mismatch(mine: Any, theirs: Any) -> str:
+    """Why a student cannot start from a source, and what to set for it to, as the end of a sentence."""
+    if mine.hidden_size != theirs.hidden_size:
+        return f": student.hidden_size is {mine.hidden_size}, and the source's {theirs.hidden_size}"
+    if any(a > b for a, b in zip(mine.conv_dim, theirs.conv_dim, strict=True)):
+        return f": set student.conv_channels to at most the source's, {list(theirs.conv_dim)}"
+    return ""
 
 
 def _build_model(source: SpeechEncoder | WhisperEncoder, config: StudentConfig) -> nn.Module:

@@ -11,7 +11,7 @@ from ..config import Recipe
 from ..files import telling_name
 from ..models.student import Student
 from ..models.teacher import Teacher
-from ..provenance import PROVENANCE, Heard, noise_kinds
+from ..provenance import PROVENANCE, TrainingExposure, noise_kinds
 from .checkpoint import Progress
 from .environment import Materials
 
@@ -24,13 +24,13 @@ def write_student(
     teacher: Teacher,
     progress: Progress,
     metrics: dict[str, float],
-    earlier: Heard,
+    earlier: TrainingExposure,
 ) -> None:
     """Replace `folder` by the student as it is now; `earlier` is what the models heard that the run builds upon."""
     texts = {
         "README.md": card(student, recipe, materials, teacher, progress, metrics),
         "recipe.yaml": yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True),
-        PROVENANCE: (earlier | materials.provenance() | Heard(noise_kinds=noise_kinds(recipe))).to_json(),
+        PROVENANCE: (earlier | materials.provenance() | TrainingExposure(noise_kinds=noise_kinds(recipe))).to_json(),
     }
     student.save(folder, texts)
 

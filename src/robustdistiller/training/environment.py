@@ -23,7 +23,7 @@ from ..audio.streams import Spool
 from ..config import EnvironmentConfig, Recipe
 from ..errors import UserError
 from ..files import digest
-from ..provenance import Heard
+from ..provenance import TrainingExposure
 from .sharded import from_shards
 
 logger = logging.getLogger(__name__)
@@ -59,10 +59,10 @@ class Materials:
         """Recordings for training."""
         return len(self.train) + sum(shard.recordings for shard in self.shards)
 
-    def provenance(self) -> Heard:
+    def provenance(self) -> TrainingExposure:
         """What training hears of recordings: the speakers, noise groups and rooms that no test may use."""
         speakers = {r.speaker for r in self.train if r.speaker}
-        return Heard(
+        return TrainingExposure(
             speakers=frozenset(speakers.union(*(shard.speakers for shard in self.shards))),
             noise_groups=frozenset(r.group or r.id for r in self.noise["train"]),
             room_groups=frozenset(r.group or r.id for r in self.rooms["train"]),

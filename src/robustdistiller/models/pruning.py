@@ -1,11 +1,12 @@
-"""Listening to a teacher to make it thinner: which channels and units a student keeps, and the weights that read them.
+"""Structured pruning of a source encoder on speech: which channels and units a student keeps, and the weights that read them.
 
-A channel is worth what it tells about all the others, as far as the next layer asks. Keeping the strongest ones keeps many that
-say the same. Here channels are chosen one after the other: each is the one from which, together with those before it, most
-of what the next layer computes can be told by a linear map (a pivoted Cholesky factorisation of the covariance of the channels
-on speech, weighted by the weights that read them; greedy choice of columns, Farahat et al., ICDM 2011).
-Then each layer is fitted, one after the other: the convolutions to the teacher's output at their channels, so that every one
-makes up for what those before it lost, and the readers of feed-forward units so that the kept ones speak for the others.
+A channel is worth what it explains of all the others, as far as the next layer reads them. Keeping those with the largest
+weights keeps many that say the same. Here channels are selected one after the other: each is the one from which, together
+with those before it, most of what the next layer computes follows by a linear map (a pivoted Cholesky factorisation of the
+covariance of the channels on speech, weighted by the weights that read them; greedy column subset selection, Farahat et al.,
+ICDM 2011). Then each layer is fitted by least squares, one after the other: the convolutions to the source's output at their
+channels, so that every one makes up for what those before it lost, and the readers of feed-forward units so that the kept ones
+stand for the others.
 
 With the convolutions of the mini teacher's student cut to an eighth … the whole of their width, the projected output keeps a
 cosine (around its mean) of 0.85 with that of the source, against 0.62 with the strongest channels and the same fit.
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .encoder import SpeechEncoder, normalize_wave
-from .initialise import FEED_FORWARD, Kept, strongest
+from .initialise import FEED_FORWARD, PruningPlan, strongest
 
 RIDGE = 1e-4  # of the mean energy of an input: what a minute of speech hardly excites stays small
 FEED_FORWARD_RIDGE = 1e-2  # thousands of units, thousands of frames
@@ -32,34 +33,40 @@ Moments = dict[int, tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
-def choose(student: SpeechEncoder, source: SpeechEncoder, speech: Sequence[Tensor]) -> tuple[Kept, Moments]:
-    """What a thinner `student` should keep of `source`, judged on `speech`: clips (T,) on the device of `source`."""
+def plan_pruning(
+    student: SpeechEncoder, source: SpeechEncoder, speech: Sequence[Tensor]
+) -> tuple[PruningPlan, Moments]:
+    """What a narrower `student` should keep of `source`, judged on `speech`: clips (T,) on the device of `source`."""
     kept = strongest(student.model.state_dict(), source.model.state_dict())
     layers = source.model.feature_extractor.conv_layers
-    with _listening(source):
+    with _evaluating(source):
         for position, channels in enumerate(kept.channels):
             covariance, _ = _moments(_convolved(source, layers[: position + 1], wave)[0].T for wave in speech)
             last = position + 1 == len(layers)
             reader = source.model.feature_projection.projection if last else layers[position + 1].conv
             # (out, in, kernel) → (in, out · kernel); the projection has one tap
-            kept.channels[position] = telling(covariance, reader.weight.transpose(0, 1).flatten(1), len(channels))
-        moments = _heard(source, [layer for layer, units in enumerate(kept.units) if units is not None], speech)
+            kept.channels[position] = select_channels(
+                covariance, reader.weight.transpose(0, 1).flatten(1), len(channels)
+            )
+        moments = _unit_moments(source, [layer for layer, units in enumerate(kept.units) if units is not None], speech)
     for layer, (covariance, _) in moments.items():
         units = kept.units[layer]
         assert units is not None
-        kept.units[layer] = telling(covariance, _reader(source, layer).weight.T, len(units))
+        kept.units[layer] = select_channels(covariance, _reader(source, layer).weight.T, len(units))
     return kept, moments
 
 
 @torch.no_grad()
-def fit(student: SpeechEncoder, source: SpeechEncoder, kept: Kept, moments: Moments, speech: Sequence[Tensor]) -> None:
-    """Fit the thinned parts of `student`, in place, to what `source` makes of `speech`: clips (T,) on its device.
+def fit(
+    student: SpeechEncoder, source: SpeechEncoder, kept: PruningPlan, moments: Moments, speech: Sequence[Tensor]
+) -> None:
+    """Fit the pruned parts of `student`, in place, to what `source` makes of `speech`: clips (T,) on its device.
 
     The first convolution hears the same waveform and stays; each other one, the projection where it reads fewer channels, and
-    the second half of each thinned feed-forward part become the linear maps with the least squared error.
+    the second half of each pruned feed-forward part become the linear maps with the least squared error.
     """
     if kept.channels:
-        with _listening(student), _listening(source):
+        with _evaluating(student), _evaluating(source):
             _fit_front_end(student, source, kept.channels, speech)
     for layer, (covariance, mean) in moments.items():
         units = kept.units[layer]
@@ -67,7 +74,7 @@ def fit(student: SpeechEncoder, source: SpeechEncoder, kept: Kept, moments: Mome
         _fit_feed_forward(_reader(student, layer), _reader(source, layer), units, covariance, mean)
 
 
-def telling(covariance: Tensor, weights: Tensor, count: int) -> Tensor:
+def select_channels(covariance: Tensor, weights: Tensor, count: int) -> Tensor:
     """The `count` channels from which most of ``weights.T @ x`` can be told, in rising order.
 
     covariance (C, C) of the channels x, in float64; weights (C, N) that read them
@@ -98,14 +105,14 @@ def _moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return square / count - torch.outer(mean, mean), mean
 
 
-def _heard(source: SpeechEncoder, layers: Sequence[int], speech: Sequence[Tensor]) -> Moments:
+def _unit_moments(source: SpeechEncoder, layers: Sequence[int], speech: Sequence[Tensor]) -> Moments:
     """The moments of what the units of these layers say, in one pass over the speech."""
     if not layers:
         return {}
-    said: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    values: dict[int, list[Tensor]] = {layer: [] for layer in layers}
 
     def remember(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, args: said[layer].append(args[0][0].half().cpu())
+        return lambda module, args: values[layer].append(args[0][0].half().cpu())
 
     handles = [_reader(source, layer).register_forward_pre_hook(remember(layer)) for layer in layers]
     try:
@@ -114,7 +121,7 @@ def _heard(source: SpeechEncoder, layers: Sequence[int], speech: Sequence[Tensor
     finally:
         for handle in handles:
             handle.remove()
-    return {layer: _moments(parts) for layer, parts in said.items()}
+    return {layer: _moments(parts) for layer, parts in values.items()}
 
 
 def _reader(encoder: SpeechEncoder, layer: int) -> Any:
@@ -153,7 +160,11 @@ def _fit_front_end(
         if conv.bias is not None:
             conv.bias.copy_(bias)
     project, reference = (encoder.model.feature_projection for encoder in (student, teacher))
-    if project.projection.weight.shape[1] < reference.projection.weight.shape[1]:
+    (outputs, inputs), (their_outputs, their_inputs) = (
+        project.projection.weight.shape,
+        reference.projection.weight.shape,
+    )
+    if inputs < their_inputs and outputs == their_outputs:  # another hidden size has nothing to be fitted to
         norm: Any = getattr(project, "layer_norm", None) or nn.Identity()
         pairs = (
             (norm(_convolved(student, mine, wave)[0].T), _projected(reference, _convolved(teacher, theirs, wave)[0].T))
@@ -198,7 +209,7 @@ def _least_squares(pairs: Any, offset: bool) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _listening(encoder: nn.Module) -> Iterator[None]:
+def _evaluating(encoder: nn.Module) -> Iterator[None]:
     """In evaluation mode for a while."""
     mode = encoder.training
     encoder.eval()

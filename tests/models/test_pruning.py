@@ -1,4 +1,4 @@
-"""Laws of thinning: what can be told from the rest is left out first, and what is left out is made up for."""
+"""Laws of pruning: what can be told from the rest is left out first, and what is left out is made up for."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustdistiller.config import EnhancementConfig, StudentConfig
+from robustdistiller.models.pruning import select_channels
 from robustdistiller.models.student import build_student
 from robustdistiller.models.teacher import load_teacher
-from robustdistiller.models.thinning import telling
 
 
 def told(x, y, columns):
@@ -24,7 +24,7 @@ def test_every_channel_is_the_one_that_adds_most_to_those_before_it(seed, count)
     x = torch.randn(200, 6, generator=g).double() @ torch.randn(6, 8, generator=g).double()  # redundant: rank 6
     x = x + 0.1 * torch.randn(200, 8, generator=g)
     weights = torch.randn(8, 5, generator=g).double()
-    found = telling(torch.cov(x.T, correction=0), weights, count)
+    found = select_channels(torch.cov(x.T, correction=0), weights, count)
     chosen: list[int] = []
     for _ in range(count):
         rest = [k for k in range(8) if k not in chosen]
@@ -35,14 +35,14 @@ def test_every_channel_is_the_one_that_adds_most_to_those_before_it(seed, count)
 def test_a_copy_of_a_channel_is_left_out_however_strong_it_is():
     x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)).double() * torch.tensor([9.0, 1.0, 1.0, 1.0])
     x = torch.cat([x, x[:, :1]], 1)  # channel 4 says what channel 0 says
-    kept = telling(torch.cov(x.T), torch.eye(5), 4).tolist()
+    kept = select_channels(torch.cov(x.T), torch.eye(5), 4).tolist()
     assert len({0, 4} & set(kept)) == 1 and {1, 2, 3} <= set(kept)
 
 
 def test_silent_channels_are_kept_where_as_many_are_asked_for():
     covariance = torch.diag(torch.tensor([1.0, 0.0, 2.0, 0.0])).double()
-    assert telling(covariance, torch.ones(4, 3), 2).tolist() == [0, 2]
-    assert len(telling(covariance, torch.ones(4, 3), 3)) == 3
+    assert select_channels(covariance, torch.ones(4, 3), 2).tolist() == [0, 2]
+    assert len(select_channels(covariance, torch.ones(4, 3), 3)) == 3
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_feed_forward_units_that_repeat_others_cost_nothing(repetitive, voice):
     small = EnhancementConfig(hidden=16, layers=1)
     student, report = build_student(repetitive, config, small, 0, clips)
     unheard, _ = build_student(repetitive, config, small, 0, ())
-    assert len(report.thinned) == 8 and not report.random
+    assert len(report.pruned) == 8 and not report.random
     assert all(len(set((units % 32).tolist())) == 32 for units in report.kept.units)
     wave = torch.tensor(voice(1.0, 9))[None]
     wanted = repetitive.encoder.eval()(wave).states[2]
