@@ -88,9 +88,63 @@ def test_mistakes_are_one_sentence(student, voice, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no audio in"):
         enhance_files(student, [tmp_path / "empty"], tmp_path / "out")
-    with pytest.raises(UserError, match="would replace its input"):
+    with pytest.raises(UserError, match="would replace the input"):
         enhance_files(student, [tmp_path / "a.wav"], tmp_path / "a.wav")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.wav").write_bytes(b"nothing")
     with pytest.raises(UserError, match="None of the 1 recordings can be used"):
         enhance_files(student, [tmp_path / "bad"], tmp_path / "out")
+
+
+def test_inputs_of_one_name_are_refused_before_any_work(student, voice, tmp_path):
+    for name in "abcd":
+        write_audio(tmp_path / name / "001.wav", voice(0.5))
+    folders = [tmp_path / name for name in "abcd"]
+    for work in (extract_features, enhance_files):
+        with pytest.raises(UserError, match="would both be written to"):
+            work(student, folders, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    done = extract_features(student, [tmp_path], tmp_path / "features")
+    assert len({item.target for item in done}) == len(list((tmp_path / "features").rglob("*.npz"))) == 4
+
+
+def test_files_that_differ_in_format_alone_have_outputs_of_their_own(student, voice, tmp_path):
+    write_audio(tmp_path / "in" / "a.wav", voice(0.5))
+    write_audio(tmp_path / "in" / "a.flac", voice(0.6))
+    enhance_files(student, tmp_path / "in", tmp_path / "out")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.flac.wav", "a.wav.wav"]
+
+
+def test_enhancing_into_the_folder_of_the_inputs_keeps_them(student, voice, tmp_path):
+    write_audio(tmp_path / "a.wav", voice(0.5))
+    write_audio(tmp_path / "b.flac", voice(0.5))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="would replace the input"):
+        enhance_files(student, [tmp_path], tmp_path, overwrite=True)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_only_earlier_outputs_are_replaced_and_only_when_told_to(student, voice, tmp_path):
+    write_audio(tmp_path / "noisy.wav", voice(0.5))
+    write_audio(tmp_path / "mine.wav", voice(0.4))
+    for work, name in ((enhance_files, "clean.wav"), (extract_features, "states.npz")):
+        work(student, [tmp_path / "noisy.wav"], tmp_path / name)
+        with pytest.raises(UserError, match="add --overwrite"):
+            work(student, [tmp_path / "noisy.wav"], tmp_path / name)
+        work(student, [tmp_path / "noisy.wav"], tmp_path / name, overwrite=True)
+    with pytest.raises(UserError, match="did not write it"):
+        enhance_files(student, [tmp_path / "noisy.wav"], tmp_path / "mine.wav", overwrite=True)
+    np.savez(tmp_path / "mine.npz", states=np.zeros(3))
+    with pytest.raises(UserError, match="did not write it"):
+        extract_features(student, [tmp_path / "noisy.wav"], tmp_path / "mine.npz", overwrite=True)
+
+
+def test_several_inputs_need_a_folder_for_their_outputs(student, voice, tmp_path):
+    write_audio(tmp_path / "in" / "a.wav", voice(0.5))
+    write_audio(tmp_path / "in" / "b.wav", voice(0.5))
+    for inputs in ([tmp_path / "in"], [tmp_path / "in" / "a.wav", tmp_path / "in" / "b.wav"]):
+        with pytest.raises(UserError, match="name of a file"):
+            enhance_files(student, inputs, tmp_path / "out.wav")
+    with pytest.raises(UserError, match="ends in"):
+        extract_features(student, [tmp_path / "in" / "a.wav"], tmp_path / "out.wav")
+    assert not (tmp_path / "out.wav").exists()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .audio.io import SAMPLE_RATE, find_audio, read_audio, write_audio
+from .audio.io import SAMPLE_RATE, SUFFIXES, find_audio, read_audio, write_audio
 from .errors import AudioError, UserError
 from .files import replacing
 from .models.frames import GRID
 from .models.student import Student
+from .outputs import claim_file, is_audio_of, is_npz_of, software
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +50,24 @@ def extract_features(
     predictions: bool = False,
     dtype: str = "float32",
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> list[Applied]:
     """Write the hidden states of every file as ``out/….npz`` with `states` (S, F, D), `times` (F,) in seconds, `names` (S,).
 
-    inputs: files and folders; predictions: add the predicted teacher layers. Files that cannot be read are skipped and
-    returned with a reason. Raises `UserError` when there is no audio at all.
+    Args:
+        student: The student; its device is used.
+        inputs: Files and folders, or one of either.
+        out: The folder to write; for a single file also a name that ends in ``.npz``.
+        predictions: Add the predicted teacher layers to the states.
+        dtype: ``float32`` or ``float16``.
+        progress: Called with (files done, all files).
+        overwrite: Replace what an earlier call wrote.
+
+    Returns:
+        A row for every file; those that cannot be read are skipped and have a reason.
+
+    Raises:
+        UserError: There is no audio at all, two files would have one output, or something would be replaced.
     """
     names = [*student.states_names, *(f"teacher layer {k}" for k in student.layers if predictions)]
 
@@ -61,7 +76,9 @@ def extract_features(
         with replacing(target) as temporary, temporary.open("wb") as stream:
             np.savez(stream, states=states, times=GRID.times(states.shape[1]).numpy(), names=np.array(names))
 
-    return _each(inputs, Path(out), ".npz", work, progress)
+    targets = _targets(inputs, Path(out), (".npz",))
+    _claim(targets, "features", is_npz_of("states", "times", "names"), overwrite)
+    return _each(targets, work, progress)
 
 
 def enhance_files(
@@ -69,10 +86,22 @@ def enhance_files(
     inputs: Iterable[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> list[Applied]:
-    """Write the enhanced speech of every file of `inputs` (files and folders) under the folder `out`, or to the file `out`.
+    """Write the enhanced speech of every file.
 
-    Raises `UserError` when the student has no enhancement head or there is no audio at all.
+    Args:
+        student: A student with an enhancement head; its device is used.
+        inputs: Files and folders, or one of either.
+        out: The folder to write; for a single file also a name that ends in ``.wav``, ``.flac`` or ``.ogg``.
+        progress: Called with (files done, all files).
+        overwrite: Replace what an earlier call wrote.
+
+    Returns:
+        As `extract_features`.
+
+    Raises:
+        UserError: As `extract_features`, and when the student has no enhancement head.
     """
     if student.enhancer is None:
         raise UserError(
@@ -80,9 +109,11 @@ def enhance_files(
         )
 
     def work(wave: Tensor, target: Path) -> None:
-        write_audio(target, enhanced(student, wave).numpy())
+        write_audio(target, enhanced(student, wave).numpy(), comment=software("enhance"))
 
-    return _each(inputs, Path(out), ".wav", work, progress)
+    targets = _targets(inputs, Path(out), (".wav", ".flac", ".ogg"))
+    _claim(targets, "enhance", is_audio_of("enhance"), overwrite)
+    return _each(targets, work, progress)
 
 
 def features_of(student: Student, wave: Tensor, predictions: bool = False) -> Tensor:
@@ -128,16 +159,9 @@ def windows(total: int, size: int, context: int) -> Iterator[tuple[int, int, int
         position = stop
 
 
-def _each(
-    inputs: Iterable[str | os.PathLike[str]],
-    out: Path,
-    suffix: str,
-    work: Callable[[Tensor, Path], None],
-    progress: Progress | None,
-) -> list[Applied]:
-    pairs = list(_targets([Path(i) for i in inputs], out, suffix))
+def _each(targets: dict[Path, Path], work: Callable[[Tensor, Path], None], progress: Progress | None) -> list[Applied]:
     done = []
-    for number, (source, target) in enumerate(pairs, 1):
+    for number, (target, source) in enumerate(targets.items(), 1):
         try:
             wave = read_audio(source, seconds=LONGEST_SECONDS)
             if len(wave) >= LONGEST_SECONDS * SAMPLE_RATE:
@@ -150,35 +174,56 @@ def _each(
             logger.warning("%s", error)
             done.append(Applied(source, None, 0.0, error.reason))
         if progress is not None:
-            progress(number, len(pairs))
+            progress(number, len(targets))
     if not any(item.target for item in done):
         raise UserError(
-            f"None of the {len(pairs)} recordings can be used (the first: {done[0].source}, {done[0].reason})."
+            f"None of the {len(targets)} recordings can be used (the first: {done[0].source}, {done[0].reason})."
         )
     return done
 
 
-def _targets(inputs: list[Path], out: Path, suffix: str) -> Iterator[tuple[Path, Path]]:
-    """Pairs of files to read and to write; folders keep their inner layout."""
-    single = len(inputs) == 1 and os.path.isfile(inputs[0]) and out.suffix.lower() in (".wav", ".flac", ".ogg", ".npz")
-    found = False
-    taken: dict[Path, Path] = {}
-    for entry in inputs:
+def _targets(
+    inputs: Iterable[str | os.PathLike[str]] | str | os.PathLike[str], out: Path, suffixes: tuple[str, ...]
+) -> dict[Path, Path]:
+    """The files to write and what each is made from; folders keep their inner layout, and no two files share an output."""
+    entries = [Path(i) for i in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
+    named = out.suffix.lower() in {*suffixes, ".npz", *SUFFIXES} and not os.path.isdir(out)
+    if named and not (len(entries) == 1 and os.path.isfile(entries[0])):
+        raise UserError(f"{out} is the name of a file: give a folder for the outputs of several files.")
+    if named and out.suffix.lower() not in suffixes:
+        raise UserError(f"Cannot write {out}: choose a name that ends in {' or '.join(suffixes)}.")
+    found: list[tuple[Path, Path]] = []  # each file and where its output goes, by its own name
+    for entry in entries:
         if os.path.isdir(entry):
-            pairs = [(file, out / file.relative_to(entry).with_suffix(suffix)) for file in find_audio(entry)]
+            found += [(file, out / file.relative_to(entry)) for file in find_audio(entry)]
         elif os.path.isfile(entry):
-            pairs = [(entry, out if single else out / f"{entry.stem}{suffix}")]
+            found.append((entry, out / entry.name))
         else:
             raise UserError(f"There is no file or folder {entry}: check the path.")
-        for source, target in pairs:
-            if target in taken:  # a.wav and a.flac would meet in one file
-                target = target.with_name(f"{source.name}{suffix}")
-            if target.resolve() == source.resolve():
-                raise UserError(f"The output would replace its input {source}: choose another --out.")
-            taken[target] = source
-            found = True
-            yield source, target
     if not found:
         raise UserError(
-            f"There is no audio in {', '.join(map(str, inputs))}: give files or folders with .wav, .flac, .ogg, …."
+            f"There is no audio in {', '.join(map(str, entries))}: give files or folders with .wav, .flac, .ogg, …."
         )
+    if named:
+        return {out: found[0][0]}
+    stems = Counter(place.with_suffix("") for _, place in found)
+    targets: dict[Path, Path] = {}
+    for source, place in found:
+        # a.wav and a.flac would meet in one file
+        name = place.name if stems[place.with_suffix("")] > 1 else place.stem
+        target = place.with_name(name + suffixes[0])
+        other = targets.setdefault(target, source)
+        if other != source:
+            raise UserError(
+                f"{other} and {source} would both be written to {target}: give the folder that holds both, which keeps its "
+                "layout, or call this once for each."
+            )
+    return targets
+
+
+def _claim(targets: dict[Path, Path], verb: str, ours: Callable[[Path], bool], overwrite: bool) -> None:
+    """Pass the gate for every output, before any work."""
+    sources = {os.path.realpath(source) for source in targets.values()}
+    for target, source in targets.items():
+        taken = os.path.realpath(target) in sources
+        claim_file(target, verb, ours, [target] if taken else [source], overwrite)

@@ -9,8 +9,10 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ _YAML_BYTES, _YAML_VALUES = 1 << 20, 100_000
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it replaces `path` in one step, on failure it disappears.
 
-    Raises `UserError` when the disk is full or the folder cannot be written, leaving an older `path` untouched.
+    A link is followed, so that what it leads to is replaced. Raises `UserError` when the disk is full, the folder cannot be
+    written or `path` is a device or a pipe, leaving an older `path` untouched.
     """
-    path = Path(path)
+    path = destination(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix is kept because some writers choose the format by it.
@@ -52,11 +55,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give an empty folder beside `path`; on success it takes the place of `path`, on failure it disappears."""
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file where a folder is to be written: choose another --out.")
+def replacing_folder(path: str | os.PathLike[str], known: Sequence[str] | None = None) -> Iterator[Path]:
+    """Give an empty folder beside `path`; on success it takes the place of `path`, on failure it disappears.
+
+    Raises `UserError` as `check_folder` does.
+    """
+    path = check_folder(path, known)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:_SHORT]}-", dir=path.parent))
@@ -89,6 +93,38 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def destination(path: str | os.PathLike[str]) -> Path:
+    """Where a file `path` is really written: links are followed. Raises `UserError` for devices, pipes and circles of links."""
+    place = Path(os.path.realpath(path))
+    try:
+        mode = place.stat().st_mode
+    except FileNotFoundError:
+        return place
+    except OSError as error:
+        raise disk_error(Path(path), error) from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path} is neither a file nor a folder: give the name of a file to write.")
+    return place
+
+
+def check_folder(path: str | os.PathLike[str], known: Sequence[str] | None = None) -> Path:
+    """Where a folder `path` is really written: links are followed.
+
+    Raises `UserError` where a file is, or a folder that holds anything but names of the patterns `known` (None: anything).
+    """
+    place = destination(path)
+    if place.exists() and not place.is_dir():
+        raise UserError(f"{path} is a file where a folder is to be written: choose another --out.")
+    if known is not None and place.is_dir():
+        for name in sorted(os.listdir(place)):
+            if not any(fnmatch(name, pattern) for pattern in known):
+                raise UserError(
+                    f"The folder {path} would be replaced, and holds {name}, which is not ours: choose another folder, or "
+                    f"move {name} away."
+                )
+    return place
 
 
 def disk_error(path: Path, error: OSError) -> UserError:

@@ -135,9 +135,12 @@ def mono_blocks(
         raise AudioError(f"{path} cannot be decoded ({_reason(error)}): remove it or convert it again.") from error
 
 
-def write_audio(path: str | os.PathLike[str], wave: np.ndarray, sampling_rate: int = SAMPLE_RATE) -> None:
+def write_audio(
+    path: str | os.PathLike[str], wave: np.ndarray, sampling_rate: int = SAMPLE_RATE, comment: str | None = None
+) -> None:
     """Write a wave (T,) atomically as .wav (16 bits, or float where |x| > 1), .flac (16 bits) or .ogg (Vorbis).
 
+    `comment` is kept in the file, for example who wrote it.
     Raises `UserError` for another suffix, a wave that is not finite, or a disk that is full.
     """
     path = Path(path)
@@ -157,6 +160,8 @@ def write_audio(path: str | os.PathLike[str], wave: np.ndarray, sampling_rate: i
     with replacing(path) as temporary:
         try:
             with soundfile.SoundFile(temporary, "w", sampling_rate, 1, coding, format=container) as file:
+                if comment:
+                    file.comment = comment
                 # In blocks: libsndfile's Vorbis encoder overflows the stack on very long writes.
                 for begin in range(0, len(wave), _BLOCK):
                     file.write(wave[begin : begin + _BLOCK])

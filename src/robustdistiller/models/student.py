@@ -17,6 +17,7 @@ from ..assets import located
 from ..config import EnhancementConfig, StudentConfig
 from ..errors import UserError
 from ..files import read_json, replacing_folder, write_json, write_text
+from ..outputs import STUDENT_FILES
 from . import pruning
 from .config_limits import check_finite, check_values
 from .encoder import EncoderOutput, SpeechEncoder
@@ -137,7 +138,7 @@ class Student(nn.Module):
         """
         from transformers import Wav2Vec2FeatureExtractor
 
-        with replacing_folder(folder) as temporary:
+        with replacing_folder(folder, STUDENT_FILES) as temporary:
             with quiet_transformers():
                 self.encoder.model.save_pretrained(temporary)
             Wav2Vec2FeatureExtractor(
