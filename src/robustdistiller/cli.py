@@ -143,6 +143,7 @@ def distill(
         training__seed=seed,
     )
     from .training.loop import distill as run
+    from .training.metrics import replaced_noises
 
     with _Watch(chosen) as watch:
         result = run(chosen, out, resume=resume, observer=watch, tensorboard=tensorboard)
@@ -158,6 +159,10 @@ def distill(
             )
         if "si_sdr/out" in metrics:
             print(f"enhancement: SI-SDR {metrics['si_sdr/in']:.2f} -> {metrics['si_sdr/out']:.2f} dB")
+        if lost := replaced_noises(out):
+            print(
+                f"{lost} noises could not be used, white noise took their place: see {printable(str(out / 'skipped.jsonl'))}"
+            )
         if result.cache:
             print(_cache_line(result.cache))
 

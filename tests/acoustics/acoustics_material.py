@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from robustdistiller.acoustics.convolution import audible_powers
 from robustdistiller.audio.manifest import Recording
 
 RATE = 16_000
@@ -32,3 +33,8 @@ def decibels(ratio: float) -> float:
 
 def power(wave: np.ndarray) -> float:
     return float(np.mean(np.square(wave, dtype=np.float64)))
+
+
+def audible(wave: np.ndarray) -> float:
+    """The power that levels and SNRs refer to (`test_levels_are_those_of_the_audible_band` measures it independently)."""
+    return audible_powers([np.asarray(wave, np.float32)])[0]

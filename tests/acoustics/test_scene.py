@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from acoustics_material import RATE, decibels, power, speechlike
+from acoustics_material import RATE, Make, audible, decibels, power, speechlike
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.signal import fftconvolve
+from scipy.signal import butter, fftconvolve, sosfiltfilt
 
 from robustdistiller.acoustics import scene as scene_module
 from robustdistiller.acoustics.curriculum import progress, snr_limits
@@ -24,8 +24,9 @@ from robustdistiller.acoustics.noise import NoiseBank, NoiseDraw
 from robustdistiller.acoustics.rooms import RoomBank
 from robustdistiller.acoustics.scene import Environment, Scene, contaminate, fixed_scene
 from robustdistiller.audio.manifest import Recording
-from robustdistiller.config import EnvironmentConfig
+from robustdistiller.config import EnvironmentConfig, NoiseMix
 from robustdistiller.errors import AudioError, UserError
+from robustdistiller.randomness import generator
 
 utterances = st.lists(st.integers(1600, 30_000), min_size=1, max_size=6)
 
@@ -58,14 +59,14 @@ def _reference(environment: Environment, scene: Scene, clean: np.ndarray) -> tup
     if scene.room:
         response = environment.rooms.load(scene.room)
         wet = fftconvolve(clean, response.samples.astype(np.float64))[response.direct :][: len(clean)]
-        wet = wet * np.sqrt(power(clean) / power(wet))
+        wet = wet * np.sqrt(audible(clean) / audible(wet))
     if scene.noises:
         noise = environment.fetch(scene, len(clean)).astype(np.float64)
         if scene.noise_room:
             response = environment.rooms.load(scene.noise_room).samples.astype(np.float64)
             turns = len(response) // len(noise) + 2  # it has been sounding for long
             noise = fftconvolve(np.tile(noise, turns), response)[(turns - 1) * len(noise) :][: len(noise)]
-        noise = noise * np.sqrt(power(wet) / power(noise) / 10 ** (scene.snr_db / 10))
+        noise = noise * np.sqrt(audible(wet) / power(noise) / 10 ** (scene.snr_db / 10))
     return wet, noise
 
 
@@ -104,7 +105,7 @@ def test_realised_snr_is_the_snr_asked(
     silent = [replace(scene, snr_db=None, noises=()) for scene in scenes]
     wet = plain.render(clean, lengths, None, silent)
     for y, x, count in zip(heard.double().numpy(), wet.double().numpy(), counts, strict=True):
-        assert decibels(power(x[:count]) / power((y - x)[:count])) == pytest.approx(snr_db, abs=0.05)
+        assert decibels(audible(x[:count]) / power((y - x)[:count])) == pytest.approx(snr_db, abs=0.05)
 
 
 @settings(deadline=None, max_examples=20)
@@ -126,7 +127,7 @@ def test_reverberation_keeps_the_level(environment: Environment, counts: list[in
     scenes = [Scene(f"u{i}", kind="reverb", room=ids[(seed + i) % len(ids)]) for i in range(len(counts))]
     wet = environment.render(clean, lengths, None, scenes)
     for x, y, count in zip(clean.numpy(), wet.numpy(), counts, strict=True):
-        assert decibels(power(y[:count]) / power(x[:count])) == pytest.approx(0, abs=1e-3)
+        assert decibels(audible(y[:count]) / audible(x[:count])) == pytest.approx(0, abs=1e-3)
 
 
 @settings(deadline=None, max_examples=25)
@@ -257,10 +258,63 @@ def test_silent_speech_is_left_as_it_is(environment: Environment, plain: Environ
     assert not heard[0].any() and heard[1].isfinite().all()
 
 
-def test_one_sample_of_speech_can_be_contaminated(plain: Environment) -> None:
+def test_one_sample_of_speech_is_left_as_it_is(plain: Environment) -> None:
     scene = fixed_scene(plain, "u", 1 / RATE, 0, 0.0, "white", "hall", noise_in_room=True)
-    heard, _ = contaminate(np.array([0.5], np.float32), plain, scene=scene)
-    assert heard.shape == (1,) and abs(abs(heard[0] - 0.5) - 0.5) < 1e-5
+    heard, said = contaminate(np.array([0.5], np.float32), plain, scene=scene)
+    assert heard.tolist() == [0.5] and said.note  # all of it is its own mean
+    heard, _ = contaminate(np.array([0.5, 0.2], np.float32), plain, scene=scene)
+    assert heard.shape == (2,) and np.isfinite(heard).all()
+
+
+def _in_band(wave: np.ndarray, low_hz: float = 50.0) -> float:
+    """Power above `low_hz`, by a recursive filter, without the second that it needs to settle at either end."""
+    filtered = sosfiltfilt(butter(6, low_hz, "highpass", fs=RATE, output="sos"), wave.astype(np.float64))
+    return power(filtered[RATE:-RATE])
+
+
+def _rumble(count: int) -> np.ndarray:
+    return 0.3 * np.sin(2 * np.pi * 5 * np.arange(count) / RATE + 0.7)
+
+
+@pytest.mark.parametrize("seconds", [8, 45])  # one block of noise, several
+@pytest.mark.parametrize("where", ["noise", "speech", "babble"])
+@pytest.mark.parametrize(("offset", "rumble"), [(0.05, 0), (0.15, 0), (0, 1), (-0.1, 1)])
+def test_levels_are_those_of_the_audible_band(
+    make_recording: Make, offset: float, rumble: int, where: str, seconds: int
+) -> None:
+    """A constant or infrasound is no part of an SNR: hiss under a rumble, speech with an offset, a babble of such voices."""
+    rng = np.random.default_rng(0)
+    inaudible = offset + rumble * _rumble(seconds * RATE)
+    hiss = 0.002 * rng.standard_normal(seconds * RATE)
+    noise = make_recording("hiss", hiss + (inaudible if where == "noise" else 0))
+    voices = [
+        make_recording(f"v{k}", speechlike(rng, seconds * RATE) * 0.02 + inaudible, speaker=f"v{k}") for k in range(4)
+    ]
+    speech = speechlike(rng, 6 * RATE)
+    if where == "speech":
+        speech = speech + np.float32(offset) + np.float32(rumble) * _rumble(6 * RATE).astype(np.float32)
+    bank = NoiseBank([noise], NoiseMix(recorded=1), speech=voices)
+    room = RoomBank.simulated(1)
+    for snr_db in (0.0, 10.0):
+        for through in (None, room.ids[0]):
+            environment = Environment(EnvironmentConfig(), bank, room)
+            kind = "babble" if where == "babble" else "hiss"
+            scene = fixed_scene(environment, "u", 6.0, 0, snr_db, kind, through, noise_in_room=True)
+            heard, scene = contaminate(speech, environment, scene=scene)
+            wet, _ = contaminate(speech, environment, scene=replace(scene, snr_db=None, noises=()))
+            assert decibels(_in_band(wet) / _in_band(heard - wet)) == pytest.approx(snr_db, abs=0.3)
+            assert decibels(_in_band(wet) / _in_band(speech)) == pytest.approx(0, abs=0.3)
+            assert power(heard - wet) < 1.1 * _in_band(heard - wet, 20)  # nothing inaudible is added
+
+
+def test_a_constant_is_silent(make_recording: Make) -> None:
+    wave = np.full(2 * RATE, 0.3, np.float32)
+    bank = NoiseBank([make_recording("constant", wave)], NoiseMix(recorded=1, white=0))
+    draw = bank.draw(generator(0), 1.0)
+    assert draw.kind == "white" and "silent" in str(draw.note)
+    environment = Environment(EnvironmentConfig(), bank)
+    heard, scene = contaminate(wave, environment, scene=fixed_scene(environment, "u", 2.0, 0, 0.0, "white"))
+    assert np.array_equal(heard, wave) and scene.note
 
 
 def test_another_device_gives_the_same_up_to_rounding(

@@ -10,13 +10,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from robustdistiller.config import load_recipe
+from robustdistiller.acoustics.scene import Environment
+from robustdistiller.audio.batching import Crop
+from robustdistiller.audio.manifest import Recording, read_manifest
+from robustdistiller.config import EnvironmentConfig, load_recipe
 from robustdistiller.errors import UserError
 from robustdistiller.models.student import load_student
 from robustdistiller.provenance import read_provenance
 from robustdistiller.training import checkpoint as checkpoints
+from robustdistiller.training.data import CropDataset
 from robustdistiller.training.loop import Silent, distill
-from robustdistiller.training.metrics import MetricsLog, validation_at
+from robustdistiller.training.metrics import MetricsLog, replaced_noises, validation_at
 
 FIELDS = [
     "student.feature_grad_mult=1.0", "data.crop_seconds=1.0", "data.batch_seconds=5.0", "data.valid_seconds=6",
@@ -240,6 +244,22 @@ def test_recordings_that_vanish_in_mid_run_are_replaced_and_listed(checkpoint, s
     distill(recipe, tmp_path / "run", observer=Vanish())
     rows = lines(tmp_path / "run" / "skipped.jsonl")
     assert rows and all(row["reason"] == "missing" and row["path"].endswith("6.wav") for row in rows)
+
+
+def test_noise_that_white_noise_replaces_is_counted(speech, tmp_path):
+    recordings = read_manifest(speech)
+    gone = Recording("gone", str(tmp_path / "gone.wav"), 3.0)
+    config = EnvironmentConfig(clean=0, reverb=0, both=0, noise=1, noise_kinds={"recorded": 1, "white": 0})
+    dataset = CropDataset(recordings, Environment.build(config, [gone]))
+    log = MetricsLog(tmp_path, 0)
+    assert replaced_noises(tmp_path) == 0
+    for number in range(3):
+        _, scene, _, rows = dataset._read(7, Crop(number, 0, 0, 8000))
+        assert scene.noises[0].kind == "white"
+        log.replaced(rows)
+    log.close()
+    assert replaced_noises(tmp_path) == 3
+    assert [row["id"] for row in lines(tmp_path / "skipped.jsonl")] == [r.id for r in recordings[:3]]
 
 
 def test_rows_after_the_checkpoint_are_dropped_on_resume(tmp_path):

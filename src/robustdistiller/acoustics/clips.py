@@ -5,7 +5,7 @@ A block is always decoded by the same call, so a sample has the same bits whiche
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,13 @@ from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import Recording
 from ..errors import AudioError
 from .cache import ByteCache
+from .convolution import EDGE, audible_powers, high_pass, powers
 
 BLOCK = 10 * SAMPLE_RATE  # samples decoded at once
 WHOLE = 30.0  # a recording of at most so many seconds is one block
 PROBES = 16  # seconds of a long recording that stand for its level
+FRAME = SAMPLE_RATE // 10  # samples whose power tells whether there is sound
+FADE = SAMPLE_RATE // 50  # samples (20 ms) over which the end of a loop fades into its beginning
 
 
 @dataclass(frozen=True)
@@ -44,39 +47,46 @@ class _Packed:
 
 
 class Clips:
-    """Reads any stretch of any `Recording` at 16 kHz, looping what is too short; holds `cache_mb` of decoded audio."""
+    """Reads any stretch of any `Recording` at 16 kHz without mean and infrasound; holds `cache_mb` of decoded audio."""
 
     def __init__(self, cache_mb: float) -> None:
         self._blocks: ByteCache[_Packed] = ByteCache(cache_mb * 2**20)
-        self._known: dict[Any, Any] = {}  # lengths and levels: a number or two for each recording met
+        self._known: dict[Any, Any] = {}  # lengths and levels: a few numbers for each recording met
 
     def num_samples(self, recording: Recording) -> int:
         """Samples that can be read without looping. Raises `AudioError` when the recording cannot be used."""
-        if recording.seconds > WHOLE:
-            return int(recording.seconds * SAMPLE_RATE)
-        return self._remember("length", recording, lambda: len(self._block(recording, 0).samples))
+        return self._remember("length", recording, lambda: self._length(recording))
 
     def level(self, recording: Recording) -> float:
-        """Mean power of a recording; of `PROBES` evenly spread seconds if it is long."""
+        """Mean power of a recording; of `PROBES` evenly spread seconds if it is long, unless these are all silent."""
         return self._remember("level", recording, lambda: self._measure(recording))
 
+    def frame_powers(self, recording: Recording) -> np.ndarray:
+        """Mean power of each `FRAME` of the whole recording, (N,): decodes all of it once."""
+        return self._remember("frames", recording, lambda: self._frame_powers(recording))
+
     def read(self, recording: Recording, start: int, count: int) -> np.ndarray:
-        """`count` samples from sample `start` on, from the beginning again after the end: (count,) float32."""
+        """`count` samples from sample `start` on, repeated as `looped` does where it is shorter: (count,) float32."""
         total = self.num_samples(recording)
+        return looped(lambda first, number: self._stretch(recording, first, number), total, start, count)
+
+    def _length(self, recording: Recording) -> int:
+        last = 0 if recording.seconds <= WHOLE else (int(recording.seconds * SAMPLE_RATE) - 1) // BLOCK
+        total = last * BLOCK + len(self._block(recording, last).samples)
         if total < 1:
             raise AudioError(f"{recording.path} holds no audio: leave it out.", "empty")
+        return total if recording.seconds <= WHOLE else min(total, int(recording.seconds * SAMPLE_RATE))
+
+    def _stretch(self, recording: Recording, start: int, count: int) -> np.ndarray:
         out = np.empty(count, np.float32)
-        done, position = 0, start % total
+        done = 0
         while done < count:
-            number, inside = (0, position) if recording.seconds <= WHOLE else divmod(position, BLOCK)
-            block = self._block(recording, number)
-            piece = block.wave(inside, min(inside + count - done, len(block.samples)))
+            number, inside = (0, start) if recording.seconds <= WHOLE else divmod(start + done, BLOCK)
+            piece = self._block(recording, number).wave(inside, inside + count - done)
+            if not len(piece):
+                raise AudioError(f"{recording.path} ends before its stated length: leave it out.", "corrupt")
             out[done : done + len(piece)] = piece
             done += len(piece)
-            # A header that promises more than there is makes the loop come round earlier.
-            position = (position + len(piece)) % total if len(piece) else 0
-            if not len(piece) and inside == 0:
-                raise AudioError(f"{recording.path} ends before its stated length: leave it out.", "corrupt")
         return out
 
     def _block(self, recording: Recording, number: int) -> _Packed:
@@ -84,24 +94,68 @@ class Clips:
 
     def _decode(self, recording: Recording, number: int) -> _Packed:
         if recording.seconds <= WHOLE:
-            return _Packed.of(recording.load())
-        start = number * BLOCK / SAMPLE_RATE
-        return _Packed.of(recording.load(start, BLOCK / SAMPLE_RATE))
+            return _Packed.of(_audible(recording.load()))
+        first = max(0, number * BLOCK - EDGE)  # the high pass looks beyond the block
+        wave = recording.load(first / SAMPLE_RATE, ((number + 1) * BLOCK + EDGE - first) / SAMPLE_RATE)
+        return _Packed.of(_audible(wave)[number * BLOCK - first :][:BLOCK])
 
     def _measure(self, recording: Recording) -> float:
         if recording.seconds <= WHOLE:
-            block = self._block(recording, 0)
-            probes = [block.wave(0, len(block.samples))]
-        else:
-            starts = np.linspace(0, recording.seconds - 1.5, PROBES)
-            probes = [recording.load(float(start), 1.0) for start in starts]
-        return float(np.mean([np.square(probe, dtype=np.float64).mean() if len(probe) else 0.0 for probe in probes]))
+            return powers([self._stretch(recording, 0, self.num_samples(recording))])[0]
+        starts = np.linspace(0, recording.seconds - 1.5, PROBES)
+        level = np.mean(audible_powers([recording.load(float(start), 1.0) for start in starts]))
+        return float(level if level > 0 else self.frame_powers(recording).mean())
+
+    def _frame_powers(self, recording: Recording) -> np.ndarray:
+        total = self.num_samples(recording)
+        blocks = (self._stretch(recording, start, min(BLOCK, total - start)) for start in range(0, total, BLOCK))
+        parts = (block[start : start + FRAME] for block in blocks for start in range(0, len(block), FRAME))
+        return np.array([np.square(part, dtype=np.float64).mean() for part in parts])
 
     def _remember(self, what: str, recording: Recording, make: Any) -> Any:
         key = (what, *_key(recording))
         if key not in self._known:
             self._known[key] = make()
         return self._known[key]
+
+
+def _audible(wave: np.ndarray) -> np.ndarray:
+    """`wave` after the high pass, silent where it was constant for 50 ms: the filter rings into digital silence."""
+    out = high_pass(wave)
+    changes = np.flatnonzero(np.diff(wave)) + 1
+    edges = np.concatenate([[0], changes, [len(wave)]])
+    for k in np.flatnonzero(np.diff(edges) >= SAMPLE_RATE // 20):
+        out[edges[k] : edges[k + 1]] = 0
+    return out
+
+
+def looped(read: Callable[[int, int], np.ndarray], total: int, start: int, count: int) -> np.ndarray:
+    """`count` samples from `start` on of a sound of `total` samples that repeats: (count,) float32.
+
+    `read(start, count)` gives a part of it. Where the end meets the beginning they are faded into each other at constant
+    power, so that a short noise does not click at every turn.
+    """
+    start %= total
+    if start + count <= total:
+        return read(start, count)
+    fade = min(FADE, total // 4)
+    period = total - fade
+    head = read(start, period - start) if start < period else np.zeros(0, np.float32)
+    first, rest = max(start - period, 0), count - len(head)
+    turn = read(0, min(period, first + rest))
+    turn[:fade] = _faded(read(period, fade), turn)
+    return np.concatenate([head, np.take(turn, np.arange(first, first + rest), mode="wrap")])
+
+
+def _faded(end: np.ndarray, beginning: np.ndarray) -> np.ndarray:
+    """Fade from one sound to the other, weighted so that the power stays whatever their correlation."""
+    angle = (np.arange(len(end), dtype=np.float32) + 0.5) * np.float32(np.pi / 2 / max(len(end), 1))
+    beginning = beginning[: len(end)]
+    end, angle = end[: len(beginning)], angle[: len(beginning)]
+    norm = float(np.linalg.norm(end) * np.linalg.norm(beginning))
+    correlation = float(end @ beginning) / norm if norm > 0 else 0.0
+    mixed = end * np.cos(angle) + beginning * np.sin(angle)
+    return mixed / np.sqrt(np.maximum(1 + correlation * np.sin(2 * angle), 0.1))
 
 
 def _key(recording: Recording) -> tuple[Hashable, ...]:

@@ -13,8 +13,13 @@ import numpy as np
 import scipy.fft
 import torch
 
+from ..audio.io import SAMPLE_RATE
+
 Array: TypeAlias = Any  # np.ndarray or torch.Tensor
 BLOCK = 4096  # samples that are summed in float32
+LOWEST_HZ = 20.0  # below is infrasound: no part of a level or an SNR
+ORDER = 8  # of the high pass: 48 dB an octave
+EDGE = SAMPLE_RATE // 2  # samples that the high pass looks beyond either end: its ringing has died by then
 
 
 def fft_size(num_samples: int) -> int:
@@ -46,6 +51,30 @@ def powers(rows: Sequence[Array]) -> list[float]:
     if isinstance(rows[0], np.ndarray):
         return [_energy(row) / len(row) if len(row) else 0.0 for row in rows]
     return torch.stack([row.double().square().sum() / max(len(row), 1) for row in rows]).tolist()
+
+
+def audible_powers(rows: Sequence[Array]) -> list[float]:
+    """The mean square of each row without its mean and infrasound: what levels and SNRs refer to."""
+    return powers([high_pass(row) for row in rows])
+
+
+def high_pass(row: Array) -> Array:
+    """A row (T,) without its mean and what lies below 20 Hz, in phase.
+
+    Beyond its ends the row is continued by odd reflection, so that a rumble is not cut off there with a click.
+    """
+    edge = min(EDGE, len(row) - 1)
+    if edge < 1:
+        return row * 0
+    joined, flip = (np.concatenate, np.flip) if isinstance(row, np.ndarray) else (torch.cat, lambda part: part.flip(0))
+    padded = joined([2 * row[0] - flip(row[1 : edge + 1]), row, 2 * row[-1] - flip(row[-edge - 1 : -1])])
+    padded = padded - padded.mean()
+    size = fft_size(len(padded))
+    hertz = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 1e-3)
+    gain = ((1 + (LOWEST_HZ / hertz) ** (2 * ORDER)) ** -0.5).astype(np.float32)
+    spectrum = rfft(padded, size)
+    spectrum *= gain if isinstance(row, np.ndarray) else torch.from_numpy(gain).to(row.device)
+    return irfft(spectrum, size)[edge : edge + len(row)]
 
 
 def _energy(row: np.ndarray) -> float:

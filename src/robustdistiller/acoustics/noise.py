@@ -18,8 +18,8 @@ from ..audio.manifest import Recording
 from ..config import NoiseMix
 from ..errors import AudioError, UserError, closest
 from ..randomness import generator
-from .clips import Clips, by_id
-from .convolution import fft_size, irfft, powers, rfft
+from .clips import FRAME, Clips, by_id, looped
+from .convolution import LOWEST_HZ, fft_size, irfft, powers, rfft
 from .synthetic_noise import SYNTHETIC_NOISES
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 SLOPES = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls as 1 / f ** slope
 MADE = (*SLOPES, *SYNTHETIC_NOISES)  # the kinds that need no recordings
 KINDS = ("recorded", "babble", *MADE)
-LOWEST_HZ = 20.0  # coloured noise has nothing below, or brown noise would be mostly inaudible
 SILENCE = 1e-14  # power, -140 dB of full scale: below, there is nothing to hear and no SNR to speak of
 QUIET = 1e-6  # -60 dB: a stretch so far below its own recording's level is a pause, not a noise
 TRIES = 5
@@ -51,6 +50,11 @@ class NoiseDraw:
     seed: int = 0  # of the made kinds
     voices: tuple[Voice, ...] = ()  # of babble
     note: str | None = None  # what had to be replaced, and why
+
+    @property
+    def replaced(self) -> bool:
+        """Whether white noise stands for recordings that were asked for but cannot be used."""
+        return self.kind == "white" and self.note is not None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -206,12 +210,19 @@ class NoiseBank:
                     start = int(u * (total - count + 1 if total >= count else total))
                     if powers([self._clips.read(recording, start, count)])[0] > level * QUIET:
                         return NoiseDraw("recorded", id, start / SAMPLE_RATE, seed, note=note)
-                note = f"{id} is silent wherever it was tried: white noise in its place"
-                break
+                return NoiseDraw("recorded", id, self._where_it_sounds(recording, offsets, count) / SAMPLE_RATE, seed)
             except AudioError as error:
                 self._complain(id, f"Noise recording {id} is passed over: {error}")
                 note = f"{id} cannot be read ({error.reason})"
         return NoiseDraw("white", seed=seed, note=note)
+
+    def _where_it_sounds(self, recording: Recording, uniform: np.ndarray, count: int) -> int:
+        """The first sample of a stretch around a frame that is not silent, for a recording that is so mostly."""
+        frames = self._clips.frame_powers(recording)
+        sounding = np.flatnonzero(frames > 0.01 * frames.mean())
+        frame = int(sounding[int(uniform[0] * len(sounding))]) * FRAME
+        start = frame - int(uniform[1] * max(count - FRAME, 0))
+        return min(max(start, 0), max(self._clips.num_samples(recording) - count, 0))
 
     def _draw_babble(
         self, rng: np.random.Generator, seconds: float, seed: int, utterance: str | None, speaker: str | None
@@ -247,19 +258,35 @@ class NoiseBank:
         return Voice(tuple(sources), offset)
 
     def _talk(self, voice: Voice, num_samples: int) -> np.ndarray:
-        start = round(voice.offset * SAMPLE_RATE)
-        pieces: list[np.ndarray] = []
+        lengths: dict[str, int] = {}
         for id in voice.sources:
             if id not in self._speech:
                 raise UserError(f"The babble recording '{id}' is not in this bank: pass the --speech it is from.")
             try:
-                pieces.append(self._clips.read(self._speech[id], 0, self._clips.num_samples(self._speech[id])))
+                lengths[id] = self._clips.num_samples(self._speech[id])
             except AudioError as error:
                 self._complain(id, f"Babble recording {id} is passed over: {error}")
-        wave = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-        if not len(wave):
+        if not lengths:
             return np.zeros(num_samples, np.float32)
-        return np.take(wave, np.arange(start, start + num_samples), mode="wrap")
+
+        def read(start: int, count: int) -> np.ndarray:
+            """A part of the voice's recordings one after the other; only the recordings that it touches are decoded."""
+            pieces = [np.zeros(0, np.float32)]
+            for id, length in lengths.items():
+                if start < length and count > 0:
+                    pieces.append(self._speech_of(id, start, min(count, length - start)))
+                    count -= len(pieces[-1])
+                start = max(start - length, 0)
+            return np.concatenate(pieces)
+
+        return looped(read, sum(lengths.values()), round(voice.offset * SAMPLE_RATE), num_samples)
+
+    def _speech_of(self, id: str, start: int, count: int) -> np.ndarray:
+        try:
+            return self._clips.read(self._speech[id], start, count)
+        except AudioError as error:
+            self._complain(id, f"Babble recording {id} is passed over: {error}")
+            return np.zeros(count, np.float32)
 
 
 def coloured(kind: str, seed: int, num_samples: int) -> np.ndarray:

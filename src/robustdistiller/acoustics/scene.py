@@ -2,7 +2,8 @@
 
 Method: RobustDistiller (arXiv 2302.09437) section 3.1. One of {clean, noise, reverb, both} for each utterance; speech
 is reverberated first, with the direct path at lag 0 and its level kept; then noise is added at an SNR that is measured
-against the reverberant speech over valid samples. Shapes: B utterances, T samples.
+against the reverberant speech over valid samples. Levels leave out the mean and infrasound, which nobody hears; the
+speech itself keeps them, recorded noise loses them. Shapes: B utterances, T samples.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..config import EnvironmentConfig
 from ..errors import AudioError, UserError
 from ..randomness import generator
 from .cache import ByteCache
-from .convolution import Array, convolve, powers, rfft, zeros_like
+from .convolution import Array, audible_powers, convolve, powers, rfft, zeros_like
 from .curriculum import keeps_room, snr_at
 from .effects import Effects, apply_effects, draw_effects
 from .noise import SILENCE, NoiseBank, NoiseDraw
@@ -153,14 +154,15 @@ class Environment:
         if len(scenes) != len(clean) or len(lengths) != len(clean):
             raise ValueError(f"{len(clean)} utterances, {len(lengths)} lengths and {len(scenes)} scenes do not match.")
         speech = _rows(clean, lengths)
-        levels = powers(speech)
         heard = list(speech)
-        audible = [i for i, level in enumerate(levels) if level > SILENCE]
+        changed = [i for i, s in enumerate(scenes) if s.room is not None or s.snr_db is not None or s.effects]
+        levels = dict(zip(changed, audible_powers([speech[i] for i in changed]), strict=True))
+        audible = [i for i in changed if levels[i] > SILENCE]
 
         wet = [i for i in audible if scenes[i].room is not None]
         for i, row in zip(wet, self._through_rooms(speech, wet, [scenes[i].room for i in wet]), strict=True):
             heard[i] = row
-        for i, power in zip(wet, powers([heard[i] for i in wet]), strict=True):
+        for i, power in zip(wet, audible_powers([heard[i] for i in wet]), strict=True):
             heard[i] = heard[i] * (levels[i] / power) ** 0.5 if power > 0 else speech[i]
 
         noisy = [i for i in audible if scenes[i].snr_db is not None]
@@ -301,7 +303,7 @@ def contaminate(
         raise AudioError("The speech holds samples that are not numbers: repair or leave it out.", "nan")
     if scene is None:
         scene = environment.draw(utterance, len(wave) / SAMPLE_RATE, epoch, step, speaker)
-    if not powers([wave])[0] > SILENCE:
+    if not audible_powers([wave])[0] > SILENCE:
         return wave.copy(), scene.silenced()
     noise = environment.fetch(scene, len(wave))
     heard = environment.render(

@@ -153,6 +153,9 @@ class CropDataset(Dataset[Any]):
                 number = self.other(number, integer("replacement", recording.id, crop.epoch, len(replaced)))
         self.desks.take(number, noise=True)
         scene = self.environment.draw(recording.id, len(wave) / SAMPLE_RATE, crop.epoch, step, recording.speaker)
+        replaced += [
+            {"id": recording.id, "reason": f"noise: {n.note}", "step": step} for n in scene.noises if n.replaced
+        ]
         return wave, scene, self.environment.fetch(scene, len(wave)), replaced
 
 

@@ -55,6 +55,13 @@ class MetricsLog:
             self._board.close()
 
 
+def replaced_noises(run: Path) -> int:
+    """How many noises of a run had to be replaced by white noise, as its ``skipped.jsonl`` lists them."""
+    path = run / "skipped.jsonl"
+    rows = read_jsonl(path, "list of what was skipped") if path.is_file() else ()
+    return sum(str(row.get("reason")).startswith("noise: ") for _, row in rows)
+
+
 def validation_at(run: Path, step: int | None) -> dict[str, float]:
     """The validation metrics that a run wrote at `step`, without their prefix; empty where there are none."""
     found: dict[str, float] = {}
