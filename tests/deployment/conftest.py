@@ -58,7 +58,7 @@ def head_file(student_folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("results") / "heads" / "smart-home" / "student.safetensors"
     about = {
         "task": "smart-home", "kind": "slots", "slots": list(LABELS), "classes": [list(v) for v in LABELS.values()],
-        "level_dbfs": -24.0, "norm": "layer", "states": list(subject.state_names), "model": subject.digest,
+        "level_dbfs": -24.0, "states": list(subject.state_names), "model": subject.digest,
     }  # fmt: skip
     save_heads(path, trained, "key", about)
     return path

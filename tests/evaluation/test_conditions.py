@@ -1,9 +1,14 @@
 """Laws of the conditions: what is asked is what is heard, by every model alike, and only that differs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from robustdistiller.acoustics.rooms import RoomBank
+from robustdistiller.audio.io import write_audio
+from robustdistiller.audio.manifest import Recording, write_manifest
 from robustdistiller.errors import UserError
 from robustdistiller.evaluation.conditions import CLEAN, ConditionsConfig, conditions_folder, load_conditions
 from robustdistiller.evaluation.stage import TRAINING, Stage, load_wave
@@ -66,6 +71,20 @@ def test_rooms_have_the_reverberation_time_of_their_bin(stage, keywords):
         condition = next(c for c in stage.conditions if c.t60 == (low, high))
         for example in keywords.test:
             assert low <= stage.scene(condition, keywords, "test", example).t60 < high
+
+
+def test_every_response_is_read_once_however_many_bins_there_are(tmp_path, monkeypatch):
+    rooms = RoomBank.simulated(3)
+    files = [Recording(name, str(tmp_path / f"{name}.wav"), 1.0, split="test") for name in rooms.ids]
+    for recording in files:
+        write_audio(Path(recording.path), rooms.load(recording.id).samples)
+    write_manifest(tmp_path / "rooms.jsonl", files)
+    read = []
+    load = RoomBank.load
+    monkeypatch.setattr(RoomBank, "load", lambda self, name: read.append(name) or load(self, name))
+    grid = {"sources": [{"name": "measured", "source": str(tmp_path / "rooms.jsonl")}], "t60": [[0.1, 0.4], [0.4, 9]]}
+    bins = Stage(ConditionsConfig.model_validate({"rooms": grid}))._rooms["measured"].bins
+    assert sorted(read) == sorted(rooms.ids) == sorted(name for names in bins.values() for name in names)
 
 
 def test_a_room_is_the_same_with_and_without_noise(stage, keywords):
@@ -149,6 +168,10 @@ def test_levels_are_normalised_before_anything_else(keywords):
         ({"rooms": {"t60": [[0.5, 0.2]]}}, "lowest, highest"),
         ({"both": {"noise": ["wind"]}}, "no source of noise"),
         ({"clean": False}, "no condition"),
+        ({"noise": {"snr_db": [0, 10, 0.0]}}, r"'noise.snr_db'.*0.0 stands in it twice"),
+        ({"rooms": {"t60": [[0.2, 0.5], [0.2, 0.5]]}}, "stands in it twice"),
+        ({"both": {"snr_db": [5, 5]}}, r"'both.snr_db'.*twice"),
+        ({"rooms": {"sources": [{"name": "x", "simulated": 10**8}]}}, "less than or equal to 10000"),
     ],
 )
 def test_mistakes_in_a_conditions_file_are_told_in_one_sentence(tmp_path, change, words):

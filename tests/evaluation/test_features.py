@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustdistiller.errors import UserError
-from robustdistiller.evaluation.features import Stream, extract, make_plan, reduce_states, require_space
+from robustdistiller.evaluation.features import Stream, extract, make_plan, require_space
 
 LENGTHS = [800 + 320 * (k % 7) for k in range(23)]
 
@@ -52,7 +52,7 @@ def test_a_plan_holds_every_utterance_once_in_bounded_batches(seconds, batch, sh
 
 def test_averaged_rows_are_means_over_valid_frames(tmp_path):
     stream = Stream(tmp_path, {"a": 1})
-    extract([Model()], [stream], PLAN, render, True, "none")
+    extract([Model()], [stream], PLAN, render, True)
     rows = stream.open().rows
     for k, length in enumerate(LENGTHS):
         last = (length - 400) // 320
@@ -62,7 +62,7 @@ def test_averaged_rows_are_means_over_valid_frames(tmp_path):
 
 def test_all_frames_are_kept_in_utterance_order(tmp_path):
     stream = Stream(tmp_path, {"a": 1})
-    extract([Model()], [stream], PLAN, render, False, "none")
+    extract([Model()], [stream], PLAN, render, False)
     features = stream.open()
     assert features.frames.tolist() == [(n - 400) // 320 + 1 for n in LENGTHS] and features.rows.dtype == np.float16
     for k, start in enumerate(features.starts[:-1]):
@@ -74,12 +74,12 @@ def test_all_frames_are_kept_in_utterance_order(tmp_path):
 @pytest.mark.parametrize("pooled", [True, False])
 def test_an_interrupted_extraction_goes_on_and_leaves_the_same_bytes(tmp_path, pooled):
     straight, broken = Stream(tmp_path / "straight", {"a": 1}), Stream(tmp_path / "broken", {"a": 1})
-    extract([Model()], [straight], PLAN, render, pooled, "none")
+    extract([Model()], [straight], PLAN, render, pooled)
     with pytest.raises(KeyboardInterrupt):
-        extract([Model(fail_after=12)], [broken], PLAN, render, pooled, "none")
+        extract([Model(fail_after=12)], [broken], PLAN, render, pooled)
     assert not broken.finished and broken.has(0)
     rest = Model()
-    extract([rest], [broken], PLAN, render, pooled, "none")
+    extract([rest], [broken], PLAN, render, pooled)
     assert 0 < rest.heard < len(LENGTHS)
     for name in ("features.npy", "frames.npy"):
         assert (straight.folder / name).read_bytes() == (broken.folder / name).read_bytes()
@@ -96,9 +96,9 @@ def test_only_what_is_missing_is_computed_and_all_models_hear_the_same(tmp_path)
 
     first, second = Model(), Model()
     streams = [Stream(tmp_path, {"m": 1}), Stream(tmp_path, {"m": 2})]
-    extract([first], streams[:1], PLAN, listening, True, "none")
+    extract([first], streams[:1], PLAN, listening, True)
     batches = len(heard)
-    extract([first, second], streams, PLAN, listening, True, "none")
+    extract([first, second], streams, PLAN, listening, True)
     assert first.heard == second.heard == len(LENGTHS) and len(heard) == 2 * batches
 
 
@@ -109,18 +109,10 @@ def test_another_key_is_another_stream(tmp_path):
 
 def test_damage_is_told_in_one_sentence(tmp_path):
     stream = Stream(tmp_path, {"a": 1})
-    extract([Model()], [stream], PLAN, render, True, "none")
+    extract([Model()], [stream], PLAN, render, True)
     (stream.folder / "features.npy").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="are damaged: delete that folder"):
         stream.open()
-
-
-def test_layer_norm_makes_frames_comparable():
-    states = torch.randn(2, 3, 5, 8) * 100 + 7
-    rows, counts = reduce_states(states, torch.tensor([5, 2]), False, "layer")
-    assert rows.shape == (7, 3, 8) and counts.tolist() == [5, 2]
-    torch.testing.assert_close(rows.float().mean(-1), torch.zeros(7, 3), atol=1e-2, rtol=0)
-    torch.testing.assert_close(rows.float().var(-1, unbiased=False), torch.ones(7, 3), atol=1e-2, rtol=0)
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_the_work(tmp_path):

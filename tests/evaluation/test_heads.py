@@ -1,8 +1,11 @@
 """Laws of the heads: they agree with an independent computation, find the telling state, and repeat themselves exactly."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from robustdistiller.evaluation.ctc import CTCHead, decode, fit_ctc_heads, frames_of
 from robustdistiller.evaluation.features import Features
@@ -15,6 +18,7 @@ from robustdistiller.evaluation.heads import (
     fit_utterance_heads,
     load_head,
     predict,
+    train_heads,
 )
 from robustdistiller.evaluation.metrics import RankedTrials
 from robustdistiller.evaluation.verification import make_trials, similarities
@@ -146,6 +150,30 @@ def test_ctc_learns_to_spell(recurrent):
     head.load_state_dict(trained[0].state)
     found = decode(head.eval(), valid)
     assert sum(path == list(wanted) for path, wanted in zip(found, valid_targets, strict=True)) >= 8
+
+
+@pytest.mark.parametrize("counts", [[3, 5, 4], [4, 4, 4]])
+def test_the_learning_rate_falls_to_nothing_and_never_below(counts):
+    """However many batches an epoch has."""
+    rates = []
+
+    def build():
+        return UtteranceHead(1, 4, [2])
+
+    def step(head, batch):
+        return head(torch.ones(len(batch), 1, 4))[0].square().mean()
+
+    def batches(seed, epoch):
+        return [np.arange(2)] * counts[epoch]
+
+    config = HeadConfig(learning_rates=(1e-2,), weight_decays=(0.0,), epochs=3, steps=0, seeds=1)
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    try:
+        train_heads(build, step, batches, lambda head: (0.0, 0.0), config, 0)
+    finally:
+        hook.remove()
+    assert len(rates) == sum(counts) and rates[0] == 1e-2 and rates[-1] == pytest.approx(1e-2 / sum(counts))
+    assert all(a > b > 0 for a, b in itertools.pairwise(rates))
 
 
 def test_frames_come_back_in_the_order_asked():

@@ -64,6 +64,16 @@ def test_transcripts_become_units(words):
     assert phones.train[0].target == ("low", "ow")
 
 
+def test_punctuation_leaves_single_spaces(words, tmp_path):
+    said = rewritten(words, tmp_path, lambda row: {**row, "text": " Well -- it's  (so to say) over_there. "})
+    assert "".join(task(said, kind="ctc").test[0].target) == "well it's so to say over there"
+
+
+def test_splits_may_go_by_any_of_their_names(words):
+    named = task(words / "manifest.jsonl", valid={"where": {"split": "dev"}}, test={"where": {"split": ["Eval"]}})
+    assert named.valid == task(words / "manifest.jsonl").valid and named.test == task(words / "manifest.jsonl").test
+
+
 def test_timed_phones_are_folded(words, tmp_path):
     timed = rewritten(words, tmp_path, lambda row: {**row, "text": [[0, 0.1, "h#"], [0.1, 0.2, "ix"], [0.2, 0.3, "q"]]})
     assert task(timed, kind="ctc", units="phones", fold="timit39").test[0].target == ("sil", "ih")

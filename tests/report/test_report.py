@@ -85,7 +85,7 @@ def made_result():
         )  # fmt: skip
     return {
         "format": 1, "version": "0", "conditions_name": "made", "conditions": [c.to_dict() for c in CONDITIONS],
-        "settings": {"train_on": "clean", "norm": "none", "seeds": 2, "replicates": 200, "reference": "log-mel",
+        "settings": {"train_on": "clean", "seeds": 2, "replicates": 200, "reference": "log-mel",
                      "heads": {"learning_rates": [1e-3], "weight_decays": [0.01]}},
         "models": [{"name": m, "source": m, "kind": "teacher", "digest": "0", "num_parameters": 10**7 * k,
                     "states": ["cnn", "layer 1"]}

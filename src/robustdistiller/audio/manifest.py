@@ -21,7 +21,7 @@ from ..files import read_jsonl, write_jsonl
 from .io import read_audio
 
 SPLITS = ("train", "valid", "test")
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     **{name: "train" for name in ("train", "training")},
     **{name: "valid" for name in ("valid", "validation", "dev", "val")},
     **{name: "test" for name in ("test", "testing", "eval")},
@@ -86,7 +86,7 @@ def recording_from_row(row: dict[str, Any], path: str) -> Recording:
             named[key] = _text(rest.pop(alias), alias)
     split = named["split"]
     if split is not None:
-        named["split"] = _SPLIT_NAMES.get(split.lower())
+        named["split"] = SPLIT_NAMES.get(split.lower())
         if named["split"] is None:
             raise ValueError(f"its split '{split}' is not one of {', '.join(SPLITS)}.{closest(split, SPLITS)}")
     channel = rest.get("use_channel")

@@ -293,7 +293,7 @@ def _classifier(
     head: TaskHead, encoder: Any, wave: Any, lengths: Any, states: Any, valid: Any, features: Reference
 ) -> _Job:
     names = [f"probabilities {slot}" for slot in head.labels]
-    network = ClassifierHead(head.head, head.norm).eval()
+    network = ClassifierHead(head.head).eval()
     model = join(encoder, renamed(trace(network, [states, valid], names), "head."))
     level: nn.Module = nn.Identity()
     if head.level is not None:

@@ -146,18 +146,14 @@ class EnhancerHead(nn.Module):
 class ClassifierHead(nn.Module):
     """states (B, S, F, D), frames (B,) → the probabilities of every slot's labels, [(B, classes), …].
 
-    norm: "layer" gives every frame zero mean and unit variance over D first, "none" does not; head: averaged states
-    (B, S, D) → logits per slot
+    head: averaged states (B, S, D) → logits per slot
     """
 
-    def __init__(self, head: nn.Module, norm: str = "none"):
+    def __init__(self, head: nn.Module):
         super().__init__()
-        self.head, self.norm = head, norm
+        self.head = head
 
     def forward(self, states: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
-        if self.norm == "layer":
-            valid = mask_from_lengths(frames, states.shape[2])[:, None, :, None]
-            states = functional.layer_norm(states, states.shape[-1:]) * valid
         mean = states.sum(2) / frames[:, None, None]  # zeros beyond the valid frames
         return tuple(logits.softmax(-1) for logits in self.head(mean))
 

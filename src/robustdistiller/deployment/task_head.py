@@ -22,7 +22,7 @@ from ..evaluation.tasks import load_task
 
 @dataclass(frozen=True)
 class TaskHead:
-    """head: averaged states (B, S, D) → logits per slot; labels by slot; norm of the frames; level in dBFS, or None.
+    """head: averaged states (B, S, D) → logits per slot; labels by slot; level in dBFS, or None.
 
     model: the digest of the student that it was trained on; states: the names of the states that it reads
     """
@@ -30,7 +30,6 @@ class TaskHead:
     head: UtteranceHead
     task: str
     labels: dict[str, tuple[str, ...]]
-    norm: str
     level: float | None
     states: tuple[str, ...]
     model: str
@@ -79,7 +78,6 @@ def read_head(path: str | os.PathLike[str]) -> TaskHead:
             head.eval(),
             about["task"],
             labels,
-            about["norm"],
             about["level_dbfs"],
             tuple(about["states"]),
             about["model"],

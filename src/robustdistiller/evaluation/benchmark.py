@@ -54,7 +54,6 @@ class Settings:
     """What a benchmark depends on besides its models, tasks and conditions."""
 
     train_on: Literal["clean", "contaminated"] = "clean"  # what the heads hear: the paper trains them on clean speech
-    norm: Literal["none", "layer"] = "none"  # "layer": every frame of every state to zero mean and unit variance first
     seeds: int = 3  # heads per model and task
     seed: int = 0
     replicates: int = (
@@ -286,7 +285,6 @@ class _Benchmark:
             "audio": task.fingerprints[part],
             "condition": self.stage.digest(condition, task, part),
             "pooled": pooled,
-            "norm": self.settings.norm,
             "batch_seconds": self.settings.batch_seconds,
             "version": __version__,
         }
@@ -302,8 +300,7 @@ class _Benchmark:
         if todo:
             extract(
                 [subjects[k] for k in todo], [streams[k] for k in todo], plan,
-                self.stage.render(condition, task, part, task.part(part)), pooled, self.settings.norm, self.device,
-                self._tick,
+                self.stage.render(condition, task, part, task.part(part)), pooled, self.device, self._tick,
             )  # fmt: skip
         return {subject.name: stream.open() for subject, stream in zip(subjects, streams, strict=True)}
 
@@ -336,7 +333,6 @@ class _Benchmark:
             "slots": list(task.slots),
             "classes": [list(classes) for classes in task.classes],
             "level_dbfs": task.config.level_dbfs,
-            "norm": self.settings.norm,
             "states": list(subject.state_names),
             "model": subject.digest,
         }

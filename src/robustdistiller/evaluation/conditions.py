@@ -39,6 +39,14 @@ Decibels = Annotated[float, Field(ge=-30, le=60)]
 Bin = tuple[Annotated[float, Field(ge=0.05)], Annotated[float, Field(le=10)]]
 
 
+def once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`values`, none of which may come twice: conditions are told apart, and named, by them."""
+    twice = next((value for k, value in enumerate(values) if value in values[:k]), None)
+    if twice is not None:
+        raise ValueError(f"{twice} stands in it twice: name it once")
+    return values
+
+
 class NoiseSource(Options):
     """A type of noise; recorded noise and babble come from recordings, the others are made."""
 
@@ -64,7 +72,7 @@ class RoomSource(Options):
     """A set of rooms: simulated ones (so many in every T60 bin), or measured responses."""
 
     name: Name
-    simulated: Annotated[int, Field(ge=1)] | None = None
+    simulated: Annotated[int, Field(ge=1, le=10_000)] | None = None
     source: str | None = None  # None, and not simulated: --rooms
     root: str | None = None
     where: dict[str, Any] = Field(default_factory=dict)
@@ -83,6 +91,11 @@ class NoiseGrid(Options):
     sources: tuple[NoiseSource, ...] = ()
     snr_db: tuple[Decibels, ...] = ()
 
+    @field_validator("snr_db")
+    @classmethod
+    def _once(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        return once(values)
+
 
 class RoomGrid(Options):
     """Every room source in every bin of T60 (seconds, measured; lower end included)."""
@@ -95,6 +108,7 @@ class RoomGrid(Options):
         for low, high in self.t60:
             if low >= high:
                 raise ValueError(f"a T60 bin must be [lowest, highest], not {[low, high]}")
+        once(self.t60)
         return self
 
 
@@ -105,6 +119,11 @@ class BothGrid(Options):
     rooms: tuple[str, ...] | None = None
     snr_db: tuple[Decibels, ...] = ()
     t60: tuple[Bin, ...] | None = None
+
+    @field_validator("noise", "rooms", "snr_db", "t60")
+    @classmethod
+    def _once(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        return once(values) if values else values
 
 
 class ConditionsConfig(Options):

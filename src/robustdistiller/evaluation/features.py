@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
-from torch.nn import functional
 
 from ..errors import UserError
 from ..files import digest, replacing, write_json
@@ -183,14 +182,12 @@ def extract(
     plan: Plan,
     render: Render,
     pooled: bool,
-    norm: str,
     device: torch.device | str = "cpu",
     tick: Callable[[], None] | None = None,
 ) -> None:
     """Fill one stream per model; every model hears the same rendered samples, and only missing shards are computed.
 
-    pooled: mean over valid frames, else all frames; norm: "none", or "layer" to give every frame zero mean and unit
-    variance over D first; tick: called once a shard.
+    pooled: mean over valid frames, else all frames; tick: called once a shard.
     """
     for number, shard in enumerate(plan.shards):
         missing = [k for k, stream in enumerate(streams) if not stream.has(number)]
@@ -200,7 +197,7 @@ def extract(
             wave, lengths = render(batch)
             wave, lengths = wave.to(device), lengths.to(device)
             for k in missing:
-                reduced, count = reduce_states(*models[k].states(wave, lengths), pooled, norm)
+                reduced, count = reduce_states(*models[k].states(wave, lengths), pooled)
                 rows[k].append(reduced.cpu())
                 frames[k].append(count.cpu())
         for k in missing:
@@ -211,10 +208,8 @@ def extract(
         stream.finish(plan)
 
 
-def reduce_states(states: Tensor, frames: Tensor, pooled: bool, norm: str) -> tuple[Tensor, Tensor]:
+def reduce_states(states: Tensor, frames: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
     """States (B, S, F, D) with valid `frames` (B,) → rows (ΣF', S, D) and rows per utterance (B,)."""
-    if norm == "layer":
-        states = functional.layer_norm(states.float(), states.shape[-1:])
     if pooled:
         valid = torch.arange(states.shape[2], device=states.device) < frames[:, None]  # (B, F)
         total = (states.float() * valid[:, None, :, None]).sum(2)

@@ -168,22 +168,21 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # layers have no other way to be told their initial values
         head = build()
-        per_epoch = len(batches(seed, 0))
-        epochs = max(config.epochs, -(-config.steps // per_epoch))
+        epochs = max(config.epochs, -(-config.steps // len(batches(seed, 0))))
+        steps = [batch for epoch in range(epochs) for batch in batches(seed, epoch)]
         mix = [p for name, p in head.named_parameters() if name == "mix.weights"]
         rest = [p for name, p in head.named_parameters() if name != "mix.weights"]
         groups: list[dict[str, Any]] = [{"params": rest}, {"params": mix, "lr": MIX_RATE * rate, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
-        total = epochs * per_epoch
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / total)
+        # Epochs may differ in their number of batches, so the rate falls over all of them together.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / len(steps))
         head.train()
-        for epoch in range(epochs):
-            for batch in batches(seed, epoch):
-                optimizer.zero_grad(set_to_none=True)
-                step(head, batch).backward()
-                nn.utils.clip_grad_norm_(rest, 5.0)
-                optimizer.step()
-                schedule.step()
+        for batch in steps:
+            optimizer.zero_grad(set_to_none=True)
+            step(head, batch).backward()
+            nn.utils.clip_grad_norm_(rest, 5.0)
+            optimizer.step()
+            schedule.step()
     head.eval()
     with torch.no_grad():
         result = validate(head)

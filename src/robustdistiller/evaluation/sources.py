@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..audio.corpora import Role
-from ..audio.manifest import Recording, read_manifest
+from ..audio.manifest import SPLIT_NAMES, Recording, read_manifest
 from ..errors import UserError
 
 
@@ -52,8 +52,10 @@ def value_of(recording: Recording, name: str) -> Any:
 def matches(recording: Recording, where: dict[str, Any]) -> bool:
     """Whether every field of `where` has the value, or one of the values, that is asked."""
     for name, wanted in where.items():
-        values = wanted if isinstance(wanted, list) else [wanted]
-        if str(value_of(recording, name)) not in [str(v) for v in values]:
+        values = [str(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
+        if name == "split":  # manifests are read under one name each for training, validation and test
+            values = [SPLIT_NAMES.get(value.lower(), value) for value in values]
+        if str(value_of(recording, name)) not in values:
             return False
     return True
 

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_MB = 64.0  # of decoded audio of every noise type, and four times as much speech
 SHORTEST = 400  # samples: one frame
+Bin = tuple[float, float]  # of T60, seconds
 TRAINING = Condition("training", "contaminated training", "training")
 
 
@@ -118,14 +119,14 @@ class Stage:
                 for low, high in bins:
                     known, limits = len(bank), (max(0.1, low), high)
                     bank.add_simulated(source.simulated, limits, self.config.seed, f"test-{low:g}-{high:g}")
-                    found[low, high] = _within(bank, bank.ids[known:], low, high)
+                    found[low, high] = _binned(bank, bank.ids[known:], [(low, high)])[low, high]
             else:
                 recordings = self._read(source, "rooms")
                 if not recordings:
                     self.notes.append(f"Rooms '{source.name}' are left out: no room responses were named (--rooms).")
                     continue
                 bank = RoomBank(recordings)
-                found = {(low, high): _within(bank, bank.ids, low, high) for low, high in bins}
+                found = _binned(bank, bank.ids, list(bins))
             sources[source.name] = _Rooms(bank, source.seen, found, recordings)
             for (low, high), ids in found.items():
                 if not ids:
@@ -143,7 +144,8 @@ class Stage:
                 raise UserError(f"Nothing in {place} fits 'where' of the {role} source {source.name}: correct it.")
             kept += chosen
             if role in self._training:
-                self._training[role] += [r for r in recordings if r.split == "train" and r not in chosen]
+                tested = {recording.id for recording in chosen}
+                self._training[role] += [r for r in recordings if r.split == "train" and r.id not in tested]
         return tuple(kept)
 
     def _exists(self, cell: Condition) -> bool:
@@ -318,15 +320,16 @@ def _split_by(source: NoiseSource, recordings: Sequence[Recording]) -> dict[str,
     return dict(sorted(types.items()))
 
 
-def _within(bank: RoomBank, ids: Sequence[str], low: float, high: float) -> list[str]:
-    """The responses whose measured T60 lies in [low, high); those that cannot be used are passed over."""
-    kept = []
+def _binned(bank: RoomBank, ids: Sequence[str], bins: Sequence[Bin]) -> dict[Bin, list[str]]:
+    """The responses whose measured T60 lies in each bin [low, high); every one is read once, unusable ones are passed over."""
+    found: dict[Bin, list[str]] = {place: [] for place in bins}
     for name in ids:
         try:
             t60 = bank.load(name).t60
         except AudioError as error:
             logger.warning("Room response %s is passed over: %s", name, error)
             continue
-        if t60 is not None and low <= t60 < high:
-            kept.append(name)
-    return kept
+        for low, high in bins:
+            if t60 is not None and low <= t60 < high:
+                found[low, high].append(name)
+    return found

@@ -317,7 +317,7 @@ def _units(config: TaskConfig, recording: Recording) -> tuple[str, ...]:
         )
     if isinstance(value, str):
         if config.units == "characters":
-            return tuple(re.sub(r"[^\w' ]+|_", " ", value.lower()).strip().replace("  ", " "))
+            return tuple(" ".join(re.sub(r"[^\w' ]+|_", " ", value.lower()).split()))
         value = value.split()
     units = [str(item[2] if isinstance(item, list | tuple) else item) for item in value]
     folding = FOLDINGS[config.fold] if config.fold else {}

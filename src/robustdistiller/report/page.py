@@ -121,8 +121,8 @@ def _reduction(figure: Figure) -> str:
     if value is None:
         return ""
     low, high = figure["error_reduction_low"], figure["error_reduction_high"]
-    word = "fewer" if value >= 0 else "more"
-    return f", {abs(100 * value):.0f} % {word} errors [{100 * low:+.0f}, {100 * high:+.0f}]"
+    word, (value, low, high) = ("fewer", (value, low, high)) if value >= 0 else ("more", (-value, -high, -low))
+    return f", {100 * value:.0f} % {word} errors [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 # One task
@@ -345,8 +345,8 @@ def _method(result: Result) -> str:
         '<h3>Models</h3><div class="scroll"><table><thead><tr><th></th><th>kind</th><th>parameters</th>'
         f"<th>states shown to the heads</th><th>weights</th></tr></thead><tbody>{models}</tbody></table></div>"
         "<h3>Protocol</h3>"
-        f"<p>The encoder is frozen. A head sees a learned, softmax-weighted sum of its states (normalisation of frames: "
-        f"{escape(settings['norm'])}), averages it over the utterance, projects it to 256 dimensions and answers linearly. "
+        f"<p>The encoder is frozen. A head sees a learned, softmax-weighted sum of its states, averages it over the "
+        "utterance, projects it to 256 dimensions and answers linearly. "
         f"Heads are trained on {escape(settings['train_on'])} speech with AdamW; learning rate "
         f"({', '.join(f'{rate:g}' for rate in heads['learning_rates'])}) and weight decay "
         f"({', '.join(f'{rate:g}' for rate in heads['weight_decays'])}) are chosen on the validation part. "
