@@ -54,6 +54,11 @@ class StudentConfig(Section):
     """The small encoder that is trained; None means "like the model that it is initialised from"."""
 
     layers: Count = 2
+    # Which layers of that model the student's start from, such as [3, 6, 9, 12] for four; None: its first ones.
+    from_layers: tuple[Count, ...] | None = None
+    # What predicts a target: "last", the last layer for all of them (DistilHuBERT), or "layers", for each the student's layer
+    # at the depth that the target has in its teacher.
+    predict_from: Literal["last", "layers"] = "last"
     hidden_size: Count | None = None
     feed_forward: Count | None = None
     heads: Count | None = None
@@ -67,6 +72,13 @@ class StudentConfig(Section):
     normalize: bool | None = None  # zero-mean, unit-variance input; None: as the preprocessor config says
     dropout: Probability = 0.1
     feature_grad_mult: NonNegative = 0.1  # gradient scale of the convolutions; 1 when they start from random weights
+
+    @model_validator(mode="after")
+    def _check(self) -> StudentConfig:
+        chosen = self.from_layers
+        if chosen is not None and (len(chosen) != self.layers or list(chosen) != sorted(set(chosen))):
+            raise ValueError(f"from_layers must name {self.layers} layers in rising order, one for each of layers")
+        return self
 
 
 class DataConfig(Section):

@@ -71,6 +71,16 @@ def test_feed_forward_units_that_repeat_others_cost_nothing(repetitive, voice):
     assert near < 0.01 and near < 0.1 * far  # the ridge leaves a little
 
 
+def test_pruned_layers_are_fitted_to_the_layers_they_come_from(repetitive, voice):
+    config = StudentConfig(feed_forward=32, from_layers=(1, 3))
+    student, _ = build_student(
+        repetitive, config, EnhancementConfig(enabled=False), 0, [torch.tensor(voice(2.0, seed)) for seed in range(4)]
+    )
+    before = repetitive.encoder.eval()(torch.tensor(voice(1.0, 9))[None]).states[2]
+    mine, theirs = (x.encoder.eval().model.encoder.layers for x in (student, repetitive))
+    torch.testing.assert_close(mine[1](before)[0], theirs[2](before)[0], atol=0.01, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["hubert", "wavlm"])
 def test_a_thin_student_chosen_and_fitted_on_speech_is_nearer_than_one_chosen_by_its_weights(checkpoint, voice, kind):
     teacher = load_teacher(str(checkpoint(kind)), (3,), precision="fp32")

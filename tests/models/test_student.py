@@ -57,6 +57,41 @@ def test_the_student_starts_as_the_first_layers_of_its_teacher(checkpoint, voice
     torch.testing.assert_close(student.eval().states(wave)[0], teacher.states(wave)[0][:, :3])
 
 
+@pytest.mark.parametrize("kind", ["hubert", "wavlm"])
+def test_a_deep_student_starts_from_the_layers_that_are_named(checkpoint, voice, kind):
+    teacher, student, report = build(checkpoint, kind, layers=2, from_layers=[1, 3])
+    assert not report.random and not report.pruned
+    mine, theirs = (x.encoder.model.encoder.layers.state_dict() for x in (student, teacher))
+    for name, value in mine.items():
+        place, _, rest = name.partition(".")
+        assert torch.equal(value, theirs[f"{(0, 2)[int(place)]}.{rest}"]), name
+    wave = torch.tensor(voice(0.8))[None]
+    torch.testing.assert_close(student.eval().states(wave)[0][:, :2], teacher.states(wave)[0][:, :2])
+
+
+def test_from_layers_must_be_layers_of_the_source(checkpoint):
+    for wrong in ([1], [3, 1], [1, 1]):
+        with pytest.raises(ValueError, match="2 layers in rising order"):
+            StudentConfig(layers=2, from_layers=wrong)
+    with pytest.raises(UserError, match="names layer 9"):
+        build(checkpoint, layers=2, from_layers=[1, 9])
+
+
+def test_layer_to_layer_each_target_is_predicted_from_its_depth(checkpoint, voice, tmp_path):
+    teacher, student, _ = build(checkpoint, layers=3, predict_from="layers")
+    assert teacher.layers == (1, 2, 3) and student.heads.sources == (1, 2, 3)
+    student.eval().save(tmp_path / "student")
+    again, wave = load_student(tmp_path / "student"), torch.tensor(voice(0.6))[None]
+    predicted = again(wave, enhance=False).predictions
+    torch.testing.assert_close(predicted, student(wave, enhance=False).predictions)
+    for target in range(3):
+        again.zero_grad(set_to_none=True)
+        again(wave, enhance=False).predictions[:, target].square().sum().backward()
+        layers = again.encoder.model.encoder.layers
+        reached = [bool(layer.feed_forward.output_dense.weight.grad.any()) for layer in layers]
+        assert reached == [layer <= target for layer in range(3)]
+
+
 @pytest.mark.parametrize("channels", [16, (16, 16, 16, 24, 24, 32, 32)])
 def test_a_pruned_front_end_takes_channels_of_the_teacher_and_keeps_their_energy(checkpoint, channels):
     teacher, student, report = build(checkpoint, conv_channels=channels)
@@ -88,7 +123,7 @@ def test_a_front_end_of_which_nothing_is_left_out_is_fitted_to_its_teacher_itsel
     teacher, student, _ = build(checkpoint)
     everything = PruningPlan([torch.arange(32)] * 7)
     clips = [torch.tensor(voice(2.0, seed)) for seed in range(2)]
-    pruning.fit(student.encoder, teacher.encoder, everything, {}, clips)
+    pruning.fit(student.encoder, teacher.encoder, everything, {}, clips, (1, 2))
     assert distance(teacher, student, torch.tensor(voice(1.0, 9))[None]) < 1e-3
 
 

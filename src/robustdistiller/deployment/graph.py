@@ -92,7 +92,7 @@ class EncoderGraph(nn.Module):
         if self.last:
             states = states[:, -1:]
         elif self.heads is not None:
-            states = torch.cat([states, self.heads(states[:, self.encoder.num_layers])], 1)
+            states = torch.cat([states, self.heads(states.unbind(1))], 1)
         return states * valid[:, None, :, None], frames
 
     def _transform(self, projected: Tensor, valid: Tensor) -> list[Tensor]:

@@ -24,18 +24,32 @@ MASK_GRID = FrameGrid(stride=HOP, offset=HOP, field=1)
 
 
 class PredictionHeads(nn.Module):
-    """Linear(D → L·D), GELU, then one Linear(D → D_teacher) per target layer (DistilHuBERT, arXiv 2110.01900, figure 1)."""
+    """The teacher's target layers predicted from the student's states.
 
-    def __init__(self, hidden: int, targets: int, layers: int):
+    From the last state alone: Linear(D → L·D), GELU, then one Linear(D → D_teacher) per target (DistilHuBERT, arXiv 2110.01900,
+    figure 1). With `sources`, layer to layer: one Linear(D → D_teacher) per target, on a state of its own.
+
+    Args:
+        hidden: D, the student's width.
+        targets: D_teacher.
+        layers: L, the number of target layers.
+        sources: For each target the number of the student's state that it is predicted from; None: the last for all.
+    """
+
+    def __init__(self, hidden: int, targets: int, layers: int, sources: Sequence[int] | None = None):
         super().__init__()
-        self.layers = layers
-        self.shared = nn.Linear(hidden, layers * hidden)
+        self.sources = None if sources is None else tuple(sources)
+        if sources is None:
+            self.shared = nn.Linear(hidden, layers * hidden)
         self.outputs = nn.ModuleList([nn.Linear(hidden, targets) for _ in range(layers)])
 
-    def forward(self, last: Tensor) -> Tensor:
-        """The student's last state (B, F, D) → predictions (B, L, F, D_teacher)."""
-        split = functional.gelu(self.shared(last)).chunk(self.layers, dim=-1)
-        return torch.stack([output(part) for output, part in zip(self.outputs, split, strict=True)], 1)
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """All of the student's states, (B, F, D) each → predictions (B, L, F, D_teacher)."""
+        if self.sources is None:
+            parts = functional.gelu(self.shared(states[-1])).chunk(len(self.outputs), dim=-1)
+        else:
+            parts = tuple(states[source] for source in self.sources)
+        return torch.stack([output(part) for output, part in zip(self.outputs, parts, strict=True)], 1)
 
 
 @dataclass

@@ -8,6 +8,7 @@ in the teacher are scaled up so that the energy of each output filter is kept, u
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -49,9 +50,22 @@ class Initialisation:
         return ", ".join(f"{len(names)} tensors {kind}" for kind, names in kinds.items() if names)
 
 
-def copyable_state(source: nn.Module) -> dict[str, Tensor]:
-    """The weights of an encoder by `transformers` names; empty for Whisper, of which nothing fits."""
-    return dict(source.model.state_dict()) if isinstance(source, SpeechEncoder) else {}
+def copyable_state(source: nn.Module, layers: Sequence[int]) -> dict[str, Tensor]:
+    """The weights of an encoder by `transformers` names; empty for Whisper, of which nothing fits.
+
+    Args:
+        source: The encoder.
+        layers: Its layers (1-based) that a student starts from; they are numbered as the student's.
+    """
+    if not isinstance(source, SpeechEncoder):
+        return {}
+    state = source.model.state_dict()
+    # WavLM's embedding of relative positions stands in its first layer, and serves all.
+    found = {k: v for k, v in state.items() if not k.startswith("encoder.layers.") or "rel_attn_embed" in k}
+    for place, layer in enumerate(layers):
+        theirs, mine = f"encoder.layers.{layer - 1}.", f"encoder.layers.{place}."
+        found |= {mine + name.removeprefix(theirs): value for name, value in state.items() if name.startswith(theirs)}
+    return found
 
 
 def initialise(student: nn.Module, teacher: dict[str, Tensor], kept: PruningPlan | None = None) -> Initialisation:

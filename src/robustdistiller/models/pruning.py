@@ -22,22 +22,25 @@ import torch
 from torch import Tensor, nn
 
 from .encoder import SpeechEncoder, normalize_wave
-from .initialise import FEED_FORWARD, PruningPlan, strongest
+from .initialise import FEED_FORWARD, PruningPlan, copyable_state, strongest
 
 RIDGE = 1e-4  # of the mean energy of an input: what a minute of speech hardly excites stays small
 FEED_FORWARD_RIDGE = 1e-2  # thousands of units, thousands of frames
 
 
 Moments = dict[int, tuple[Tensor, Tensor]]
-"""Covariance (C, C) and mean (C,) of the units of a layer's feed-forward part, by layer."""
+"""Covariance (C, C) and mean (C,) of the units of a layer's feed-forward part, by layer of the source (from 0)."""
 
 
 @torch.no_grad()
 def plan_pruning(
-    student: SpeechEncoder, source: SpeechEncoder, speech: Sequence[Tensor]
+    student: SpeechEncoder, source: SpeechEncoder, speech: Sequence[Tensor], origins: Sequence[int]
 ) -> tuple[PruningPlan, Moments]:
-    """What a narrower `student` should keep of `source`, judged on `speech`: clips (T,) on the device of `source`."""
-    kept = strongest(student.model.state_dict(), source.model.state_dict())
+    """What a narrower `student` should keep of `source`, judged on `speech`: clips (T,) on the device of `source`.
+
+    origins: the layer of `source` (1-based) that each layer of the student starts from
+    """
+    kept = strongest(student.model.state_dict(), copyable_state(source, origins))
     layers = source.model.feature_extractor.conv_layers
     with _evaluating(source):
         for position, channels in enumerate(kept.channels):
@@ -48,17 +51,24 @@ def plan_pruning(
             kept.channels[position] = select_channels(
                 covariance, reader.weight.transpose(0, 1).flatten(1), len(channels)
             )
-        moments = _unit_moments(source, [layer for layer, units in enumerate(kept.units) if units is not None], speech)
-    for layer, (covariance, _) in moments.items():
-        units = kept.units[layer]
-        assert units is not None
-        kept.units[layer] = select_channels(covariance, _reader(source, layer).weight.T, len(units))
+        narrower = [origins[layer] - 1 for layer, units in enumerate(kept.units) if units is not None]
+        moments = _unit_moments(source, narrower, speech)
+    for layer, origin in enumerate(origins):
+        units = kept.units[layer] if layer < len(kept.units) else None
+        if units is not None:
+            weights = _reader(source, origin - 1).weight.T
+            kept.units[layer] = select_channels(moments[origin - 1][0], weights, len(units))
     return kept, moments
 
 
 @torch.no_grad()
 def fit(
-    student: SpeechEncoder, source: SpeechEncoder, kept: PruningPlan, moments: Moments, speech: Sequence[Tensor]
+    student: SpeechEncoder,
+    source: SpeechEncoder,
+    kept: PruningPlan,
+    moments: Moments,
+    speech: Sequence[Tensor],
+    origins: Sequence[int],
 ) -> None:
     """Fit the pruned parts of `student`, in place, to what `source` makes of `speech`: clips (T,) on its device.
 
@@ -68,10 +78,10 @@ def fit(
     if kept.channels:
         with _evaluating(student), _evaluating(source):
             _fit_front_end(student, source, kept.channels, speech)
-    for layer, (covariance, mean) in moments.items():
-        units = kept.units[layer]
-        assert units is not None
-        _fit_feed_forward(_reader(student, layer), _reader(source, layer), units, covariance, mean)
+    for layer, units in enumerate(kept.units):
+        if units is not None:
+            theirs = origins[layer] - 1
+            _fit_feed_forward(_reader(student, layer), _reader(source, theirs), units, *moments[theirs])
 
 
 def select_channels(covariance: Tensor, weights: Tensor, count: int) -> Tensor:

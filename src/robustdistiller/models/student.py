@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Student(nn.Module):
         if lengths is None:
             lengths = torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
         encoded = self.encoder(wave, lengths)
-        predictions = self.heads(encoded.states[-1]) if predict and self.heads is not None else None
+        predictions = self.heads(encoded.states) if predict and self.heads is not None else None
         enhancement = None
         if enhance and self.enhancer is not None:
             enhancement = self.enhancer(self._tapped(encoded), encoded.lengths, wave, lengths)
@@ -123,6 +124,8 @@ class Student(nn.Module):
         config: dict[str, Any] = {"format": 1, "layers": list(self.layers), "tap": self.tap}
         if self.heads is not None:
             config["targets"] = self.heads.outputs[0].out_features
+            if self.heads.sources is not None:
+                config["sources"] = list(self.heads.sources)
         if self.enhancer is not None:
             lstm = self.enhancer.lstm
             config["enhancement"] = {
@@ -177,20 +180,28 @@ def build_student(
         encoder = SpeechEncoder(
             model, source.normalize if config.normalize is None else config.normalize, config.feature_grad_mult
         )
-        heads = PredictionHeads(encoder.hidden_size, teacher.hidden_size, len(teacher.layers))
+        sources = None
+        if config.predict_from == "layers":
+            sources = [math.ceil(layer * config.layers / teacher.num_layers) for layer in teacher.layers]
+        heads = PredictionHeads(encoder.hidden_size, teacher.hidden_size, len(teacher.layers), sources)
         enhancer = None
         if enhancement.enabled:
             enhancer = EnhancementHead(
                 encoder.hidden_size, enhancement.hidden, enhancement.layers, enhancement.dropout, enhancement.frame_rate
             )
-    weights = {} if config.init == "random" else copyable_state(source)
+    origins = config.from_layers or tuple(range(1, config.layers + 1))
+    if config.from_layers and origins[-1] > source.num_layers:
+        raise UserError(
+            f"student.from_layers names layer {origins[-1]}, but {config.init} has {source.num_layers}: correct it."
+        )
+    weights = {} if config.init == "random" else copyable_state(source, origins)
     report = initialise(model, weights)
     if report.kept and isinstance(source, SpeechEncoder):
         device = next(source.parameters()).device
         if clips := [clip.to(device) for clip in speech]:
-            kept, moments = pruning.plan_pruning(encoder, source, clips)
+            kept, moments = pruning.plan_pruning(encoder, source, clips, origins)
             report = initialise(model, weights, kept)
-            pruning.fit(encoder.to(device), source, kept, moments, clips)
+            pruning.fit(encoder.to(device), source, kept, moments, clips, origins)
             encoder.cpu()
     if report.random and isinstance(source, SpeechEncoder) and config.init != "random":
         logger.warning(
@@ -307,12 +318,17 @@ def load_student(folder: str | os.PathLike[str]) -> Student:
         layers, tap = tuple(config["layers"]), config["tap"]
         if not all(type(layer) is int and layer > 0 for layer in layers) or len(layers) > 256:
             raise ValueError("its layers are no list of layer numbers")
+        sources = config.get("sources")
+        if sources is not None and not all(type(k) is int and 0 <= k <= encoder.num_layers for k in sources):
+            raise ValueError("its sources are no list of the student's states")
         if tap not in ("last", "cnn") and not (type(tap) is int and tap > 0):
             raise ValueError(f"its tap is {tap!r:.20}")
         # On the meta device nothing is allocated until the tensors of the file are put in, which must fit.
         with torch.device("meta"):
             heads = (
-                PredictionHeads(encoder.hidden_size, config["targets"], len(layers)) if "targets" in config else None
+                PredictionHeads(encoder.hidden_size, config["targets"], len(layers), sources)
+                if "targets" in config
+                else None
             )
             enhancer = (
                 EnhancementHead(encoder.hidden_size, **{"frame_rate": 100, **config["enhancement"]})
