@@ -40,6 +40,7 @@ class TeacherConfig(Section):
 
     model: str | None = None  # a hub name such as facebook/hubert-base-ls960, or a folder in the same layout
     layers: tuple[Count, ...] | None = None  # 1-based; None: the paper's 4, 8, 12 scaled to the teacher's depth
+    average: Count = 1  # layers whose mean is a target: 4 makes of layer 8 the mean of 5 to 8 (SKILL, arXiv 2402.17133)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # "layer" removes scale and mean of every frame of a target, which pre-norm teachers (large models, Whisper) need
     # because a few of their dimensions are a hundred times larger than the rest; "auto" does so for exactly those.
@@ -205,17 +206,19 @@ class EnhancementConfig(Section):
 
 
 class ObjectivesConfig(Section):
-    """The loss: w_l1 · L1 + w_cos · (-log sigmoid(cos)) + w_corr · correlation + λ · enhancement."""
+    """The weights of the loss's terms: those of `objectives.distillation`, and λ of the enhancement."""
 
     l1: NonNegative = 1.0
     cosine: NonNegative = 1.0
+    mse: NonNegative = 0.0  # with teacher.layers=[12] the loss of DeWavLM
     correlation: NonNegative = 0.0  # correlation-metric distillation (arXiv 2312.12153)
+    vicreg: NonNegative = 0.0  # variance and covariance of the predictions (arXiv 2105.04906)
     enhancement: EnhancementConfig = EnhancementConfig()
 
     @model_validator(mode="after")
     def _check(self) -> ObjectivesConfig:
-        if not self.l1 + self.cosine + self.correlation > 0:
-            raise ValueError("one of l1, cosine and correlation must be above 0")
+        if not self.l1 + self.cosine + self.mse + self.correlation > 0:
+            raise ValueError("one of l1, cosine, mse and correlation must be above 0")
         return self
 
 

@@ -42,12 +42,20 @@ def numpy_correlation(p, t):
     return np.mean((1 - np.diag(cross)) ** 2) + np.mean(cross[off] ** 2) + np.mean(own[off] ** 2)
 
 
+def numpy_vicreg(p, t):
+    p = (p - p.mean(0)) / np.sqrt(t.var(0) + 1e-5)
+    lacking = np.maximum(0, 1 - np.sqrt(p.var(0) + 1e-5 / (t.var(0) + 1e-5)))
+    return lacking.mean() + np.mean((p.T @ p / len(p))[~np.eye(D, dtype=bool)] ** 2)
+
+
 @pytest.mark.parametrize(
     ("ours", "reference"),
     [
         (distillation.l1, lambda p, t: np.abs(p - t).mean()),
         (distillation.log_sigmoid_cosine, numpy_cosine),
+        (distillation.mse, lambda p, t: np.square(p - t).mean()),
         (distillation.correlation, numpy_correlation),
+        (distillation.vicreg, numpy_vicreg),
     ],
 )
 def test_distillation_terms_equal_a_plain_computation_and_hear_no_padding(pair, ours, reference):

@@ -38,6 +38,7 @@ class Teacher(nn.Module):
         name: str = "teacher",
         precision: str = "auto",
         target_norm: str = "auto",
+        average: int = 1,
     ):
         super().__init__()
         self.name = name
@@ -48,6 +49,11 @@ class Teacher(nn.Module):
         if wrong:
             raise UserError(
                 f"The teacher {name} has layers 1 to {self.num_layers}, not {wrong[0]}: correct teacher.layers."
+            )
+        self.average = average
+        if average > min(self.layers):
+            raise UserError(
+                f"There are no {average} layers up to layer {min(self.layers)} of the teacher {name}: lower teacher.average."
             )
         if encoder.grid.stride != GRID.stride:
             raise UserError(
@@ -91,7 +97,8 @@ class Teacher(nn.Module):
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> TeacherOutput:
         """Clean waveforms (B, T) with valid `lengths` (B,) samples → the target layers."""
         states, frames = self.states(wave, lengths)
-        hidden = states[:, list(self.layers)]  # (B, L, F, D)
+        groups = [states[:, layer - self.average + 1 : layer + 1].mean(1) for layer in self.layers]
+        hidden = torch.stack(groups, 1)  # (B, L, F, D)
         if self.target_norm == "layer":
             hidden = functional.layer_norm(hidden, hidden.shape[-1:])
         return TeacherOutput(hidden, frames)
@@ -108,11 +115,12 @@ def load_teacher(
     precision: str = "auto",
     device: torch.device | str | None = None,
     target_norm: str = "auto",
+    average: int = 1,
 ) -> Teacher:
     """Load a teacher by hub name or from a folder: HuBERT, WavLM, wav2vec 2.0, data2vec-audio, UniSpeech-SAT or Whisper.
 
     layers: 1-based target layers (None: 4, 8, 12 scaled to the depth); precision: auto, fp32, bf16 or fp16.
     Raises `UserError` for a model that cannot be loaded or a layer that it does not have.
     """
-    teacher = Teacher(load_encoder(name), layers, name, precision, target_norm)
+    teacher = Teacher(load_encoder(name), layers, name, precision, target_norm, average)
     return teacher.to(device) if device is not None else teacher

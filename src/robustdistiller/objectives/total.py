@@ -1,4 +1,4 @@
-"""The whole loss of a batch: L = w_l1 · L1 + w_cos · mean(-log σ(cos)) + w_corr · correlation + λ · enhancement."""
+"""The whole loss of a batch: the weighted terms of distillation, means over target layers, and of the enhancement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import ObjectivesConfig
 from ..models.student import StudentOutput
 from ..models.teacher import TeacherOutput
-from .distillation import correlation, l1, log_sigmoid_cosine
+from .distillation import TERMS
 from .enhancement import DEFAULT_WEIGHTS, enhancement_loss
 
 
@@ -39,14 +39,12 @@ def total_loss(config: ObjectivesConfig, output: StudentOutput, target: TeacherO
     frames = min(output.predictions.shape[2], target.hidden.shape[2])
     lengths = torch.minimum(output.encoded.lengths, target.lengths).clamp_max(frames)
     predictions, hidden = output.predictions[:, :, :frames].float(), target.hidden[:, :, :frames].float()
+    weights: dict[str, float] = {name: getattr(config, name) for name in TERMS}
+    # L1 and cosine are always told, so that runs with other weights can be compared.
     terms = {
-        "l1": l1(predictions, hidden, lengths),
-        "cosine": log_sigmoid_cosine(predictions, hidden, lengths),
+        name: TERMS[name](predictions, hidden, lengths) for name in TERMS if weights[name] or name in ("l1", "cosine")
     }
-    total = config.l1 * terms["l1"].mean(1) + config.cosine * terms["cosine"].mean(1)
-    if config.correlation:
-        terms["correlation"] = correlation(predictions, hidden, lengths)
-        total = total + config.correlation * terms["correlation"].mean(1)
+    total = torch.stack([weights[name] * term.mean(1) for name, term in terms.items()]).sum(0)
     if output.enhancement is not None:
         terms["enhancement"] = enhancement_loss(config.enhancement.loss, output.enhancement, clean)
         total = total + enhancement_weight(config) * terms["enhancement"]

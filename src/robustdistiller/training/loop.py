@@ -167,7 +167,9 @@ def _distill(
         resources.callback(materials.spool.close)
     if teacher is None:
         wanted = recipe.teacher
-        teacher = load_teacher(str(wanted.model), wanted.layers, wanted.precision, None, wanted.target_norm)
+        teacher = load_teacher(
+            str(wanted.model), wanted.layers, wanted.precision, None, wanted.target_norm, wanted.average
+        )
     teacher.stop_at_highest().to(device)
     chosen = recipe.teacher
     cache = TargetCache(chosen.cache, chosen.cache_gb, teacher, device) if chosen.cache is not None else None

@@ -297,6 +297,7 @@ def teacher_identity(model: Teacher, device: torch.device) -> dict[str, Any]:
         "config": digest(json.loads(json.dumps(config, default=str))),
         "normalize": model.normalize,
         "layers": list(model.layers),
+        "average": model.average,
         "target_norm": model.target_norm,
         "precision": pick_precision(model.precision, device, model.encoder),
         "device": device.type,
