@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from robustdistiller.cli_deployment import print_latency
+from robustdistiller.cli.deployment import print_latency
 from robustdistiller.config import load_recipe
 from robustdistiller.deployment.latency import FORMATS, Latency, Result, measure_latency, quick_export
 from robustdistiller.files import write_json

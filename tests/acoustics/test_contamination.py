@@ -39,16 +39,18 @@ def test_a_file_is_heard_at_the_snr_asked_and_the_same_way_again(folders: Path) 
     wet, _ = soundfile.read(folders / "wet.wav")
     assert decibels(power(wet) / power(heard - wet)) == pytest.approx(5, abs=0.05)
     first = out.read_bytes()
-    contaminate_file(speech, out, [str(folders / "cafe")], [str(folders / "rirs")], snr_db=5, seed=1)
+    contaminate_file(speech, out, [str(folders / "cafe")], [str(folders / "rirs")], snr_db=5, seed=1, overwrite=True)
     assert out.read_bytes() == first
-    contaminate_file(speech, out, [str(folders / "cafe")], [str(folders / "rirs")], snr_db=5, seed=2)
+    contaminate_file(speech, out, [str(folders / "cafe")], [str(folders / "rirs")], snr_db=5, seed=2, overwrite=True)
     assert out.read_bytes() != first
 
 
 def test_made_noise_and_simulated_rooms_need_no_files(folders: Path) -> None:
     scene = contaminate_file(folders / "speech.wav", folders / "out.flac", ["pink"], ["simulated"])
     assert scene.noises[0].kind == "pink" and scene.room.startswith("simulated") and 0 <= scene.snr_db <= 20
-    scene = contaminate_file(folders / "speech.wav", folders / "out.flac", ["white", str(folders / "cafe")], snr_db=0)
+    scene = contaminate_file(
+        folders / "speech.wav", folders / "out.flac", ["white", str(folders / "cafe")], snr_db=0, overwrite=True
+    )
     assert [noise.kind for noise in scene.noises] == ["white", "recorded"] and scene.room is None
 
 

@@ -121,7 +121,7 @@ def test_an_output_never_replaces_its_input(student, tmp_path):
         lambda: contaminate_file(path, path, ["white"], snr_db=5),
         lambda: contaminate_file(path, tmp_path / "x" / ".." / "a.wav", ["white"], snr_db=5),
     ):
-        with pytest.raises(UserError, match="would replace its input"):
+        with pytest.raises(UserError, match="would replace the input"):
             attempt()
     assert path.read_bytes() == content
 

@@ -10,6 +10,7 @@ from ..audio.prepare import prepare_all
 from ..config import EnvironmentConfig, NoiseMix
 from ..errors import AudioError, UserError
 from ..files import write_json
+from ..outputs import claim_file, is_audio_of, is_json_with, software
 from ..randomness import fraction, generator
 from .curriculum import snr_at
 from .noise import MADE, NoiseBank
@@ -28,21 +29,24 @@ def contaminate_file(
     seed: int = 0,
     config: EnvironmentConfig = EnvironmentConfig(),
     progress: Callable[[int, int], None] | None = None,
+    overwrite: bool = False,
 ) -> Scene:
     """Contaminate the file `speech` into `out`, and write the scene beside it as JSON.
 
     `noise` and `rooms` are sources as for training (folders, manifests, corpora); `noise` may also name a made kind
     (white, pink, brown, rain, hum, music, …), and `rooms` "simulated". What is given is heard: noise at `snr_db` (drawn
     from `config.snr_db` if None), the room, or both. Everything drawn depends on `seed` and the name of the file;
-    `progress` follows the scan of the sources. Raises `UserError`.
+    `progress` follows the scan of the sources; `overwrite` lets an earlier output be replaced. Raises `UserError`.
     """
     if not noise and not rooms:
         raise UserError("There is nothing to contaminate the speech with: pass --noise, --rooms or both.")
     if snr_db is not None and not noise:
         raise UserError("An SNR needs noise: pass --noise with a folder, or --noise white.")
+    scene_file = Path(out).with_suffix(".json")
+    read = [speech, *noise, *rooms]
+    claim_file(out, "contaminate", is_audio_of("contaminate"), read, overwrite)
+    claim_file(scene_file, "contaminate", is_json_with("utterance", "kind", "snr_db"), read, overwrite)
     seconds = probe(speech).seconds
-    if Path(out).resolve() == Path(speech).resolve():
-        raise UserError(f"The output would replace its input {speech}: choose another --out.")
     if seconds > LONGEST_HOURS * 3600:
         raise AudioError(f"{speech} is longer than an hour: cut it into shorter files first.", "too-long")
     wave = read_audio(speech)
@@ -52,7 +56,7 @@ def contaminate_file(
     folders = [name for name in noise if name not in made]
     bank = NoiseBank(
         prepare_all(folders, "noise", progress=progress).recordings if folders else (),
-        NoiseMix(recorded=1.0, white=1.0),
+        NoiseMix(recorded=float(bool(folders)), white=1.0),
     )
     room_folders = [name for name in rooms if name != SIMULATED]
     room_bank = RoomBank(prepare_all(room_folders, "rooms", progress=progress).recordings if room_folders else ())
@@ -72,6 +76,6 @@ def contaminate_file(
         config.noise_in_room,
     )
     heard, scene = contaminate(wave, environment, utterance, scene=scene)
-    write_audio(out, heard)
-    write_json(Path(out).with_suffix(".json"), scene.to_dict())
+    write_audio(out, heard, comment=software("contaminate"))
+    write_json(scene_file, scene.to_dict())
     return scene

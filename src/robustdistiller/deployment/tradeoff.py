@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import UserError, need
 from ..files import read_json, replacing
+from ..outputs import software
 from .latency import Latency
 
 FORMAT_MARKS = {"torch": "o", "onnx": "s", "int8": "^", "openvino": "D"}
@@ -84,5 +85,5 @@ def plot_tradeoff(
         handle.set_sizes([30])
     figure.suptitle(f"{latency.machine['processor']} ({', '.join(latency.machine['flags'])})", fontsize=8)
     with replacing(Path(out)) as temporary:
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=150, metadata={"Title": software("latency")})
     pyplot.close(figure)

@@ -1,0 +1,140 @@
+"""The command line: thin verbs over the library, with help that teaches and one sentence for every mistake.
+
+One file a group of verbs; `options` holds what verbs share, `output` what is printed, `progress` the bars, `process` what
+concerns the process as a whole. Nothing heavy is imported before a verb runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import UserError
+from ..memory import keep_freed_memory
+from . import audio, data, deployment, distillation, evaluation, recipes
+from .output import Notes, complain
+from .process import be_quiet_when_interrupted, harden_streams
+from .progress import is_main_process
+
+app = typer.Typer(
+    name="robustdistiller",
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Distil large speech encoders into small students that stay accurate in **noise and reverberation**.",
+    epilog="Start with `robustdistiller quickstart`, or `robustdistiller COMMAND --help`. Exit codes: 0 done; 1 a fault of "
+    "the program; 2 a mistake in the input or the surroundings, told in a sentence; 130 interrupted, 143 terminated: what "
+    "was saved stays.",
+)
+for group in (distillation, audio, data, evaluation, deployment, recipes):
+    group.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also print what the library logs as information.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of whatever goes wrong; anywhere on the line.")
+    ] = False,
+) -> None:
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[Notes()])
+    logging.getLogger("robustdistiller").setLevel(logging.INFO if verbose else logging.WARNING)
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main() -> None:
+    """Entry point of the console script: runs the verb and leaves with its exit code."""
+    harden_streams()
+    be_quiet_when_interrupted()
+    keep_freed_memory()
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    sys.exit(run(arguments, debug="--debug" in sys.argv[1:]))
+
+
+def run(arguments: list[str], debug: bool = False) -> int:
+    """Run one command line; every mistake of the user ends in one sentence. Returns the exit code.
+
+    Args:
+        arguments: The verb and what follows it.
+        debug: Print tracebacks as well.
+    """
+    try:
+        return int(app(arguments, prog_name="robustdistiller", standalone_mode=False) or 0)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130
+    except (UserError, OSError, MemoryError, RecursionError, OverflowError, UnicodeError) as error:
+        if debug:
+            traceback.print_exc()
+        name = type(error).__name__
+        # The main process may be the one that was lost: the next one says so too.
+        if is_main_process() or (name == "ProcessLost" and os.environ.get("RANK") == "1"):
+            complain(_sentence(error, arguments))
+        return 130 if name == "Interrupted" else 2
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own errors: a wrong option or value
+            place = getattr(getattr(error, "ctx", None), "command_path", "robustdistiller")
+            complain(f"{error.format_message().rstrip('.')}. See {place} --help.")
+            return int(getattr(error, "exit_code", 2))
+        if type(error).__name__ == "Abort":  # what typer makes of Ctrl-C at a prompt
+            complain("interrupted")
+            return 130
+        if "allocate memory" in str(error) or "out of memory" in str(error):  # torch's has no type of its own
+            if debug:
+                traceback.print_exc()
+            complain(_sentence(MemoryError(), arguments))
+            return 2
+        traceback.print_exc()
+        complain("This is a fault of the program: please report it with the lines above.")
+        return 1
+
+
+def _sentence(error: BaseException, arguments: list[str]) -> str:
+    """What to say of an error that ends a command, naming the input."""
+    if isinstance(error, UserError):
+        return str(error)
+    inputs = shlex.join(arguments)
+    inputs = inputs if len(inputs) < 300 else f"{inputs[:300]}…"
+    if isinstance(error, OSError):
+        if error.errno == 28:  # ENOSPC
+            return "The disk is full: free some space and run the same command again."
+        if error.filename is not None:
+            name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
+            return f"{name}: {error.strerror}: correct the path and run the same command again."
+        return f"The system refused something ({error.strerror or error}) in: {inputs}. --debug shows where."
+    if isinstance(error, MemoryError):
+        return f"There is not enough memory for: {inputs}. Give shorter or fewer inputs, or smaller sizes."
+    if isinstance(error, RecursionError):
+        return f"An input is nested too deeply in: {inputs}. Is it the right file? --debug shows where."
+    if isinstance(error, UnicodeError):
+        return (
+            f"An input holds text or a name that is not UTF-8 in: {inputs}. Rename or convert it; --debug shows where."
+        )
+    return f"A number is too large ({error}) in: {inputs}. --debug shows where."
+
+
+__all__ = ["app", "main", "run"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The verbs about data: prepare and shard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UserError
+from ..outputs import claim_file, claim_workplace, is_json_with
+from .options import Overwrite, Workers, between
+from .output import Json, say, say_json
+from .progress import Bars
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to `app`."""
+    for verb in (prepare, shard):
+        app.command()(verb)
+
+
+def prepare(
+    source: Annotated[str, typer.Argument(help="A folder, a manifest, `corpus:folder`, or lhotse cuts.")],
+    out: Annotated[Path, typer.Option(help="The manifest to write (.jsonl); what is skipped goes beside it.")],
+    role: Annotated[str, typer.Option(help="What it holds: speech, noise or rooms.")] = "speech",
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Scan audio once and write a manifest: durations, speakers, splits, and what cannot be used.
+
+    Known corpora: librispeech, musan, urbansound8k, rirs_noises, dns_rirs, esc50, demand, speech_commands,
+    fluent_speech_commands, iemocap. Example: `robustdistiller prepare librispeech:LibriSpeech/ --out
+    manifests/ls.jsonl`
+    """
+    if role not in ("speech", "noise", "rooms"):
+        raise UserError(f"--role is speech, noise or rooms, not {role}.")
+    if out.suffix != ".jsonl":
+        raise UserError(f"{out} is no name of a manifest: let it end in .jsonl.")
+    skipped = out.with_suffix(".skipped.jsonl")
+    claim_file(out, "prepare", is_json_with("path", "duration"), [source], overwrite)
+    claim_file(skipped, "prepare", is_json_with("path", "reason"), [source], overwrite)
+    from ..audio.manifest import write_manifest
+    from ..audio.prepare import prepare as scan
+    from ..audio.prepare import write_skipped
+
+    with Bars() as bars:
+        prepared = scan(source, role, workers=workers, progress=bars.of(f"scanning {role}"))  # type: ignore[arg-type]
+    write_manifest(out, prepared.recordings)
+    if prepared.skipped:
+        write_skipped(skipped, prepared.skipped)
+    else:
+        skipped.unlink(missing_ok=True)
+    if as_json:
+        say_json(
+            {
+                "manifest": out,
+                "recordings": len(prepared.recordings),
+                "seconds": prepared.seconds,
+                "skipped": [vars(row) for row in prepared.skipped],
+                "clipped": prepared.clipped,
+            }
+        )
+    else:
+        say(
+            f"{out}: {len(prepared.recordings)} recordings, {prepared.seconds / 3600:.2f} h; "
+            f"{len(prepared.skipped)} skipped, {prepared.clipped} heavily clipped"
+        )
+
+
+def shard(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Folders, manifests, `corpus:folder`, or lhotse cuts.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write; a command that was stopped goes on.")],
+    shard_mb: Annotated[
+        float, typer.Option(parser=between(0.01, 1e6), metavar="MB", help="About so many megabytes in each shard.")
+    ] = 512.0,
+    audio: Annotated[str, typer.Option("--format", help="flac (half the size) or wav.")] = "flac",
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Write speech as a few large tar files (WebDataset) that `distill --speech OUT` reads from end to end.
+
+    For object storage and for more files than a file system likes. Speakers stay together; what cannot be used is
+    listed in `OUT/skipped.jsonl`. Example: `robustdistiller shard librispeech:LibriSpeech/ --out shards/`
+    """
+    names = ("shard-000000.tar", "shard-000000.json", "index.json", "skipped.jsonl", "scan")
+    claim_workplace(out, "shard", names, ("index.json",), sources)
+    from ..audio.sharding import write_shards
+
+    with Bars() as bars:
+        done = write_shards(sources, out, shard_mb, audio, workers, bars.show)  # type: ignore[arg-type]
+    if as_json:
+        say_json(done.index)
+    else:
+        say(
+            f"{out}: {len(done.index['shards'])} shards ({done.kept} were there), "
+            f"{done.total('recordings'):.0f} recordings, {done.total('seconds') / 3600:.2f} h, "
+            f"{done.total('bytes') / 1e9:.3f} GB; {len(done.skipped)} skipped"
+        )

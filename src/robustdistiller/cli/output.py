@@ -1,0 +1,80 @@
+"""What the command line prints: results on standard output, as lines or as JSON; all else on standard error.
+
+Every text may come from a stranger's file: nothing in it is read as markup, and control characters are shown as escapes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import printable
+from .progress import is_main_process
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
+
+
+def say(*lines: str) -> None:
+    """Print lines of a result."""
+    for line in lines:
+        print(printable(line))
+
+
+def say_json(value: Any) -> None:
+    """Print a result for a script. What JSON has no value for becomes text."""
+    print(json.dumps(value, indent=2, ensure_ascii=True, default=str))
+
+
+def show_table(columns: list[str], rows: list[list[str]], title: str = "") -> None:
+    """Print a table whose cells are never cut: the first column is a name, the others are figures."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(printable(title), "italic") if title else None, title_justify="left", box=None, pad_edge=False
+    )
+    for number, name in enumerate(columns):
+        table.add_column(Text(printable(name)), justify="right" if number else "left", no_wrap=True)
+    for first, *cells in rows:
+        table.add_row(Text(printable(first), "bold"), *(Text(printable(cell)) for cell in cells))
+    screen = _console(stderr=False)
+    needed = max(screen.measure(table).maximum, len(title))
+    screen.print(table, width=max(screen.width, needed), crop=False, overflow="ignore", no_wrap=True)
+
+
+def complain(sentence: str) -> None:
+    """Print why the command ends, on standard error."""
+    from rich.text import Text
+
+    text = Text.assemble(("robustdistiller: ", "bold red"), printable(sentence))
+    _console().print(text, soft_wrap=True)
+
+
+class Notes(logging.Handler):
+    """Log records as plain lines on standard error, above any progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if is_main_process():
+            from rich.text import Text
+
+            text = Text.assemble(("note: ", "yellow"), printable(record.getMessage()))
+            _console().print(text, soft_wrap=True)
+
+
+def minutes(seconds: float) -> str:
+    """A duration as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _console(stderr: bool = True) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
