@@ -21,6 +21,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Milliseconds = Annotated[int, Field(ge=0, le=60_000, multiple_of=20)]  # whole frames
 Range = tuple[float, float]
 
 
@@ -51,6 +52,21 @@ class TeacherConfig(Section):
     cache_gb: Positive = 100.0  # of disk at most, over everything in that folder
 
 
+class StreamingConfig(Section):
+    """A student that also streams: chunk and look-ahead are drawn for every batch (docs/streaming.md)."""
+
+    chunk_ms: Annotated[tuple[Milliseconds, ...], Field(min_length=1)] = (80, 160, 320, 640)
+    look_ahead_ms: Annotated[tuple[Milliseconds, ...], Field(min_length=1)] = (0, 80, 160, 320)
+    left_ms: Milliseconds = 1920  # how far attention reaches back before the chunk, in training and on a stream
+    whole: Probability = 0.25  # of batches heard as whole utterances; 1 is the offline twin, of the same shape
+
+    @model_validator(mode="after")
+    def _check(self) -> StreamingConfig:
+        if min(self.chunk_ms) < 20:
+            raise ValueError("chunk_ms must be 20 or more")
+        return self
+
+
 class StudentConfig(Section):
     """The small encoder that is trained; None means "like the model that it is initialised from"."""
 
@@ -73,6 +89,7 @@ class StudentConfig(Section):
     normalize: bool | None = None  # zero-mean, unit-variance input; None: as the preprocessor config says
     dropout: Probability = 0.1
     feature_grad_mult: NonNegative = 0.1  # gradient scale of the convolutions; 1 when they start from random weights
+    streaming: StreamingConfig | None = None  # None: offline only
 
     @model_validator(mode="after")
     def _check(self) -> StudentConfig:

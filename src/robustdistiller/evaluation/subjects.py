@@ -15,6 +15,7 @@ from ..assets import located, shipped
 from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, closest
 from ..files import GENERIC, digest, telling_name
+from ..models.streaming import split_operating_point
 from ..models.student import HEADS_CONFIG, Student, load_student
 from ..models.teacher import load_teacher
 from ..provenance import TrainingExposure, read_provenance
@@ -94,7 +95,7 @@ def _open(name: str, source: str, predictions: bool, device: torch.device | str)
     network: Any
     state_names: tuple[str, ...]
     heard = None
-    folder = Path(located(source))
+    folder = Path(located(split_operating_point(source)[0]))
     if source in BASELINES:
         network = BASELINES[source]()
         kind, state_names, size = "baseline", (f"{source} with differences",), 0
@@ -128,10 +129,11 @@ def _digest(network: nn.Module, state_names: Sequence[str]) -> str:
         total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     encoder: Any = getattr(network, "encoder", None)
     config: Any = getattr(getattr(encoder, "model", None), "config", None)
+    chunking = getattr(network, "chunking", None)  # a streaming student's operating point
     told = {k: v for k, v in (config.to_dict() if config is not None else {}).items() if k not in _SILENT}
     return digest(
         [total.hexdigest(), type(network).__name__, list(state_names), repr(sorted(told.items(), key=str)),
-         getattr(encoder, "normalize", None)]
+         getattr(encoder, "normalize", None), *([repr(chunking)] if chunking is not None else [])]
     )  # fmt: skip
 
 

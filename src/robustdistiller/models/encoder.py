@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .frames import FrameGrid, at_least_single, mask_from_lengths
+from .streaming import Chunking, chunked_layers
 
 
 @dataclass
@@ -129,8 +130,11 @@ class SpeechEncoder(nn.Module):
             self.model.encoder.layers = self.model.encoder.layers[:layers]
             self.final_norm = False
 
-    def forward(self, wave: Tensor, lengths: Tensor | None = None) -> EncoderOutput:
-        """Encode waveforms (B, T) of which the first `lengths` (B,) samples are valid (None: all of them)."""
+    def forward(self, wave: Tensor, lengths: Tensor | None = None, chunking: Chunking | None = None) -> EncoderOutput:
+        """Encode waveforms (B, T) of which the first `lengths` (B,) samples are valid (None: all of them).
+
+        chunking: attend within chunks as a stream does; None: within the whole utterance
+        """
         samples = wave.shape[1]
         if samples < self.grid.field:
             raise UserError(
@@ -153,7 +157,11 @@ class SpeechEncoder(nn.Module):
         projected = self.model.feature_projection(cnn)
         projected = projected[0] if isinstance(projected, tuple) else projected  # (B, F, D)
         frames = self.grid.count(lengths)
-        layers = self.transform(projected, mask_from_lengths(frames, cnn.shape[1]) if padded else None)
+        valid = mask_from_lengths(frames, cnn.shape[1]) if padded else None
+        if chunking is not None:
+            layers = chunked_layers(self.model.encoder, projected, valid, chunking)
+        else:
+            layers = self.transform(projected, valid)
         return EncoderOutput((projected, *layers), cnn, frames)
 
     def _convolve(self, wave: Tensor, lengths: Tensor | None) -> Tensor:

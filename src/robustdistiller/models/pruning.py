@@ -160,12 +160,12 @@ def _fit_front_end(
         conv = mine[number].conv
         pairs = (
             (
-                _patches(_convolved(student, mine[:number], wave), conv.kernel_size[0], conv.stride[0]),
+                conv_patches(_convolved(student, mine[:number], wave), conv.kernel_size[0], conv.stride[0]),
                 theirs[number].conv(_convolved(teacher, theirs[:number], wave))[0, kept].T,
             )
             for wave in speech
         )
-        weight, bias = _least_squares(pairs, conv.bias is not None)
+        weight, bias = least_squares(pairs, conv.bias is not None)
         conv.weight.copy_(weight.unflatten(1, (-1, conv.kernel_size[0])))
         if conv.bias is not None:
             conv.bias.copy_(bias)
@@ -177,10 +177,10 @@ def _fit_front_end(
     if inputs < their_inputs and outputs == their_outputs:  # another hidden size has nothing to be fitted to
         norm: Any = getattr(project, "layer_norm", None) or nn.Identity()
         pairs = (
-            (norm(_convolved(student, mine, wave)[0].T), _projected(reference, _convolved(teacher, theirs, wave)[0].T))
+            (norm(_convolved(student, mine, wave)[0].T), project_cnn(reference, _convolved(teacher, theirs, wave)[0].T))
             for wave in speech
         )
-        weight, bias = _least_squares(pairs, True)
+        weight, bias = least_squares(pairs, True)
         project.projection.weight.copy_(weight)
         project.projection.bias.copy_(bias)
 
@@ -196,17 +196,17 @@ def _convolved(encoder: SpeechEncoder, layers: Any, wave: Tensor) -> Tensor:
     return x
 
 
-def _patches(x: Tensor, size: int, stride: int) -> Tensor:
+def conv_patches(x: Tensor, size: int, stride: int) -> Tensor:
     """(1, C, F) → (F', C · size), what a convolution sees in each of its frames."""
     return x[0].unfold(1, size, stride).permute(1, 0, 2).flatten(1)
 
 
-def _projected(projection: Any, x: Tensor) -> Tensor:
+def project_cnn(projection: Any, x: Tensor) -> Tensor:
     out = projection(x)
     return out[0] if isinstance(out, tuple) else out
 
 
-def _least_squares(pairs: Any, offset: bool) -> tuple[Tensor, Tensor]:
+def least_squares(pairs: Any, offset: bool) -> tuple[Tensor, Tensor]:
     """Pairs of inputs (F, N) and outputs (F, M) → weight (M, N) and bias (M,), zero without `offset`."""
     gram = cross = torch.zeros((), dtype=torch.float64)
     for x, y in pairs:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..assets import located
-from ..config import EnhancementConfig, StudentConfig
+from ..config import EnhancementConfig, StreamingConfig, StudentConfig
 from ..errors import UserError
 from ..files import read_json, replacing_folder, write_json, write_text
 from ..outputs import STUDENT_FILES
@@ -26,6 +26,8 @@ from .frames import GRID, mask_from_lengths
 from .heads import Enhancement, EnhancementHead, PredictionHeads
 from .hub import load_encoder, quiet_transformers
 from .initialise import Initialisation, copyable_state, initialise
+from .layer_norm import fit_layer_norm
+from .streaming import Chunking, check_streamable, draw_chunking, operating_point, split_operating_point
 from .teacher import Teacher
 from .whisper import WhisperEncoder
 
@@ -49,6 +51,8 @@ class Student(nn.Module):
 
     layers: the teacher's layers that the heads predict; tap: the state that feeds the enhancement head, "last", "cnn"
     (the projected CNN output, as in the official code) or a layer number
+    streaming: the chunks that it is trained with, if it can stream; chunking: how it attends in evaluation mode, None for
+    offline (see models/streaming.py)
     """
 
     def __init__(
@@ -59,8 +63,13 @@ class Student(nn.Module):
         layers: tuple[int, ...] = (),
         tap: str | int = "cnn",
         name: str = "student",
+        streaming: StreamingConfig | None = None,
     ):
         super().__init__()
+        if streaming is not None:
+            check_streamable(encoder.model, encoder.normalize)
+        self.streaming = streaming
+        self.chunking: Chunking | None = None
         self.encoder, self.heads, self.enhancer = encoder, heads, enhancer
         self.layers, self.tap, self.name = tuple(layers), tap, name
         self.hidden_size = encoder.hidden_size
@@ -81,7 +90,8 @@ class Student(nn.Module):
         """Contaminated waveforms (B, T) with valid `lengths` (B,) → states, predictions and enhancement."""
         if lengths is None:
             lengths = torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
-        encoded = self.encoder(wave, lengths)
+        chunking = draw_chunking(self.streaming) if self.training and self.streaming is not None else self.chunking
+        encoded = self.encoder(wave, lengths, chunking)
         predictions = self.heads(encoded.states) if predict and self.heads is not None else None
         enhancement = None
         if enhance and self.enhancer is not None:
@@ -132,6 +142,8 @@ class Student(nn.Module):
                 "hidden": lstm.hidden_size, "layers": lstm.num_layers, "dropout": lstm.dropout,
                 "frame_rate": self.enhancer.frame_rate,
             }  # fmt: skip
+        if self.streaming is not None:
+            config["streaming"] = self.streaming.model_dump(mode="json")
         return config
 
     def save(self, folder: str | os.PathLike[str], texts: dict[str, str] | None = None) -> None:
@@ -177,9 +189,8 @@ def build_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _build_model(source, config)
-        encoder = SpeechEncoder(
-            model, source.normalize if config.normalize is None else config.normalize, config.feature_grad_mult
-        )
+        normalize = source.normalize and config.streaming is None if config.normalize is None else config.normalize
+        encoder = SpeechEncoder(model, normalize, config.feature_grad_mult)
         sources = None
         if config.predict_from == "layers":
             sources = [math.ceil(layer * config.layers / teacher.num_layers) for layer in teacher.layers]
@@ -196,19 +207,28 @@ def build_student(
         )
     weights = {} if config.init == "random" else copyable_state(source, origins)
     report = initialise(model, weights)
-    if report.kept and isinstance(source, SpeechEncoder):
+    # A front end normalised over time must be fitted to one that is not.
+    streams = (
+        config.streaming is not None
+        and config.init != "random"
+        and getattr(source.model.config, "feat_extract_norm", "layer") == "group"
+    )
+    if (report.kept or streams) and isinstance(source, SpeechEncoder):
         device = next(source.parameters()).device
         if clips := [clip.to(device) for clip in speech]:
             kept, moments = pruning.plan_pruning(encoder, source, clips, origins)
             report = initialise(model, weights, kept)
-            pruning.fit(encoder.to(device), source, kept, moments, clips, origins)
+            encoder.to(device)
+            pruning.fit(encoder, source, replace(kept, channels=[]) if streams else kept, moments, clips, origins)
+            if streams:
+                fit_layer_norm(encoder, source, clips, kept.channels)
             encoder.cpu()
-    if report.random and isinstance(source, SpeechEncoder) and config.init != "random":
+    if report.random and isinstance(source, SpeechEncoder) and config.init != "random" and not streams:
         logger.warning(
             "%d of the student's %d tensors start at random%s.",
             len(report.random), len(model.state_dict()), _mismatch(model.config, source.model.config),
         )  # fmt: skip
-    return Student(encoder, heads, enhancer, teacher.layers, enhancement.tap), report
+    return Student(encoder, heads, enhancer, teacher.layers, enhancement.tap, streaming=config.streaming), report
 
 
 def _mismatch(mine: Any, theirs: Any) -> str:
@@ -235,7 +255,9 @@ def _build_model(source: SpeechEncoder | WhisperEncoder, config: StudentConfig) 
     channels = (channels,) * len(theirs.conv_dim) if isinstance(channels, int) else tuple(channels)
     if len(channels) != len(theirs.conv_dim):
         raise UserError(f"student.conv_channels needs one width or {len(theirs.conv_dim)}, not {len(channels)}.")
-    wavlm = config.architecture == "wavlm" or (config.architecture == "auto" and theirs.model_type == "wavlm")
+    wavlm = config.architecture == "wavlm" or (
+        config.architecture == "auto" and theirs.model_type == "wavlm" and config.streaming is None
+    )
     # data2vec's stack of five position convolutions has no counterpart in HuBERT, which gets one of the usual size.
     kernel = theirs.num_conv_pos_embeddings if theirs.model_type != "data2vec-audio" else 128
     kernel = config.position_kernel or kernel
@@ -247,8 +269,9 @@ def _build_model(source: SpeechEncoder | WhisperEncoder, config: StudentConfig) 
         conv_dim=channels,
         conv_kernel=tuple(theirs.conv_kernel),
         conv_stride=tuple(theirs.conv_stride),
-        conv_bias=theirs.conv_bias,
-        feat_extract_norm=getattr(theirs, "feat_extract_norm", "layer"),  # data2vec knows no other
+        conv_bias=theirs.conv_bias or config.streaming is not None,
+        # data2vec knows no other; a stream has no statistics over time
+        feat_extract_norm="layer" if config.streaming is not None else getattr(theirs, "feat_extract_norm", "layer"),
         feat_extract_activation=theirs.feat_extract_activation,
         do_stable_layer_norm=bool(getattr(theirs, "do_stable_layer_norm", False)),
         layer_norm_eps=theirs.layer_norm_eps,
@@ -295,10 +318,18 @@ def _position_groups(hidden: int) -> int:
 def load_student(folder: str | os.PathLike[str]) -> Student:
     """Open a student folder, or a shipped student such as ``mini-robust`` by its name, in evaluation mode.
 
-    A plain HuBERT or WavLM folder or hub name opens without heads.
+    A plain HuBERT or WavLM folder or hub name opens without heads. ``folder@160+80`` is a streaming student as it hears a
+    stream with chunks of 160 ms and a look-ahead of 80 ms.
 
     Raises `UserError` for a folder that is not a student or whose parts do not fit together.
     """
+    name, point = split_operating_point(os.fspath(folder))
+    if point is not None:
+        student = load_student(name)
+        if student.streaming is None:
+            raise UserError(f"{name} was not trained to stream: leave @{point[0]}+{point[1]} out.")
+        student.chunking = operating_point(student.streaming, *point)
+        return student
     folder = located(folder)
     encoder = load_encoder(folder)
     if not isinstance(encoder, SpeechEncoder):
@@ -341,7 +372,8 @@ def load_student(folder: str | os.PathLike[str]) -> Student:
                 values = {k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix)}
                 module.load_state_dict(values, assign=True)
                 check_finite(module, str(path / HEADS))
-        student = Student(encoder, heads, enhancer, layers, tap, str(folder)).eval()
+        streaming = StreamingConfig.model_validate(config["streaming"]) if "streaming" in config else None
+        student = Student(encoder, heads, enhancer, layers, tap, str(folder), streaming).eval()
         return student.requires_grad_(True)
     except UserError:
         raise
