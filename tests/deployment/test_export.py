@@ -132,6 +132,41 @@ def test_files_are_whole_onnx_models(exported):
         assert [value.name for value in model.graph.input] == ["wave", "lengths"]
 
 
+def test_every_onnxruntime_that_the_packages_allow_can_run_the_files(exported):
+    """onnxruntime 1.17 reads IR 9 and opset 20; before 1.26 it fused Transpose and MatMul of float64 into what it lacks."""
+    for file in exported[0].glob("*.onnx"):
+        model = onnx.load(file)
+        assert model.ir_version <= 9, file.name
+        assert {entry.domain: entry.version for entry in model.opset_import}.items() <= {
+            "": 20,
+            "com.microsoft": 1,
+        }.items()
+        graph = onnx.shape_inference.infer_shapes(model).graph
+        made = {name: node for node in graph.node for name in node.output}
+        types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
+        types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+        double = [n for n in graph.node if n.op_type == "MatMul" and types[n.output[0]] == onnx.TensorProto.DOUBLE]
+        assert double, file.name  # the statistics over time stay in float64
+        for node in double:
+            for name in node.input:
+                while name in made and made[name].op_type == "Cast":
+                    name = made[name].input[0]
+                assert name not in made or made[name].op_type != "Transpose", (file.name, node.name)
+
+
+def test_inputs_and_outputs_have_names_that_code_can_use(exported):
+    for file in exported[0].glob("*.onnx"):
+        graph = onnx.load(file).graph
+        axes = {value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+                for value in (*graph.input, *graph.output)}  # fmt: skip
+        assert all(name.isidentifier() for name in axes)
+        assert axes["wave"] == ["batch", "samples"] and axes["lengths"] == ["batch"]
+        if "states" in axes:
+            assert axes["states"] == ["batch", 2, "frames", 64] and axes["frames"] == ["batch"]
+        if "smart-home" in file.name:
+            assert list(axes) == ["wave", "lengths", "probabilities_action", "probabilities_room"]
+
+
 def test_the_report_is_what_the_files_say(exported):
     report = json.loads((exported[0] / "export.json").read_text())
     assert set(report["files"]) == {file.name for file in exported[0].glob("*.onnx")} == set(exported[1])

@@ -196,6 +196,7 @@ def _write(
         measured.spared = spared
         short = _shortfall(job, measured)
         if job.kind == "classifier" and labelled is not None and head is not None:
+            measured.agreement = None  # the answers on one audio and the accuracy on another look like a contradiction
             short = _accuracy(job, int8, labelled, head, measured)
         if short is None or options.force:
             break
@@ -292,7 +293,9 @@ def _trace(
 def _classifier(
     head: TaskHead, encoder: Any, wave: Any, lengths: Any, states: Any, valid: Any, features: Reference
 ) -> _Job:
-    names = [f"probabilities {slot}" for slot in head.labels]
+    names = [f"probabilities_{slot}" for slot in head.labels]
+    if not all(name.isidentifier() for name in names):
+        names = [f"probabilities_{number}" for number in range(len(names))]
     network = ClassifierHead(head.head).eval()
     model = join(encoder, renamed(trace(network, [states, valid], names), "head."))
     level: nn.Module = nn.Identity()

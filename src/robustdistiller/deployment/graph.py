@@ -48,18 +48,23 @@ class FirstBlock(nn.Module):
     def forward(self, wave: Tensor, lengths: Tensor) -> Tensor:
         """(B, T), (B,) samples → (B, C, F)"""
         patches = functional.conv1d(wave[:, None], self.pick, stride=self.stride)  # (B, k, F)
+        size = patches.shape[-1]
         frames = torch.div(lengths - self.size, self.stride, rounding_mode="floor") + 1
-        valid = mask_from_lengths(frames, patches.shape[-1])[:, None]
+        valid = mask_from_lengths(frames, size)[:, None]
         count = frames[:, None, None].double()
         mean = (patches.double() * valid).sum(-1, keepdim=True) / count  # (B, k, 1)
         centred = (patches.double() - mean) * valid
-        covariance = centred @ centred.transpose(1, 2) / count  # (B, k, k)
+        # The second factor is cut out again instead of transposed: onnxruntime before 1.26 fuses a transpose and a product
+        # of float64 into an operator that it does not have.
+        place = torch.arange(size)[:, None] * self.stride + torch.arange(self.size)  # (F, k)
+        rows = wave.index_select(1, place.flatten()).double().reshape(-1, size, self.size)
+        covariance = centred @ (rows - mean.reshape(-1, 1, self.size)) / count  # (B, k, k)
         variance = ((self.weight @ covariance) * self.weight).sum(-1)  # (B, C)
         weight = (self.scale * torch.rsqrt(variance + self.eps))[..., None] * self.weight  # (B, C, k)
         bias = self.shift[:, None] - weight @ mean  # (B, C, 1)
         # A row of ones carries the bias, so that no second pass over the result is needed.
-        rows = torch.cat([patches, torch.ones_like(patches[:, :1])], 1)
-        return self.activation(torch.cat([weight, bias], 2).float() @ rows)  # type: ignore[no-any-return]
+        patches = torch.cat([patches, torch.ones_like(patches[:, :1])], 1)
+        return self.activation(torch.cat([weight, bias], 2).float() @ patches)  # type: ignore[no-any-return]
 
 
 class EncoderGraph(nn.Module):

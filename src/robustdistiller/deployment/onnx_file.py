@@ -20,8 +20,16 @@ from ..errors import UserError, need
 from ..files import replacing
 from ..runtime.container import KEY, Description
 
-# (input name, its dynamic axes); every batch and time axis of every graph here is free.
+# (input name, an example, its dynamic axes); every batch and time axis of every graph here is free.
 Inputs = Sequence[tuple[str, Tensor, tuple[int, ...]]]
+
+# GELU is an operator since opset 20; both are what onnxruntime 1.17, the oldest that the packages allow, can read.
+OPSET, IR_VERSION = 20, 9
+AXES = {
+    "wave": ("batch", "samples"), "lengths": ("batch",), "states": ("batch", "", "frames", ""), "frames": ("batch",),
+    "enhanced": ("batch", "samples"), "levelled": ("batch", "samples"),
+}  # fmt: skip
+"""Names of the free axes of inputs and outputs; of all others, such as probabilities, the first is the batch."""
 
 
 def trace(module: nn.Module, inputs: Inputs, outputs: Sequence[str]) -> Any:
@@ -45,6 +53,7 @@ def trace(module: nn.Module, inputs: Inputs, outputs: Sequence[str]) -> Any:
             dynamic_shapes=shapes,
             input_names=[name for name, _, _ in inputs],
             output_names=list(outputs),
+            opset_version=OPSET,
             verbose=False,
             optimize=True,
         )
@@ -53,7 +62,17 @@ def trace(module: nn.Module, inputs: Inputs, outputs: Sequence[str]) -> Any:
         path = Path(folder) / "graph.onnx"
         program.save(str(path), external_data=False)
         model = onnx.load(str(path))
-    return _bare(model)
+    model.ir_version = IR_VERSION
+    return _bare(_with_axes(model))
+
+
+def _with_axes(model: Any) -> Any:
+    """Name the free axes of inputs and outputs after what they count, where the exporter writes ``s2`` and ``s21 // 80``."""
+    for value in (*model.graph.input, *model.graph.output):
+        for dim, name in zip(value.type.tensor_type.shape.dim, AXES.get(value.name, ("batch", "")), strict=False):
+            if name:
+                dim.dim_param = name
+    return model
 
 
 def join(first: Any, second: Any, wires: dict[str, str] | None = None) -> Any:

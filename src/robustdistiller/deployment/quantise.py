@@ -121,8 +121,9 @@ def _ranges(
     import onnxruntime
 
     before_gelu = {node.input[0] for node in graph.node if node.op_type == "Gelu"}
-    tensors = dict.fromkeys(node.input[0] for node in nodes)
-    tensors.update(dict.fromkeys(node.output[0] for node in nodes if node.op_type == "Conv"))
+    # By the nodes' names, which are the modules', because the exporter numbers its tensors anew with every change of a graph.
+    tensors = {node.input[0]: f"into {node.name}" for node in nodes}
+    tensors |= {node.output[0]: f"out of {node.name}" for node in nodes if node.op_type == "Conv"}
     model = onnx.load(path)
     given = {value.name for value in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in given)
@@ -131,7 +132,7 @@ def _ranges(
     for number, wave in enumerate(waves, 1):
         for name, value in zip(tensors, session.run(list(tensors), feeds(wave)), strict=True):
             flat = value.reshape(-1)
-            some = generator("calibration", name, number).integers(len(flat), size=SAMPLES)
+            some = generator("calibration", tensors[name], number).integers(len(flat), size=SAMPLES)
             seen[name].append(np.append(flat[some], (flat.min(), flat.max())))
         if progress is not None:
             progress(number, len(waves))
