@@ -9,9 +9,10 @@
     python benchmarks/study/study.py ship --student FOLDER --to FOLDER      a copy in half precision without paths
 
 `train` and `evaluate` only run the commands `robustdistiller distill` and `robustdistiller evaluate`, and print them; a run
-that is there goes on where it stopped. DATA holds tasks/, speech/, noise/ and rir/ with a manifest in each set. The rows of
-open speech hear only what a shipped student may have heard: Speech Commands, LJ Speech and the synthetic voices in FOLDER,
-which `python benchmarks/mini_teacher_speech.py --hours 3 --out FOLDER` makes.
+that is there goes on where it stopped. `--at-once 16` trains side by side on one GPU, `--seconds 500` stops and saves what has
+not ended by then; each run's output is in WORK/logs. DATA holds tasks/, speech/, noise/ and rir/ with a manifest in each set.
+The rows of open speech hear only what a shipped student may have heard: Speech Commands, LJ Speech and the synthetic voices in
+FOLDER, which `python benchmarks/mini_teacher_speech.py --hours 3 --out FOLDER` makes.
 
 Parts, of every task: `valid` speakers are for choosing among rows, `test` speakers are looked at once, heads learn on the
 rest. `test` is split off the training speakers, but for keywords off the validation speakers, because the training speakers
@@ -26,13 +27,15 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from reading import compare, plot, table
 from safetensors.torch import load_file, save_file
+from side_by_side import Job, run_all
 
 from robustdistiller.audio.manifest import Recording, read_manifest, write_manifest
 from robustdistiller.files import replacing_folder, write_text
@@ -138,9 +141,22 @@ def _count(recordings: Iterable[Recording]) -> str:
 
 
 def train(
+    rows: list[str], seeds: list[int], steps: int, out: Path, teacher: str | None, settings: list[str], tag: str,
+    at_once: int = 1, seconds: float = float("inf"),
+) -> None:  # fmt: skip
+    """Distil rows × seeds into out/runs/ROW[-TAG]-SEED, `at_once` side by side, for at most so many `seconds`."""
+    jobs = list(training_jobs(rows, seeds, steps, out, teacher, settings, tag))
+    failed = run_all(iter(jobs), lambda: at_once, time.monotonic() + seconds)
+    if failed:
+        raise SystemExit(
+            f"{len(failed)} of {len(jobs)} runs have not ended: look at {failed[0].log}, then run this again."
+        )
+
+
+def training_jobs(
     rows: list[str], seeds: list[int], steps: int, out: Path, teacher: str | None, settings: list[str], tag: str
-) -> None:
-    """Distil rows × seeds, one after the other, to out/runs/ROW[-TAG]-SEED."""
+) -> Iterator[Job]:
+    """The commands of rows × seeds; each goes on where it stopped. The sources are scanned once for all."""
     known = yaml.safe_load((HERE / "rows.yaml").read_text())
     for seed in seeds:
         for row in rows:
@@ -148,15 +164,21 @@ def train(
                 raise SystemExit(f"There is no row {row}: choose from {', '.join(known['rows'])}.")
             about = known["rows"][row]
             fixed, heard = known["recipes"].get(about["recipe"], []), known["materials"][about.get("materials", "all")]
-            fixed = [*known["common"], *fixed, *heard["set"], *about.get("set", [])]
-            chosen = [*fixed, f"training.seed={seed}", *settings]
-            command = ["distill", about["recipe"], "--resume", "--steps", str(steps), "--out",
-                       str(out / "runs" / "-".join(filter(None, [row, tag, str(seed)])))]  # fmt: skip
-            for role, name in heard["from"].items():
-                command += [f"--{role}", str(out / f"{name}.jsonl")]
+            shape = known["shapes"][about["shape"]] if "shape" in about else []
+            fixed = [*known["common"], *fixed, *heard["set"], *shape, *about.get("set", [])]
+            name = "-".join(filter(None, [row, tag, str(seed)]))
+            scans = out / "runs" / name / "manifests" / "cache"
+            if not scans.exists():
+                scans.parent.mkdir(parents=True, exist_ok=True)
+                (out / "scans").mkdir(exist_ok=True)
+                scans.symlink_to((out / "scans").resolve())
+            command = ["distill", about["recipe"], "--resume", "--steps", str(steps), "--out", str(out / "runs" / name)]
+            for role, source in heard["from"].items():
+                command += [f"--{role}", str(out / f"{source}.jsonl")]
             if teacher:
                 command += ["--teacher", teacher]
-            run(command + [word for value in chosen for word in ("--set", value)])
+            chosen = [*fixed, f"training.seed={seed}", *settings]
+            yield Job(command + [word for value in chosen for word in ("--set", value)], out / "logs" / f"{name}.log")
 
 
 def evaluate(
@@ -223,6 +245,8 @@ def main() -> None:
     second.add_argument("--teacher", help="another teacher than the shipped mini teacher")
     second.add_argument("--set", dest="settings", action="append", default=[], help="further recipe fields")
     second.add_argument("--tag", default="", help="part of the names of the run folders")
+    second.add_argument("--at-once", type=int, default=1, help="runs side by side, on one GPU or on several cores")
+    second.add_argument("--seconds", type=float, default=float("inf"), help="then runs are saved and stopped")
     third = verbs.add_parser("evaluate")
     third.add_argument("--models", nargs="+", required=True)
     third.add_argument("--tasks", nargs="+", default=["keywords"], choices=[*TASKS, "speakers"])
@@ -249,7 +273,10 @@ def main() -> None:
     if given.verb == "prepare":
         prepare(given.data, given.out, given.espeak)
     elif given.verb == "train":
-        train(given.rows, given.seeds, given.steps, given.out, given.teacher, given.settings, given.tag)
+        train(
+            given.rows, given.seeds, given.steps, given.out, given.teacher, given.settings, given.tag,
+            given.at_once, given.seconds,
+        )  # fmt: skip
     elif given.verb == "table":
         table(given.results)
     elif given.verb == "compare":
