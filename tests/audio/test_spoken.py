@@ -204,6 +204,15 @@ def test_a_finished_corpus_is_opened_not_made_again(corpus, monkeypatch):
 
 
 @voices
+def test_a_part_alone_is_the_same_as_among_the_others(corpus, tmp_path):
+    alone = build_corpus(tmp_path, seed=3, size=TINY, parts=["intents"])
+    whole = contents(corpus.folder)
+    found = {name: sum for name, sum in contents(alone.folder).items() if name != "corpus.json"}
+    assert found == {name: sum for name, sum in whole.items() if name.startswith("intents")}
+    assert list(alone.tasks) == ["intents"]
+
+
+@voices
 def test_what_is_half_made_disappears(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         build_corpus(tmp_path, size=FEW, progress=lambda done, total: _interrupt(done))

@@ -1,12 +1,13 @@
 """Laws of tasks: what training, selection and test may share, and what is refused in one sentence."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from robustdistiller.audio.manifest import read_manifest, write_manifest
 from robustdistiller.errors import UserError
-from robustdistiller.evaluation.tasks import TaskConfig, build_task, load_folds, load_task
+from robustdistiller.evaluation.tasks import PARTS, TaskConfig, build_task, load_folds, load_task
 
 
 def rewritten(words, tmp_path, change):
@@ -169,11 +170,23 @@ def test_the_fingerprint_changes_with_the_audio(words, tmp_path):
 
 
 def test_shipped_task_examples_are_valid():
-    from pathlib import Path
-
     from robustdistiller.evaluation.options import load_options
 
     examples = sorted((Path(__file__).parents[2] / "tasks").glob("*.yaml"))
     assert examples
     for file in examples:
         assert load_options(file, TaskConfig, "task").name
+
+
+def test_the_synthetic_intents_are_made_on_demand_and_share_no_voice(tmp_path, monkeypatch):
+    from robustdistiller.audio import spoken
+
+    pytest.importorskip("espeakng_loader")
+    monkeypatch.setitem(spoken.SIZES, "tasks", spoken.Size((0, 0), (14, 14, 14), (3, 2, 3)))
+    task = load_task(Path(__file__).parents[2] / "tasks/spoken-intents.yaml", cache=tmp_path)
+    assert task.slots == ("action", "location", "object")
+    voices = [{example.recording.extra["voice"].partition("+")[2] for example in task.part(name)} for name in PARTS]
+    assert all(len(part) >= 2 for part in voices) and not voices[0] & voices[2] and not voices[0] & voices[1]
+    config = TaskConfig.model_validate({"name": "x", "kind": "slots", "slots": ["slots"], "source": "synthetic:intent"})
+    with pytest.raises(UserError, match="Did you mean 'intents'"):
+        build_task(config, cache=tmp_path)

@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,6 +62,7 @@ class Size:
 SIZES = {
     "quick": Size((480, 40), (600, 200, 400), (80, 16, 30)),  # 25 minutes of sentences, 2.1 h of tasks, 140 MB
     "full": Size((9600, 300), (4000, 800, 1600), (400, 40, 90)),  # 8 h of sentences, 11 h of tasks, 1.1 GB
+    "tasks": Size((0, 0), (4000, 800, 1600), (80, 16, 30)),  # what `tasks/spoken-*.yaml` ask for
 }
 
 
@@ -81,11 +82,12 @@ def build_corpus(
     size: str | Size = "quick",
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    parts: Sequence[str] = ("speech", *TASKS),
 ) -> Corpus:
     """Make the corpus in a folder of its own under `out`, or open it where it was made before.
 
     The files depend on (version, seed, size) alone, not on `workers` (threads; by default one per
-    processor, at most 4).
+    processor, at most 4), nor on which `parts` are made: "speech" and the tasks.
     FLAC at 16 kHz; manifests in the house format with text, words and phones ([start, end, symbol] in seconds).
     Raises `UserError` when espeakng_loader is missing, the size is unknown or the disk is full; what is half made is
     removed.
@@ -93,12 +95,14 @@ def build_corpus(
     wanted = _size(size)
     name = size if isinstance(size, str) else "custom"
     key = digest({"version": VERSION, "seed": seed, **asdict(wanted)})
-    folder = Path(out) / f"spoken-{name}-{key}"
+    some = "" if set(parts) == {"speech", *TASKS} else "".join(f"-{part}" for part in parts)
+    folder = Path(out) / f"spoken-{name}-{key}{some}"
     if not (folder / "corpus.json").exists():
         with _appearing(folder) as temporary:
-            _make(temporary, seed, wanted, workers or min(os.cpu_count() or 1, 4), progress)
+            _make(temporary, seed, wanted, parts, workers or min(os.cpu_count() or 1, 4), progress)
     summary = read_json(folder / "corpus.json", "corpus")
-    return Corpus(folder, folder / "speech.jsonl", {task: folder / f"{task}.jsonl" for task in TASKS}, summary["hours"])
+    tasks = {task: folder / f"{task}.jsonl" for task in TASKS if task in parts}
+    return Corpus(folder, folder / "speech.jsonl", tasks, summary["hours"])
 
 
 def _size(size: str | Size) -> Size:
@@ -133,7 +137,14 @@ def _appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _make(folder: Path, seed: int, size: Size, workers: int, progress: Callable[[int, int], None] | None) -> None:
+def _make(
+    folder: Path,
+    seed: int,
+    size: Size,
+    parts: Sequence[str],
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
     """Fill `folder`: plan everything first, speak it in threads (the samples are a function of the plan alone)."""
     splits = ("train", "valid", "test")
     people = {split: speakers(split, count, seed) for split, count in zip(splits, size.speakers, strict=True)}
@@ -142,13 +153,14 @@ def _make(folder: Path, seed: int, size: Size, workers: int, progress: Callable[
     ]
     for task in TASKS:
         plans += [(task, split, i) for split, n in zip(splits, size.utterances, strict=True) for i in range(n)]
-    for name in ("speech", *TASKS):
+    plans = [plan for plan in plans if plan[0] in parts]
+    for name in parts:
         (folder / name).mkdir()
 
     def job(plan: tuple[str, str, int]) -> dict[str, Any]:
         return _utterance(folder, seed, people[plan[1]], *plan)
 
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("speech", *TASKS)}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in parts}
     with ThreadPoolExecutor(workers) as pool:
         try:
             for done, (plan, row) in enumerate(zip(plans, pool.map(job, plans), strict=True), 1):

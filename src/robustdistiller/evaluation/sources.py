@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,18 +10,24 @@ from typing import Any
 
 from ..audio.corpora import Role
 from ..audio.manifest import SPLIT_NAMES, Recording, read_manifest
-from ..errors import UserError
+from ..errors import UserError, closest
+
+logger = logging.getLogger(__name__)
 
 
 def read_source(
     source: str, role: Role, folder: Path = Path(), root: str | None = None, cache: Path | None = None
 ) -> list[Recording]:
-    """Recordings of a manifest, a folder, or ``corpus:folder``; relative paths start at `folder` or the working folder.
+    """Recordings of a manifest, a folder, ``corpus:folder``, or ``synthetic:task`` of the built-in corpus, which is made here.
 
-    role: speech, noise or rooms; cache: a folder that keeps the scans of corpora. Raises `UserError` when there is nothing
-    at that place, or a file that a manifest names is missing.
+    Relative paths start at `folder` or the working folder.
+
+    role: speech, noise or rooms; cache: a folder that keeps the scans of corpora, and synthetic speech. Raises `UserError` when
+    there is nothing at that place, or a file that a manifest names is missing.
     """
     corpus, colon, rest = source.partition(":")
+    if corpus == "synthetic" and colon:
+        return _synthetic(rest, cache)
     named = bool(colon) and re.fullmatch(r"[a-z0-9_]+", corpus) is not None and not rest.startswith(":")
     place = rest if named else source
     place, _, inline_root = place.partition("::")
@@ -36,6 +43,20 @@ def read_source(
     from ..audio.prepare import prepare_all
 
     return prepare_all([f"{corpus}:{path}" if named else str(path)], role, cache).recordings
+
+
+def _synthetic(task: str, cache: Path | None) -> list[Recording]:
+    """A task of the built-in spoken corpus, made once into `cache`; it is the same everywhere."""
+    from ..audio.spoken import TASKS, build_corpus
+
+    if task not in TASKS:
+        raise UserError(f"There is no synthetic task '{task}': choose {', '.join(TASKS)}.{closest(task, TASKS)}")
+    if cache is None:
+        raise UserError(
+            f"synthetic:{task} needs a folder to be made in: run it with `evaluate`, which keeps it in --out."
+        )
+    logger.info("synthetic:%s is spoken into %s, which takes minutes once", task, cache)
+    return read_manifest(build_corpus(cache, size="tasks", parts=[task]).tasks[task])
 
 
 def value_of(recording: Recording, name: str) -> Any:
