@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import re
 import shutil
 import stat
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,6 +22,7 @@ import yaml
 
 from .errors import UserError
 
+_LINE = 1 << 24  # characters
 _SHORT = 40  # characters of a name that its temporary neighbour repeats: together they must not be too long
 _YAML_BYTES, _YAML_VALUES = 1 << 20, 100_000
 
@@ -155,7 +158,7 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) ->
 def read_json(path: str | os.PathLike[str], what: str = "file") -> Any:
     """Parse one JSON document; `what` names it in the error."""
     try:
-        return _parse_json(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read the {what} {path} ({error.strerror or error}): check the path.") from error
     except ValueError as error:
@@ -165,27 +168,38 @@ def read_json(path: str | os.PathLike[str], what: str = "file") -> Any:
 def read_jsonl(path: str | os.PathLike[str], what: str = "file") -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield `(line number, object)` of a JSON-lines file; blank lines are passed over."""
     try:
-        with open(path, encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = _parse_json(line)
-                except ValueError as error:
-                    raise UserError(
-                        f"Line {number} of the {what} {path} is not valid JSON ({error}): fix that line."
-                    ) from error
-                if not isinstance(row, dict):
-                    raise UserError(
-                        f"Line {number} of the {what} {path} is not a JSON object: write one {{...}} a line."
-                    )
-                yield number, row
+        for number, line in enumerate(text_lines(path), 1):
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line)
+            except ValueError as error:
+                raise UserError(
+                    f"Line {number} of the {what} {path} is not valid JSON ({error}): fix that line."
+                ) from error
+            if not isinstance(row, dict):
+                raise UserError(f"Line {number} of the {what} {path} is not a JSON object: write one {{...}} a line.")
+            yield number, row
     except UnicodeDecodeError as error:
         raise UserError(f"The {what} {path} is not UTF-8 text: is it the right file?") from error
     except ValueError as error:
         raise UserError(f"The {what} {path} cannot be opened ({error}): check the path.") from error
-    except OSError as error:
-        raise UserError(f"Cannot read the {what} {path} ({error.strerror or error}): check the path.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"Cannot read the {what} {path} ({reason}): check the path.") from error
+
+
+def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
+    """The lines of a UTF-8 file, which may be gzipped (.gz) and may have a byte order mark.
+
+    Raises:
+        ValueError: A line is longer than 16 MB, which no list has, but archives and devices that never end do.
+    """
+    with (gzip.open if os.fspath(path).endswith(".gz") else open)(path, "rt", encoding="utf-8-sig") as stream:
+        while line := stream.readline(_LINE):
+            if len(line) == _LINE:
+                raise ValueError("it has a line of more than 16 million characters")
+            yield line
 
 
 def read_mapping(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
@@ -231,7 +245,7 @@ def _unfold(value: Any) -> None:
             pending += item
 
 
-def _parse_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """`json.loads` whose every failure is a `ValueError`; text that no file could hold again is refused too."""
     try:
         value = json.loads(text)

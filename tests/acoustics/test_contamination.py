@@ -54,6 +54,21 @@ def test_made_noise_and_simulated_rooms_need_no_files(folders: Path) -> None:
     assert [noise.kind for noise in scene.noises] == ["white", "recorded"] and scene.room is None
 
 
+def test_synthetic_noise_takes_no_share_of_recordings(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scene = contaminate_file(folders / "speech.wav", folders / "out.wav", ["rain", "music"], snr_db=0)
+    assert [noise.kind for noise in scene.noises] == ["rain", "music"] and "share" not in caplog.text
+
+
+def test_recorded_and_simulated_rooms_are_both_drawn(folders: Path) -> None:
+    rooms = [
+        contaminate_file(
+            folders / "speech.wav", folders / "o.wav", (), [str(folders / "rirs"), "simulated"], seed=seed
+        ).room
+        for seed in range(12)
+    ]
+    assert {str(room).startswith("simulated") for room in rooms} == {True, False}
+
+
 def test_mistakes_are_named_before_anything_is_written(folders: Path) -> None:
     speech, out = folders / "speech.wav", folders / "none.wav"
     long = folders / "long.wav"
@@ -63,6 +78,7 @@ def test_mistakes_are_named_before_anything_is_written(folders: Path) -> None:
         (dict(speech=speech), "--noise, --rooms"),
         (dict(speech=speech, rooms=["simulated"], snr_db=3), "--noise"),
         (dict(speech=long, noise=["white"]), "hour"),
+        (dict(speech=speech, noise=["babble"]), "Babble is mixed"),
         (dict(speech=folders / "missing.wav", noise=["white"]), "missing"),
         (dict(speech=speech, noise=[str(folders / "nowhere")]), "nowhere"),
     ):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.signal
@@ -9,8 +12,9 @@ from acoustics_material import RATE, Make, synthetic_response
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustdistiller.acoustics.decay import LEAD
 from robustdistiller.acoustics.rooms import RoomBank, direct_path, measure_t60, prepare_response, simulate_room
+from robustdistiller.audio.manifest import Recording
+from robustdistiller.audio.rir import LEAD
 from robustdistiller.errors import AudioError, UserError
 from robustdistiller.randomness import generator
 
@@ -182,3 +186,23 @@ def test_t60_agrees_with_an_independent_band_filtered_slope() -> None:
         response = simulate_room(generator(seed), (0.4, 0.8))[0]
         octave = scipy.signal.sosfiltfilt(band, response.samples.astype(np.float64))
         assert measure_t60(octave, response.direct) == pytest.approx(response.t60, rel=0.35)
+
+
+def test_scanned_responses_are_not_decoded_to_be_drawn(responses: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the scan knows (that a response can be used, its T60) is not found out again by every process."""
+    scanned = [replace(r, extra={"t60": 0.1 * k if k else None}) for k, r in enumerate(responses)]
+    bank = RoomBank(scanned)
+    monkeypatch.setattr(Recording, "load", lambda *_: pytest.fail("decoded"))
+    drawn = {bank.draw(generator(seed)) for seed in range(100)}
+    assert drawn == {r.id for r in responses}
+    assert [bank.t60(r.id) for r in responses] == [r.extra["t60"] for r in scanned]
+
+
+def test_responses_that_are_gone_are_passed_over_and_only_a_few_are_named(
+    responses: list, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = [Recording(f"gone-{k}", str(tmp_path / f"{k}.wav"), 1.0, extra={"t60": 0.3}) for k in range(9)]
+    bank = RoomBank([*responses, *gone])
+    for seed in range(60):
+        assert not bank.draw(generator(seed)).startswith("gone")
+    assert caplog.text.count("is passed over") == 3 and "not named" in caplog.text

@@ -1,8 +1,12 @@
 """The laws of reading and writing: what is asked is what comes, whatever the rate, and faults have names."""
 
+import contextlib
 import os
+import shutil
 import struct
+import tempfile
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +14,11 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from robustdistiller.audio import io
 from robustdistiller.audio.io import SAMPLE_RATE, find_audio, probe, read_audio, write_audio
+from robustdistiller.audio.prepare import prepare
 from robustdistiller.errors import AudioError, UserError
+from robustdistiller.runtime import read_wave
 
 RATES = (8000, 11025, 16000, 22050, 44100, 48000, 192_000)
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -67,6 +74,111 @@ def test_channels_are_averaged_or_one_is_taken(tmp_path):
     np.testing.assert_array_equal(read_audio(tmp_path / "a.wav", channel=1), wave[:, 1])
     with pytest.raises(AudioError, match="no channel 3"):
         read_audio(tmp_path / "a.wav", channel=3)
+
+
+ANTIPHASE = {  # channels of one voice, and how much of it must be left, at least
+    "inverted": lambda w, v: (w, -w),
+    "inverted and a little louder": lambda w, v: (w, -1.001 * w),
+    "inverted over an offset": lambda w, v: (w + 0.2, -w + 0.2),
+    "two inverted pairs": lambda w, v: (w, -w, v, -v),
+    "a dead channel before": lambda w, v: (0 * w, w, -w),
+}
+
+
+@pytest.mark.parametrize("read", [read_audio, read_wave, lambda path: prepare(path, "speech").recordings[0].load()])
+@pytest.mark.parametrize("name", ANTIPHASE)
+def test_channels_that_cancel_do_not_leave_silence(tmp_path, name, read):
+    w, v = (tone(16000, 0.5, hertz) for hertz in (440, 700))
+    soundfile.write(tmp_path / "a.wav", np.stack(ANTIPHASE[name](w, v), axis=1), 16000, "FLOAT")
+    wave = read(tmp_path / "a.wav")
+    assert abs(np.corrcoef(wave, w)[0, 1]) > 0.999 and np.std(wave) == pytest.approx(np.std(w), rel=0.01)
+
+
+@pytest.mark.parametrize("read", [read_audio, read_wave, lambda path: prepare(path, "speech").recordings[0].load()])
+def test_channels_that_do_not_cancel_are_averaged(tmp_path, read):
+    w, v = (tone(16000, 0.5, hertz) for hertz in (440, 700))
+    for channels in ((w, w), (w, v), (w, 0 * w), (0.5 * (w + v), 0.5 * (w - v)), (w, -0.4 * w), (0 * w + 0.1, w)):
+        wave = np.stack(channels, axis=1)
+        soundfile.write(tmp_path / "a.wav", wave, 16000, "FLOAT")
+        np.testing.assert_allclose(read(tmp_path / "a.wav"), wave.mean(axis=1), atol=1e-6)
+
+
+def test_one_part_of_antiphase_stereo_is_the_slice_of_the_whole(tmp_path):
+    wave = 0.1 * np.random.default_rng(0).standard_normal(3 * 44100)
+    soundfile.write(tmp_path / "a.wav", np.stack([wave, -wave], axis=1), 44100, "FLOAT")
+    whole = read_audio(tmp_path / "a.wav")
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav", 1.5, 0.5), whole[24_000:32_000], atol=1e-6)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("m4a", "aac"), ("webm", "libopus"), ("mp4", "aac")])
+def test_files_of_other_containers_are_read_with_pyav(tmp_path, suffix, codec):
+    av = pytest.importorskip("av")
+    wave = tone(48000, 2.0)
+    with av.open(str(tmp_path / f"a.{suffix}"), "w") as container:
+        stream = container.add_stream(codec, rate=48000, layout="stereo")
+        for begin in range(0, len(wave), 960):
+            part = np.stack([wave[begin : begin + 960]] * 2).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts = 48000, begin
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    path = tmp_path / f"a.{suffix}"
+    whole = read_audio(path)
+    assert probe(path).seconds == pytest.approx(2.0, abs=0.1) and len(whole) == pytest.approx(32_000, abs=1600)
+    spectrum = np.abs(np.fft.rfft(whole[8000:24_000]))
+    assert np.argmax(spectrum) == 440 and np.std(whole[8000:24_000]) == pytest.approx(np.std(wave), rel=0.05)
+    np.testing.assert_allclose(read_audio(path, 0.5, 0.5), whole[8000:16_000], atol=1e-5)
+    assert [r.id for r in prepare(tmp_path, "speech").recordings] == ["a"]
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(AudioError):
+        read_audio(path)
+
+
+def test_files_that_cannot_be_read_are_counted_by_kind(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(io, "readable", lambda: io.SUFFIXES)
+    for name in ("a.m4a", "b.M4A", "c.ape", "d.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="no audio files"):
+        prepare(tmp_path, "speech")
+    assert "1 .ape, 2 .m4a" in caplog.text and "media" in caplog.text
+    caplog.clear()
+    write_audio(tmp_path / "e.wav", tone(16000, 0.5))
+    assert len(prepare(tmp_path, "speech").recordings) == 1
+    assert "2 .m4a" in caplog.text
+
+
+def test_the_decoder_of_mp3_says_nothing_itself(tmp_path, capfd):
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, tone(16000, 3.0), 16000)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2 : len(raw) // 2 + 300] = bytes(range(250)) + bytes(50)
+    path.write_bytes(raw[: len(raw) * 3 // 4])
+    with contextlib.suppress(AudioError):
+        read_audio(path)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="needs to become somebody else")
+def test_a_file_that_may_not_be_read_is_not_called_corrupt(tmp_path, monkeypatch):
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    write_audio(folder / "a.wav", tone(16000, 0.5))
+    write_audio(folder / "b.wav", tone(16000, 0.5))
+    (folder / "a.wav").chmod(0)
+    (folder / "closed").mkdir(mode=0)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(AudioError, match="may not be read") as caught:
+            read_audio(folder / "a.wav")
+        assert caught.value.reason == "permission"
+        found = prepare(folder, "speech")
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(folder)
+    assert {(os.path.basename(row.path), row.reason) for row in found.skipped} == {
+        ("a.wav", "permission"),
+        ("closed", "folder"),
+    }
 
 
 def test_double_precision_and_integers_arrive_as_float32(tmp_path):

@@ -6,6 +6,8 @@ import pytest
 
 from robustdistiller.audio.corpora import CORPORA, detect, scan_corpus
 from robustdistiller.audio.io import find_audio
+from robustdistiller.audio.manifest import recording_from_row
+from robustdistiller.audio.splits import split_by_group
 from robustdistiller.errors import UserError
 
 
@@ -210,6 +212,64 @@ def test_a_corpus_in_another_layout_is_told_what_is_expected(tmp_path, librispee
         scan_corpus(librispeech, "noise")
 
 
+def test_vctk_names_its_speakers_and_reads_its_texts(tmp_path):
+    audio = " ".join(f"wav48/p22{s}/p22{s}_00{u}_mic{m}.flac" for s in (5, 6) for u in (1, 2) for m in (1, 2))
+    folder = tree(tmp_path / "VCTK", audio=audio, **{"txt/p225/p225_001.txt": "Please call Stella."})
+    found = rows(folder, "speech")
+    assert len(found) == 8 and {row["speaker"] for row in found.values()} == {"p225", "p226"}
+    assert found["wav48/p225/p225_001_mic2"]["text"] == "Please call Stella."
+
+
+def test_common_voice_reads_its_tables(tmp_path):
+    names = [f"common_voice_en_{n}.mp3" for n in range(4)]
+    head = "client_id\tpath\tsentence\n"
+    folder = tree(
+        tmp_path / "en",
+        audio=" ".join(f"clips/{name}" for name in names),
+        **{
+            "validated.tsv": head + f'aa\t{names[0]}\tThe "first\naa\t{names[1]}\tTwo\nbb\t{names[2]}\tThree\n',
+            "train.tsv": head + f"aa\t{names[0]}\tThe first\n",
+            "dev.tsv": head + f"bb\t{names[2]}\tThree\n",
+        },
+    )
+    found = rows(folder, "speech")
+    assert [found[f"clips/common_voice_en_{n}"].get("speaker") for n in range(4)] == ["aa", "aa", "bb", None]
+    assert [found[f"clips/common_voice_en_{n}"].get("split") for n in range(4)] == ["train", None, "valid", None]
+
+
+def test_ami_keeps_the_meetings_of_a_group_together(tmp_path):
+    names = [
+        f"amicorpus/{m}/audio/{m}.{mic}.wav"
+        for m in ("ES2002a", "ES2002b", "IS1000a")
+        for mic in ("Headset-0", "Mix-Headset")
+    ]
+    found = rows(tree(tmp_path, audio=" ".join(names)), "speech")
+    assert {row["group"] for row in found.values()} == {"ES2002", "IS1000"} and len(found) == 6
+
+
+@pytest.mark.parametrize("name", ["{s}/{s}_{u}_mic{m}", "spk{s}/{u}_mic{m}", "speaker-{s}/u{u}-ch{m}"])
+def test_folders_of_speakers_are_speakers_and_parallel_microphones_one_unit(tmp_path, name):
+    """Six speakers, four utterances, two microphones: no voice and no utterance is on both sides."""
+    audio = " ".join(name.format(s=s, u=u, m=m) + ".wav" for s in range(10, 16) for u in range(4) for m in (1, 2))
+    recordings = [
+        recording_from_row({**row, "duration": 1.0}, row["path"])
+        for row in rows(tree(tmp_path / "f", audio=audio), "speech").values()
+    ]
+    assert len({r.speaker for r in recordings}) == 6
+    for seed in range(5):
+        parts = split_by_group(recordings, 0.3, seed)
+        assert not {r.speaker for r in parts["train"]} & {r.speaker for r in parts["valid"]} and parts["valid"]
+
+
+def test_parallel_microphones_in_one_folder_are_one_unit(tmp_path):
+    audio = " ".join(f"u{u}_mic{m}.wav" for u in range(12) for m in (1, 2))
+    found = rows(tree(tmp_path / "f", audio=audio), "speech")
+    assert len({row["group"] for row in found.values()}) == 12
+    assert not any("speaker" in row for row in found.values())
+    plain = rows(tree(tmp_path / "g", audio="words/yes/1.wav words/no/1.wav"), "speech")
+    assert not any("speaker" in row or "group" in row for row in plain.values())  # a word is no speaker
+
+
 def test_every_named_corpus_is_known():
     names = "librispeech musan urbansound8k rirs_noises dns_rirs esc50 demand speech_commands fluent_speech_commands"
-    assert set(CORPORA) == {*names.split(), "iemocap", "folder"}
+    assert set(CORPORA) == {*names.split(), "iemocap", "vctk", "common_voice", "ami", "folder"}

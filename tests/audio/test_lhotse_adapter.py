@@ -60,6 +60,19 @@ def test_other_cuts_must_be_written_out_and_can_be(tmp_path, cut):
         np.testing.assert_allclose(recording.load(), original.load_audio()[0].clip(-1, 1), atol=1e-4)
 
 
+def test_cuts_that_were_only_resampled_are_read_in_place(tmp_path, cut):
+    from lhotse import CutSet
+
+    path = tmp_path / "cuts.jsonl"
+    CutSet.from_cuts([cut.resample(8000)]).to_file(str(path))
+    (found,) = read_cuts(path)
+    (plain,) = read_cuts(save(tmp_path / "plain.jsonl", cut))
+    assert (found.path, found.start, found.seconds) == (plain.path, plain.start, plain.seconds)
+    CutSet.from_cuts([cut.perturb_speed(1.1)]).to_file(str(path))
+    with pytest.raises(UserError, match="not a part of one audio file"):
+        read_cuts(path)
+
+
 def test_shar_archives_become_files(tmp_path, cut):
     from lhotse import CutSet
 

@@ -1,8 +1,13 @@
 """The laws of preparation: what is not sound is left out with its reason, and a scan is made once."""
 
+import gzip
 import json
 import logging
 import os
+import signal
+import subprocess
+import sys
+import time
 import tracemalloc
 
 import numpy as np
@@ -186,3 +191,88 @@ def test_a_name_that_is_no_text_is_skipped(tmp_path, caplog):
         found = prepare(folder, "speech")
     assert [row.reason for row in found.skipped] == ["name"] and "1 of 2" in caplog.text
     write_skipped(tmp_path / "skipped.jsonl", found.skipped)
+
+
+def test_two_lists_may_share_a_recording_but_not_a_part_of_it(tmp_path):
+    write_audio(tmp_path / "long.wav", noise(3))
+    for name, start in (("a", 0.0), ("b", 1.0), ("c", 1.5)):
+        write_manifest(tmp_path / f"{name}.jsonl", [Recording(name, str(tmp_path / "long.wav"), 1.0, start)])
+    both = prepare_all([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], "speech")
+    assert [(r.id, r.start) for r in both.recordings] == [("a", 0.0), ("b", 1.0)]
+    with pytest.raises(UserError, match=r"part of both .*b\.jsonl and .*c\.jsonl"):
+        prepare_all([tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "c.jsonl"], "speech")
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_source_is_not_the_current_folder(text):
+    with pytest.raises(UserError, match="empty"):
+        prepare(text, "speech")
+
+
+def test_a_manifest_with_a_byte_order_mark_or_gzipped_is_read(tmp_path):
+    folder_of(tmp_path, "a.wav")
+    line = json.dumps({"path": "a.wav", "duration": 0.3}) + "\n"
+    (tmp_path / "bom.jsonl").write_text(line, encoding="utf-8-sig")
+    (tmp_path / "m.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+    for name in ("bom.jsonl", "m.jsonl.gz"):
+        assert [r.id for r in prepare(tmp_path / name, "speech").recordings] == ["a"]
+
+
+def test_lists_without_an_end_are_refused_in_bounded_memory(tmp_path):
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b"[" * (200 << 20), 1))
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "self.jsonl").symlink_to("self.jsonl")
+    tracemalloc.start()
+    for name in ("bomb.jsonl.gz", "zero.jsonl", "self.jsonl"):
+        with pytest.raises(UserError):
+            prepare(tmp_path / name, "speech")
+    assert tracemalloc.get_traced_memory()[1] < 150e6
+    tracemalloc.stop()
+
+
+def test_inaudible_recordings_are_silent(tmp_path):
+    time = np.arange(4 * 16000) / 16000
+    rumble = 0.3 * np.sin(2 * np.pi * 5 * time)
+    soundfile.write(tmp_path / "rumble.wav", rumble, 16000, "FLOAT")
+    soundfile.write(tmp_path / "hiss.wav", rumble + 0.002 * np.random.default_rng(0).standard_normal(len(time)), 16000)
+    write_audio(tmp_path / "low.wav", 0.3 * np.sin(2 * np.pi * 50 * time))
+    found = prepare(tmp_path, "noise")
+    assert {r.id for r in found.recordings} == {"hiss", "low"}
+    assert [(os.path.basename(row.path), row.reason) for row in found.skipped] == [("rumble.wav", "silent")]
+
+
+def test_a_scan_of_rooms_measures_their_reverberation(tmp_path):
+    rng = np.random.default_rng(0)
+    tail = rng.standard_normal(8000) * 10 ** (-3 * np.arange(8000) / 16000 / 0.4)
+    write_audio(tmp_path / "room.wav", np.concatenate([np.zeros(100), [1.0], 0.1 * tail]))
+    write_audio(tmp_path / "dry.wav", np.eye(1, 400, 10)[0])
+    found = {r.id: r.extra["t60"] for r in prepare(tmp_path, "rooms").recordings}
+    assert found["room"] == pytest.approx(0.4, rel=0.1) and found["dry"] is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes of POSIX")
+@pytest.mark.parametrize("way", ["kill the parent", "interrupt the group"])
+def test_workers_end_with_their_parent_and_say_nothing(tmp_path, way):
+    code = (
+        "import sys, time\n"
+        "from robustdistiller.audio import checking, prepare\n"
+        "def slow(recording, role):\n"
+        "    open(recording.path + '.seen', 'w').close()\n"
+        "    time.sleep(60)\n"
+        "checking._check, checking._IN_PROCESS = slow, 0\n"
+        "try:\n"
+        "    prepare.prepare(sys.argv[1], 'speech', workers=2)\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    folder = folder_of(tmp_path / "s", "a.wav", "b.wav", "c.wav", "d.wav")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE, start_new_session=True
+    )
+    while len(list(folder.glob("*.seen"))) < 2 and process.poll() is None:
+        time.sleep(0.05)
+    if way == "kill the parent":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=40)[1] == b""  # the pipe ends when the last worker has: they hold it too

@@ -167,3 +167,16 @@ def test_shards_are_no_source_of_files(sharded, tmp_path):
         prepare(str(sharded.folder), "speech")
     with pytest.raises(UserError, match="a folder of shards already"):
         write_shards([str(sharded.folder)], tmp_path / "other")
+
+
+def test_what_a_killed_call_left_and_what_strangers_wrote_does_no_harm(corpus, sharded):
+    folder = sharded.folder
+    (folder / ".shard-000000-abc.tar").write_bytes(b"half")
+    beside = folder / "shard-000000.json"
+    row = json.loads(beside.read_text())
+    for spoilt in ({**row, "foreign": 1}, {k: v for k, v in row.items() if k != "digest"}, {**row, "speakers": [[]]}):
+        beside.write_text(json.dumps(spoilt))
+        (folder / "shards.json").unlink()
+        again = write_shards([str(corpus)], folder, 0.2, workers=1)
+        assert again.index == sharded.index
+    assert not list(folder.glob(".*"))

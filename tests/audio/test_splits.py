@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustdistiller.audio.manifest import Recording
-from robustdistiller.audio.splits import split_by_group
+from robustdistiller.audio.splits import hold_out_stretch, split_by_group
 
 
 def recording(n: int, speaker=None, group=None, split=None, seconds=1.0, path=None) -> Recording:
@@ -18,20 +18,18 @@ units = st.lists(st.integers(0, 12), min_size=1, max_size=60)
 
 
 @settings(max_examples=60, deadline=None)
-@given(units, st.sampled_from([0.05, 0.3, 0.6]), st.sampled_from([0.0, 0.2]), st.integers(0, 5), st.booleans())
-def test_no_unit_is_in_two_splits_and_all_recordings_are_in_one(owners, valid, test, seed, as_group):
+@given(units, st.sampled_from([0.05, 0.3, 0.6]), st.integers(0, 5), st.booleans())
+def test_no_unit_is_in_two_splits_and_all_recordings_are_in_one(owners, valid, seed, as_group):
     field = "group" if as_group else "speaker"
     given = [recording(n, **{field: f"u{owner}"}) for n, owner in enumerate(owners)]
-    parts = split_by_group(given, valid, test, seed)
-    assert parts == split_by_group(given, valid, test, seed)
+    parts = split_by_group(given, valid, seed)
+    assert parts == split_by_group(given, valid, seed)
     assert sorted(r.id for part in parts.values() for r in part) == sorted(r.id for r in given)
     assert all(r.split == name for name, part in parts.items() for r in part)
     names = [{getattr(r, field) for r in part} for part in parts.values()]
     if len(set(owners)) > 1:
         assert sum(map(len, names)) == len(set(owners))
         assert parts["train"] and parts["valid"]
-    if len(set(owners)) > 2 and test:
-        assert parts["test"]
 
 
 def test_a_unit_keeps_its_split_when_others_come_and_go():
@@ -74,6 +72,14 @@ def test_speech_of_one_speaker_is_split_by_recording_and_said_so(caplog):
 def test_one_noise_recording_is_never_torn(count):
     given = [recording(n, group="the only one") for n in range(count)]
     assert split_by_group(given, 0.5)["train"] and not split_by_group(given, 0.5)["valid"]
+
+
+def test_the_end_of_a_single_recording_is_held_out():
+    parts = hold_out_stretch(recording(0, seconds=154.0), 0.05)
+    (train,), (valid,) = parts["train"], parts["valid"]
+    assert train.split == "train" and valid.split == "valid" and train.id != valid.id
+    assert train.start + train.seconds == valid.start and train.seconds + valid.seconds == pytest.approx(154.0)
+    assert valid.seconds == pytest.approx(7.7, abs=1e-3)
 
 
 def test_most_of_the_corpus_stays_in_train():

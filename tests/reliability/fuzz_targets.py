@@ -279,6 +279,29 @@ def _open_manifest(folder: Path) -> object:
     return [recording.load() for recording in prepared.recordings], split_by_group(prepared.recordings, 0.3)
 
 
+def _make_shards(folder: Path) -> None:
+    from robustdistiller.audio.sharding import write_shards
+
+    (folder / "speech").mkdir()
+    for number in range(3):
+        soundfile.write(folder / "speech" / f"{number}.wav", _wave(4000, number), 16000)
+    write_shards([str(folder / "speech")], folder / "shards", workers=1)
+    # A copy, as runs make them after comparing its digest: a stranger knows how to compute one.
+    shutil.copy(folder / "shards" / "shard-000000.tar", folder / "copy.tar")
+    (folder / "identity").write_text(json.loads((folder / "shards" / "shard-000000.json").read_text())["source"])
+
+
+def _open_shards(folder: Path) -> object:
+    from robustdistiller.audio.sharding import _finished
+    from robustdistiller.audio.shards import members, read_shards
+    from robustdistiller.audio.streams import ShardSampler
+
+    known = _finished(folder / "shards", 0, (folder / "identity").read_text())
+    shards = read_shards(folder / "shards")
+    found = [member.load() for member in members(folder / "copy.tar", shards[0])]
+    return known, found, ShardSampler(shards, 5.0, 1.0).batch(0)
+
+
 def _make_cuts(folder: Path) -> None:
     source = {"type": "file", "channels": [0], "source": str(folder / "a.wav")}
     recording = {"id": "a", "sources": [source], "sampling_rate": 8000, "num_samples": 2000, "duration": 0.25}
@@ -540,6 +563,7 @@ TARGETS = (
     Target("caf", ("a.caf",), _sound("a.caf"), _listen("a.caf")),
     Target("contaminate", ("speech.wav", "noise.wav", "room.wav"), _make_contaminate, _contaminate, 2),
     Target("manifest", ("manifest.jsonl", "0.wav"), _make_manifest, _open_manifest),
+    Target("shards", ("shards/shards.json", "shards/shard-000000.json", "copy.tar"), _make_shards, _open_shards, 3),
     Target("lhotse cuts", ("cuts.jsonl",), _make_cuts, _open_cuts),
     Target("recipe", ("recipe.yaml",), _make_recipe, _open_recipe, 6),
     Target("task", ("task.yaml", "task.yaml", "manifest.jsonl"), _make_task, _open_task),

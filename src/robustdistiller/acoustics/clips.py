@@ -5,6 +5,8 @@ A block is always decoded by the same call, so a sample has the same bits whiche
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,9 @@ from ..errors import AudioError
 from .cache import ByteCache
 from .convolution import EDGE, audible_powers, high_pass, powers
 
+log = logging.getLogger(__name__)
+
+_NAMED = 3  # recordings that a warning names for each reason
 BLOCK = 10 * SAMPLE_RATE  # samples decoded at once
 WHOLE = 30.0  # a recording of at most so many seconds is one block
 PROBES = 16  # seconds of a long recording that stand for its level
@@ -160,6 +165,24 @@ def _faded(end: np.ndarray, beginning: np.ndarray) -> np.ndarray:
 
 def _key(recording: Recording) -> tuple[Hashable, ...]:
     return recording.path, recording.start, recording.seconds, recording.extra.get("use_channel")
+
+
+class Complaints:
+    """Warns of recordings that are passed over: of each once, and of the first few only where many share one reason."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._met = what, set[str]()
+        self._reasons: Counter[str] = Counter()
+
+    def __call__(self, id: str, error: AudioError) -> None:
+        if id in self._met:
+            return
+        self._met.add(id)
+        self._reasons[error.reason] += 1
+        if self._reasons[error.reason] <= _NAMED:
+            log.warning("%s %s is passed over: %s", self._what, id, error)
+            if self._reasons[error.reason] == _NAMED:
+                log.warning("More that are passed over as %s are not named.", error.reason)
 
 
 def by_id(recordings: Iterable[Recording]) -> dict[str, Recording]:

@@ -54,12 +54,15 @@ def contaminate_file(
 
     made = [name for name in noise if name in MADE and not Path(name).exists()]
     folders = [name for name in noise if name not in made]
+    if "babble" in folders and not Path("babble").exists():
+        raise UserError("Babble is mixed from the training speech, and here is none: pass a folder of talk as --noise.")
     bank = NoiseBank(
         prepare_all(folders, "noise", progress=progress).recordings if folders else (),
         NoiseMix(recorded=float(bool(folders)), white=1.0),
     )
     room_folders = [name for name in rooms if name != SIMULATED]
-    room_bank = RoomBank(prepare_all(room_folders, "rooms", progress=progress).recordings if room_folders else ())
+    responses = prepare_all(room_folders, "rooms", progress=progress).recordings if room_folders else ()
+    room_bank = RoomBank(responses, 0.5 if SIMULATED in rooms else 0.0)
     if SIMULATED in rooms:
         room_bank.add_simulated(config.simulated_rooms or 1, config.t60_seconds, seed)
     environment = Environment(config, bank, room_bank, seed)

@@ -18,7 +18,7 @@ from ..audio.manifest import Recording
 from ..config import NoiseMix
 from ..errors import AudioError, UserError, closest
 from ..randomness import generator
-from .clips import FRAME, Clips, by_id, looped
+from .clips import FRAME, Clips, Complaints, by_id, looped
 from .convolution import LOWEST_HZ, fft_size, irfft, powers, rfft
 from .synthetic_noise import SYNTHETIC_NOISES
 
@@ -89,7 +89,7 @@ class NoiseBank:
         self._talker_names = sorted(self._talkers)
         self._babble_voices = babble_voices
         self._clips = Clips(cache_mb)
-        self._complained: set[str] = set()
+        self._complaints = Complaints("Recording")
         self.weights = self._usable(kinds)
 
     def __len__(self) -> int:
@@ -147,7 +147,7 @@ class NoiseBank:
             power = powers([wave])[0]
             if not power > SILENCE:
                 name = draw.source or draw.kind
-                self._complain(name, f"Noise {name} is silent here: white noise takes its place.")
+                self._complaints(name, AudioError("it is silent here, and white noise takes its place.", "silent"))
                 wave = coloured("white", draw.seed, num_samples)
                 power = powers([wave])[0]
             total += wave * np.float32(power**-0.5)
@@ -171,12 +171,6 @@ class NoiseBank:
         if draw.kind in SYNTHETIC_NOISES:
             return SYNTHETIC_NOISES[draw.kind](generator(draw.seed, "noise"), num_samples)
         return coloured(draw.kind, draw.seed, num_samples)
-
-    def _complain(self, id: str, sentence: str) -> None:
-        """Log once for each recording: it may be met in every epoch."""
-        if id not in self._complained:
-            self._complained.add(id)
-            log.warning(sentence)
 
     def _has(self, noise: str) -> bool:
         return noise in self._recordings or any(r.label == noise for r in self._recordings.values())
@@ -212,7 +206,7 @@ class NoiseBank:
                         return NoiseDraw("recorded", id, start / SAMPLE_RATE, seed, note=note)
                 return NoiseDraw("recorded", id, self._where_it_sounds(recording, offsets, count) / SAMPLE_RATE, seed)
             except AudioError as error:
-                self._complain(id, f"Noise recording {id} is passed over: {error}")
+                self._complaints(id, error)
                 note = f"{id} cannot be read ({error.reason})"
         return NoiseDraw("white", seed=seed, note=note)
 
@@ -265,7 +259,7 @@ class NoiseBank:
             try:
                 lengths[id] = self._clips.num_samples(self._speech[id])
             except AudioError as error:
-                self._complain(id, f"Babble recording {id} is passed over: {error}")
+                self._complaints(id, error)
         if not lengths:
             return np.zeros(num_samples, np.float32)
 
@@ -285,7 +279,7 @@ class NoiseBank:
         try:
             return self._clips.read(self._speech[id], start, count)
         except AudioError as error:
-            self._complain(id, f"Babble recording {id} is passed over: {error}")
+            self._complaints(id, error)
             return np.zeros(count, np.float32)
 
 

@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-import logging
+import os
 from collections.abc import Iterable
 
 import numpy as np
 
-from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import Recording
+from ..audio.rir import READ, Response, direct_path, measure_t60, prepare_response
 from ..errors import AudioError, UserError, closest
 from ..randomness import generator
 from .cache import ByteCache
-from .clips import by_id
-from .decay import LEAD, Response, direct_path, measure_t60
+from .clips import Complaints, by_id
 from .simulation import TWO_POSITIONS, simulate_room
 
 __all__ = ["Response", "RoomBank", "direct_path", "measure_t60", "prepare_response", "simulate_room"]
 
-log = logging.getLogger(__name__)
-
-LONGEST = 2.0  # seconds kept after the direct path
-READ = 30.0  # seconds of a file in which its direct path must come
-INAUDIBLE = 1e-7  # -70 dB of the energy: what is left of a response after this is cut off
-FADE = SAMPLE_RATE // 100  # samples over which a response that had to be cut fades out
 TRIES = 20
-
-
-def prepare_response(wave: np.ndarray) -> Response:
-    """Make a recorded impulse response usable: trimmed around its direct path, positive there, of unit energy.
-
-    `wave` is (L,) at 16 kHz. Raises `AudioError` when it is empty, all zero, or holds samples that are not numbers.
-    """
-    wave = np.asarray(wave, np.float64)
-    if not np.all(np.isfinite(wave)):
-        raise AudioError("The room response holds samples that are not numbers: leave it out.", "nan")
-    if not np.any(wave):
-        raise AudioError("The room response is empty or silent: leave it out.", "empty")
-    wave = wave / np.abs(wave).max()
-    peak = direct_path(wave)
-    t60 = measure_t60(wave, peak)
-    first, last = max(0, peak - LEAD), peak + round(LONGEST * SAMPLE_RATE)
-    kept = wave[first:last].copy()
-    if len(wave) > last:
-        kept[-FADE:] *= np.linspace(1, 0, FADE)
-    left = np.cumsum(kept[::-1] ** 2)[::-1]
-    kept = kept[: max(peak - first + 1, int(np.count_nonzero(left > INAUDIBLE * left[0])))]
-    kept *= np.sign(kept[peak - first]) / np.sqrt(np.sum(kept**2))
-    return Response(kept.astype(np.float32), peak - first, t60)
 
 
 class RoomBank:
@@ -67,7 +37,7 @@ class RoomBank:
         for id, recording in self._recordings.items():
             self._rooms.setdefault(recording.group or id, []).append(id)
         self._share = simulated_share
-        self._complained: set[str] = set()
+        self._passed_over = Complaints("Room response")
         self._cache: ByteCache[tuple[Response, ...]] = ByteCache(cache_mb * 2**20)
 
     @classmethod
@@ -110,6 +80,19 @@ class RoomBank:
             raise UserError(f"The room '{id}' is not in this bank: pass the --rooms it is from.{closest(id, self.ids)}")
         return self._cache.get(id, lambda: (self._read(self._recordings[id]),))[0]
 
+    def t60(self, id: str) -> float | None:
+        """The measured T60 of a response in seconds, None where it cannot be told: known from the scan, if there was one."""
+        recording = self._recordings.get(id)
+        return recording.extra["t60"] if recording and _scanned(recording) else self.load(id).t60
+
+    def _check(self, id: str) -> None:
+        """Raise `AudioError` for a response that cannot be used; one that was scanned need only be there still."""
+        recording = self._recordings.get(id)
+        if recording is None or not _scanned(recording):
+            self.load(id)
+        elif not os.path.isfile(recording.path):
+            raise AudioError(f"{recording.path} does not exist any more.", "missing")
+
     def _read(self, recording: Recording) -> Response:
         try:
             return prepare_response(recording.load(0.0, READ))
@@ -126,12 +109,10 @@ class RoomBank:
                 raise UserError("There are no rooms: pass --rooms, or set environment.simulated_rooms above 0.")
             id = ids[int(pick * len(ids))]
             try:
-                self.load(id)
+                self._check(id)
                 return id
             except AudioError as error:
-                if id not in self._complained:
-                    self._complained.add(id)
-                    log.warning("Room response %s is passed over: %s", id, error)
+                self._passed_over(id, error)
         if self._simulated_ids:
             return self._simulated_ids[int(pick * len(self._simulated_ids))]
         raise UserError(
@@ -159,3 +140,8 @@ class RoomBank:
         if name in self._rooms:
             return self._rooms[name]
         raise UserError(f"There is no room '{name}'.{closest(name, [*self._rooms, *self.ids])}")
+
+
+def _scanned(recording: Recording) -> bool:
+    """Whether its T60 was measured by a scan, which also found that it can be used."""
+    return "t60" in recording.extra and isinstance(recording.extra["t60"], float | None)

@@ -218,7 +218,7 @@ class Environment:
     def _in_room(self, scene: Scene, room: str, uniform: float, noise_too: bool) -> Scene:
         rooms = self._room_bank()
         noise_room = rooms.neighbour(room, uniform) if noise_too else None
-        return replace(scene, kind="reverb", room=room, noise_room=noise_room, t60=rooms.load(room).t60)
+        return replace(scene, kind="reverb", room=room, noise_room=noise_room, t60=rooms.t60(room))
 
     def _with_noise(
         self, scene: Scene, snr_db: float, wanted: Sequence[str | None], seconds: float, speaker: str | None

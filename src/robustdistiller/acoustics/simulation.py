@@ -13,8 +13,8 @@ import numpy as np
 import scipy.signal
 
 from ..audio.io import SAMPLE_RATE
+from ..audio.rir import LEAD, Response, measure_t60
 from .convolution import fft_size, irfft, rfft
-from .decay import LEAD, Response, measure_t60
 
 SOUND = 343.0  # m/s
 SMALLEST, LARGEST = (3.0, 2.5, 2.4), (10.0, 8.0, 4.0)  # m: length, width, height

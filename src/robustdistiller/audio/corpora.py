@@ -11,6 +11,7 @@ import csv
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,9 +170,62 @@ def _iemocap(matches: Matches, role: Role) -> Iterator[Row]:
             yield row | ({"text": texts[path.stem]} if path.stem in texts else {})
 
 
-def _folder(matches: Matches, role: Role) -> Iterator[Row]:
+def _vctk(matches: Matches, role: Role) -> Iterator[Row]:
+    for path, name in matches:
+        row = {"path": path, "speaker": name["speaker"]}  # which both microphones share
+        root = Path(path.as_posix()[: name.start("speaker")]).parent
+        text = " ".join(_lines(root / "txt" / name["speaker"] / f"{name['speaker']}_{name['number']}.txt"))
+        yield row | ({"text": text.strip()} if text.strip() else {})
+
+
+def _common_voice(matches: Matches, role: Role) -> Iterator[Row]:
+    root: Path | None = None
+    known: dict[str, Row] = {}
     for path, _ in matches:
-        yield {"path": path}
+        if path.parents[1] != root:
+            root, known = path.parents[1], {}
+            for table, split in (("validated", None), ("train", "train"), ("dev", "valid"), ("test", "test")):
+                for row in csv.DictReader(_lines(root / f"{table}.tsv"), delimiter="\t", quoting=csv.QUOTE_NONE):
+                    known[str(row.get("path"))] = row | {"split": split}
+        told = known.get(path.name, {})
+        row = {"path": path, "speaker": told.get("client_id"), "text": told.get("sentence"), "split": told.get("split")}
+        yield {name: value for name, value in row.items() if value}
+
+
+def _ami(matches: Matches, role: Role) -> Iterator[Row]:
+    for path, name in matches:
+        # Four people meet four times, and every microphone hears all of them: a group is what splits must not share.
+        yield {"path": path, "group": name["series"], "session": name["meeting"], "microphone": name["microphone"]}
+
+
+_MICROPHONE = re.compile(r"[_.-](?:mic|ch|chan|channel|array)[_-]?\d+$", re.IGNORECASE)
+_SPEAKER = re.compile(r"(?:spk|speaker|spkr|talker|sp|id|[spfm])[_-]?\d+", re.IGNORECASE)
+
+
+def _folder(matches: Matches, role: Role) -> Iterator[Row]:
+    """Any files. Parallel microphones share a group; folders are speakers where all files lie in such."""
+    paths = [path for path, _ in matches]
+    takes = Counter(_take(path) for path in paths)
+    speakers = role == "speech" and len({path.parent for path in paths}) > 1 and all(map(_of_speaker, paths))
+    for path in paths:
+        row: Row = {"path": path}
+        if speakers:
+            row["speaker"] = path.parent.name
+        if takes[_take(path)] > 1:
+            row["group"] = _take(path).as_posix()
+        yield row
+
+
+def _take(path: Path) -> Path:
+    """A recording without what tells its microphones apart."""
+    return path.with_name(_MICROPHONE.sub("", path.stem)) if _MICROPHONE.search(path.stem) else path
+
+
+def _of_speaker(path: Path) -> bool:
+    """Whether the folder is named like a speaker, or the file after its folder."""
+    folder = path.parent.name
+    named = len(path.stem) > len(folder) and path.stem.startswith(folder) and not path.stem[len(folder)].isalnum()
+    return named or _SPEAKER.fullmatch(folder) is not None
 
 
 _RIR_FILE = (
@@ -238,17 +292,41 @@ CORPORA: dict[str, Corpus] = {
         _iemocap,
         "Session1/sentences/wav/<dialog>/<utterance>.wav and Session1/dialog/EmoEvaluation/<dialog>.txt",
     ),
+    "vctk": Corpus(
+        re.compile(r"/(?P<speaker>[ps]\d+)/(?P=speaker)_(?P<number>\d{3})(?:_mic\d)?\.\w+$"),
+        ("speech",),
+        _vctk,
+        "wav48_silence_trimmed/<speaker>/<speaker>_<number>_mic1.flac and txt/",
+    ),
+    "common_voice": Corpus(
+        re.compile(r"/clips/common_voice_[\w-]+_\d+\.\w+$"),
+        ("speech",),
+        _common_voice,
+        "clips/common_voice_<language>_<number>.mp3 and validated.tsv, train.tsv, dev.tsv, test.tsv",
+    ),
+    "ami": Corpus(
+        re.compile(r"/(?P<meeting>(?P<series>(?:ES20|IS10|TS30|EN20|IB40|IN10)\d\d)\w)\.(?P<microphone>[\w-]+)\.\w+$"),
+        ("speech",),
+        _ami,
+        "amicorpus/<meeting>/audio/<meeting>.Headset-0.wav",
+    ),
     "folder": Corpus(re.compile(""), ("speech", "noise", "rooms"), _folder, "any audio files"),
 }
 
 
-def scan_corpus(folder: str | os.PathLike[str], role: Role, name: str | None = None) -> tuple[str, list[Row]]:
+def scan_corpus(
+    folder: str | os.PathLike[str], role: Role, name: str | None = None, failed: list[OSError] | None = None
+) -> tuple[str, list[Row]]:
     """The corpus that `folder` holds (found by its file names, or `name`) and a manifest row without duration per file.
 
-    Raises `UserError` for a folder without audio, or one that holds nothing for `role` in the layout of its corpus.
+    Folders in it that cannot be read are told to `failed`. Raises `UserError` for a folder without audio, or one that holds
+    nothing for `role` in the layout of its corpus.
     """
     folder = Path(os.path.abspath(folder))
-    files = find_audio(folder)
+    failed = [] if failed is None else failed
+    files = find_audio(folder, failed)
+    if not files and failed:
+        raise UserError(f"The folder {failed[0].filename} cannot be read ({failed[0].strerror}): mend that.")
     if not files:
         raise UserError(f"The folder {folder} holds no audio files: give the folder that does, or a manifest.")
     name = name or detect(files)

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import io
 import logging
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
 
-from ..errors import AudioError, UserError
+from ..channels import Downmix
+from ..errors import AudioError, UserError, need
 from ..files import replacing
 
 log = logging.getLogger(__name__)
@@ -31,6 +35,10 @@ SUFFIXES = frozenset(
     {".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd"}
 )
 SUFFIXES |= {".sph", ".nist", ".w64", ".rf64", ".caf"}
+UNREAD = frozenset(
+    {".wv", ".ape", ".tta", ".mpc", ".ra", ".dsf", ".dff", ".mkv", ".mov", ".avi", ".shn", ".spx", ".voc"}
+)
+MEDIA = frozenset({".m4a", ".mp4", ".aac", ".webm", ".mka", ".wma", ".amr", ".3gp"})  # read with PyAV where it is there
 
 UNKNOWN = (1 << 63) - 1  # the frame count of a file that was written as a stream and does not tell its length
 _BLOCK = 1 << 20  # values decoded at a time, over all channels: the memory that a lying header can cost
@@ -71,10 +79,10 @@ def read_audio(
 ) -> np.ndarray:
     """The part [start, start + seconds) of `path` as a float32 wave (T,) at `sampling_rate`.
 
-    Only the part asked for is decoded. Channels are averaged, or one `channel` (from 0) is taken. A segment equals the
-    same slice of the whole file resampled: T = round(seconds * sampling_rate) wherever the file holds that much, and
-    what there is at its end. `content`: the bytes of the file where they are in memory already; `path` then only names
-    them. Raises `AudioError` (missing, corrupt, empty, too-short, nan).
+    Only the part asked for is decoded. Channels are averaged (where they cancel, one is taken), or one `channel` (from 0)
+    is taken. A segment equals the same slice of the whole file resampled: T = round(seconds * sampling_rate) wherever the
+    file holds that much, and what there is at its end. `content`: the bytes of the file where they are in memory already;
+    `path` then only names them. Raises `AudioError` (missing, corrupt, empty, too-short, nan).
     """
     if start < 0 or (seconds is not None and seconds < 0):
         raise ValueError(f"start and seconds must not be negative, not {start} and {seconds}")
@@ -93,10 +101,13 @@ def read_audio(
         if cell * down >= frames:
             raise _ends_before(path, start)
         stop = None if seconds is None else math.ceil((last + context) * down / up) - cell * down
-        blocks = mono_blocks(file, path, cell * down, stop, channel)
+        mix = Downmix()
+        blocks = mono_blocks(file, path, cell * down, stop, channel, mix)
         if rate != sampling_rate:
             blocks = _resampled(blocks, rate, sampling_rate)
         wave = _joined(blocks, skip, last - first)
+    if mix.instead is not None:
+        return read_audio(path, start, seconds, sampling_rate, mix.instead, content)
     if not len(wave) and last > first:
         raise _ends_before(path, start)
     if not np.isfinite(wave).all():
@@ -105,13 +116,18 @@ def read_audio(
 
 
 def mono_blocks(
-    file: soundfile.SoundFile,
+    file: soundfile.SoundFile | _Media,
     path: str | os.PathLike[str],
     start: int = 0,
     frames: int | None = None,
     channel: int | None = None,
+    mix: Downmix | None = None,
 ) -> Iterator[np.ndarray]:
-    """Decode an open file from frame `start` in float32 blocks (T,), of bounded size whatever the header claims."""
+    """Decode an open file from frame `start` in float32 blocks (T,), of bounded size whatever the header claims.
+
+    Without a `channel`, `mix` averages all and knows in the end whether that was right.
+    """
+    mix = mix or Downmix()
     size = max(1, _BLOCK // file.channels)
     if channel is not None and not 0 <= channel < file.channels:
         raise AudioError(f"{path} has {file.channels} channels, so there is no channel {channel}: check its entry.")
@@ -119,19 +135,21 @@ def mono_blocks(
     try:
         if start:
             file.seek(start)
-        # After each read soundfile seeks to where it already is, which is slow in compressed files and fails at the end
-        # of those that do not tell their length.
-        file.seekable = lambda: False
+        if isinstance(file, soundfile.SoundFile):
+            # After each read soundfile seeks to where it already is, which is slow in compressed files and fails at the
+            # end of those that do not tell their length.
+            file.seekable = lambda: False
         while left > 0:
-            block = file.read(min(size, left), dtype="float32", always_2d=True)  # (T, channels)
+            with _muted(path):
+                block = file.read(min(size, left), dtype="float32", always_2d=True)  # (T, channels)
             if not len(block):
                 return
             left -= len(block)
             if channel is not None:
                 yield np.ascontiguousarray(block[:, channel])
             else:
-                yield block[:, 0] if file.channels == 1 else block.mean(axis=1, dtype=np.float32)
-    except (soundfile.SoundFileError, RuntimeError) as error:
+                yield mix(block)
+    except (soundfile.SoundFileError, RuntimeError, ValueError, OSError) as error:
         raise AudioError(f"{path} cannot be decoded ({_reason(error)}): remove it or convert it again.") from error
 
 
@@ -172,15 +190,38 @@ def write_audio(
             raise _write_error(path, "the file is incomplete")
 
 
-def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
-    """Every audio file under `folder`, by suffix, sorted; hidden files are passed over, links to folders followed."""
-    return sorted(Path(name) for name in find_files(folder, SUFFIXES))
+def readable() -> frozenset[str]:
+    """The suffixes of files that can be read: those of libsndfile, and `MEDIA` where PyAV is installed."""
+    return SUFFIXES | MEDIA if importlib.util.find_spec("av") else SUFFIXES
 
 
-def find_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> Iterator[str]:
+def find_audio(folder: str | os.PathLike[str], failed: list[OSError] | None = None) -> list[Path]:
+    """Every audio file under `folder`, by suffix, sorted; hidden files are passed over, links to folders followed.
+
+    Folders that cannot be entered are told to `failed`, and files of kinds that cannot be read are counted in a warning.
+    """
+    kinds = readable()
+    files = sorted(Path(name) for name in find_files(folder, kinds | MEDIA | UNREAD, failed))
+    others = Counter(file.suffix.lower() for file in files if file.suffix.lower() not in kinds)
+    if others:
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        advice = "pip install 'robustdistiller[media]', or convert" if others.keys() & MEDIA else "convert"
+        log.warning("%s: files of these kinds are not read: %s. To use them, %s them to FLAC.", folder, told, advice)
+    return [file for file in files if file.suffix.lower() in kinds]
+
+
+def find_files(
+    folder: str | os.PathLike[str], suffixes: Collection[str], failed: list[OSError] | None = None
+) -> Iterator[str]:
     """Paths under `folder` with one of the lower-case `suffixes`, in no order; hidden ones are passed over."""
     seen: set[str] = set()  # links may form a circle
-    for parent, folders, names in os.walk(folder, followlinks=True):
+
+    def fail(error: OSError) -> None:
+        log.warning("The folder %s cannot be read (%s): what it holds is left out.", error.filename, error.strerror)
+        if failed is not None:
+            failed.append(error)
+
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=fail):
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()
@@ -193,20 +234,107 @@ def find_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> Ite
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[soundfile.SoundFile]:
+def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[soundfile.SoundFile | _Media]:
     """Open a file (or its `content`) for decoding, with every failure as an `AudioError` (missing, corrupt, empty)."""
     path = Path(path)
     if content is None and not os.path.isfile(path):
         raise AudioError(f"{path} does not exist: check the path.", "missing")
     try:
         size = path.stat().st_size if content is None else len(content)
-        file = soundfile.SoundFile(path if content is None else io.BytesIO(content))
+        with _muted(path):
+            if path.suffix.lower() in MEDIA and content is None:
+                file: Any = _Media(path)
+            else:
+                file = soundfile.SoundFile(path if content is None else io.BytesIO(content))
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            if content is None and not _permitted(path):
+                raise AudioError(f"{path} may not be read: change its permissions.", "permission") from error
         if not size:
             raise AudioError(f"{path} is an empty file: remove it or copy it again.", "empty") from error
         raise AudioError(f"{path} cannot be read as audio ({_reason(error)}): remove it or convert it.") from error
     with file:
         yield file
+
+
+class _Media:
+    """A file that PyAV decodes, with as much of the interface of `soundfile.SoundFile` as is needed: read in one go."""
+
+    frames = UNKNOWN  # headers are wrong by the padding of the codec
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import av
+        except ImportError as error:
+            raise need("av", "media", f"Reading {path.suffix} files") from error
+        try:
+            self._container = av.open(str(path), metadata_errors="replace")
+        except av.FFmpegError as error:
+            raise ValueError(str(error)) from error
+        stream = next(iter(self._container.streams.audio), None)
+        if stream is None or not stream.rate or not stream.channels:
+            raise ValueError("it holds no sound")
+        self.samplerate, self.channels = stream.rate, stream.channels
+        self._frames = self._decoded(stream)
+        self._rest = np.zeros((0, self.channels), np.float32)
+
+    def _decoded(self, stream: Any) -> Iterator[np.ndarray]:
+        import av
+
+        resampler = av.AudioResampler(format="flt")
+        try:
+            for frame in self._container.decode(stream):
+                for part in resampler.resample(frame):
+                    yield part.to_ndarray().reshape(-1, self.channels)
+        except av.FFmpegError as error:
+            raise ValueError(str(error)) from error
+
+    def read(self, frames: int, dtype: str = "float32", always_2d: bool = True) -> np.ndarray:
+        parts, count = [self._rest], len(self._rest)
+        while count < frames and (frame := next(self._frames, None)) is not None:
+            parts.append(frame)
+            count += len(frame)
+        block = np.concatenate(parts)
+        self._rest = block[frames:]
+        return block[:frames]
+
+    def seek(self, frame: int) -> None:
+        while frame > 0 and len(block := self.read(min(frame, _BLOCK))):
+            frame -= len(block)
+
+    def __enter__(self) -> _Media:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._container.close()
+
+
+@contextlib.contextmanager
+def _muted(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep libmpg123 from writing to the terminal what `opened` reports anyway."""
+    if not str(path).lower().endswith(".mp3"):
+        yield
+        return
+    with open(os.devnull, "wb") as nothing:
+        try:
+            saved = os.dup(2)
+        except OSError:  # there is no terminal
+            yield
+            return
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _permitted(path: Path) -> bool:
+    try:
+        path.open("rb").close()
+    except PermissionError:
+        return False
+    return True
 
 
 def _resampled(blocks: Iterator[np.ndarray], source: int, target: int) -> Iterator[np.ndarray]:

@@ -6,7 +6,6 @@ read in place; everything else (Shar archives, mixes, speed-perturbed or in-memo
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 import os
@@ -15,7 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..channels import downmix
 from ..errors import UserError, need
+from ..files import parse_json, text_lines
 from .io import write_audio
 from .manifest import Recording, recording_from_row, write_manifest
 
@@ -27,9 +28,8 @@ _PER_FOLDER = 1000  # files
 def is_cuts(path: str | os.PathLike[str]) -> bool:
     """Whether the first line of a .jsonl or .jsonl.gz file is a lhotse cut."""
     try:
-        with _text(path) as stream:
-            row = json.loads(stream.readline() or "null")
-    except (OSError, ValueError, EOFError, RecursionError, zlib.error):
+        row = parse_json(next(text_lines(path), "null"))
+    except (OSError, ValueError, EOFError, zlib.error):
         return False  # the reader of manifests says what is wrong with it
     return isinstance(row, dict) and str(row.get("type", "")).endswith("Cut")
 
@@ -88,7 +88,7 @@ def _exported(cuts: Iterable[Any], out: Path, progress: Callable[[int, int], Non
             log.warning("the cut %s is left out: it has no audio", cut.id)
             continue
         path = out / "audio" / f"{number // _PER_FOLDER:05d}" / f"{number:08d}.flac"
-        wave = wave.mean(axis=0)  # (channels, T)
+        wave = downmix(wave.T)  # (channels, T)
         write_audio(path, wave, cut.sampling_rate)
         yield _described(cut, str(path), len(wave) / cut.sampling_rate, 0.0)
         written += 1
@@ -104,7 +104,7 @@ def _in_place(cut: Any, file: Path) -> Recording:
     channel = channels if isinstance(channels, int) else None
     sources = [] if recording is None else recording.sources
     source = next((s for s in sources if channel is None or channel in s.channels), None)
-    if source is None or source.type != "file" or recording.transforms or (channel is None and len(sources) > 1):
+    if source is None or source.type != "file" or _changed(recording) or (channel is None and len(sources) > 1):
         raise UserError(
             f"The cut {cut.id} of {file} is not a part of one audio file: write the cuts out with "
             "robustdistiller.audio.lhotse_adapter.cuts_to_manifest and give the manifest."
@@ -116,6 +116,12 @@ def _in_place(cut: Any, file: Path) -> Recording:
     if channel is not None and len(source.channels) > 1:
         described.extra["use_channel"] = source.channels.index(channel)
     return described
+
+
+def _changed(recording: Any) -> bool:
+    """Whether its transforms do more than resample, which reading does anyway."""
+    names = [t.get("name") if isinstance(t, dict) else type(t).__name__ for t in recording.transforms or ()]
+    return any(name != "Resample" for name in names)
 
 
 def _described(cut: Any, path: str, seconds: float, start: float) -> Recording:
@@ -144,27 +150,22 @@ def _plain(value: Any) -> bool:
 def _cuts(path: str | os.PathLike[str]) -> Iterator[Any]:
     lhotse = _lhotse("Reading lhotse cuts")
     number = 0
-    with _text(path) as stream:
-        try:
-            for number, line in enumerate(stream, 1):
-                yield _cut(lhotse, line, f"Line {number} of {path}")
-        except (OSError, ValueError, EOFError, zlib.error) as error:
-            raise UserError(f"{path} cannot be read ({error}): copy it or write the set again.") from error
+    try:
+        for number, line in enumerate(text_lines(path), 1):
+            yield _cut(lhotse, line, f"Line {number} of {path}")
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}): copy it or write the set again.") from error
     if not number:
         raise UserError(f"{path} holds no cuts: write the set again.")
 
 
 def _cut(lhotse: Any, line: str, where: str) -> Any:
     try:
-        return lhotse.serialization.deserialize_item(json.loads(line))
+        return lhotse.serialization.deserialize_item(parse_json(line))
     except Exception as error:  # lhotse builds its objects from whatever the line says
         raise UserError(
             f"{where} is not a lhotse cut ({error or type(error).__name__}): write the set again."
         ) from error
-
-
-def _text(path: str | os.PathLike[str]) -> Any:
-    return (gzip.open if os.fspath(path).endswith(".gz") else open)(path, "rt", encoding="utf-8")
 
 
 def _lhotse(purpose: str) -> Any:

@@ -20,7 +20,7 @@ from ..errors import UserError, closest
 from ..files import digest, read_json, write_json
 from .checking import Skipped, check_all, write_skipped
 from .corpora import CORPORA, Role, scan_corpus
-from .io import SUFFIXES, find_files
+from .io import MEDIA, SUFFIXES, find_files, readable
 from .lhotse_adapter import is_cuts, read_cuts
 from .manifest import Recording, check_exist, read_manifest, recording_from_row, write_manifest
 from .shards import is_sharded
@@ -31,6 +31,9 @@ __all__ = ["Prepared", "Skipped", "prepare", "prepare_all", "split_by_group", "w
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+
+_FORMAT = 2  # of a scan: raised when the same files give other recordings, so that cached ones are made again
+_TOUCHING = 0.01  # seconds by which segments may overlap for their times were rounded
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,14 @@ def prepare(
     role: Role,
     workers: int | None = None,
     progress: Progress | None = None,
-    min_seconds: float | None = None,
 ) -> Prepared:
     """Find and check every recording of one `source`; `workers` processes (by default, one per core) decode them.
 
-    `min_seconds` is the shortest that is kept (see `MIN_SECONDS`). Raises `UserError` for a source that does not exist,
-    holds no audio or nothing usable.
+    Raises `UserError` for a source that does not exist, holds no audio or nothing usable.
     """
-    announced = _announced(_parsed(str(source)), role)
+    announced, skipped = _announced(_parsed(str(source)), role)
     kept: list[Recording] = []
-    skipped: list[Skipped] = []
-    for done, result in enumerate(check_all(announced, role, min_seconds, workers), 1):
+    for done, result in enumerate(check_all(announced, role, workers), 1):
         if isinstance(result, Recording):
             kept.append(result)
         else:
@@ -85,7 +85,6 @@ def prepare_all(
     cache: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
-    min_seconds: float | None = None,
 ) -> Prepared:
     """Join the recordings of several sources under unique ids.
 
@@ -95,14 +94,8 @@ def prepare_all(
     if not sources:
         raise UserError(f"There is no source of {role}: name at least one folder or manifest.")
     parsed = [_parsed(str(source)) for source in sources]  # all of them, before the first long scan
-    scans = [_cached(source, role, cache, workers, progress, min_seconds) for source in parsed]
-    owners: dict[str, int] = {}
-    resolve = _Resolver()
-    for number, scan in enumerate(scans):
-        for recording in scan.recordings:
-            if owners.setdefault(resolve(recording.path), number) != number:
-                other = sources[owners[resolve(recording.path)]]
-                raise UserError(f"{recording.path} is part of both {other} and {sources[number]}: name it once.")
+    scans = [_cached(source, role, cache, workers, progress) for source in parsed]
+    _refuse_overlap(scans, sources)
     counts = Counter(recording.id for scan in scans for recording in scan.recordings)
     recordings: list[Recording] = []
     taken = {name for name, count in counts.items() if count == 1}
@@ -113,6 +106,22 @@ def prepare_all(
                 taken.add(recording.id)
             recordings.append(recording)
     return Prepared(recordings, [row for scan in scans for row in scan.skipped])
+
+
+def _refuse_overlap(scans: Sequence[Prepared], sources: Sequence[str | os.PathLike[str]]) -> None:
+    """Raise `UserError` where two sources hold the same part of a recording."""
+    parts: dict[str, list[tuple[float, float, int]]] = {}
+    resolve = _Resolver()
+    for number, scan in enumerate(scans):
+        for r in scan.recordings:
+            parts.setdefault(resolve(r.path), []).append((r.start, r.start + r.seconds, number))
+    for path, spans in parts.items():
+        end, owner = -math.inf, -1
+        for start, stop, number in sorted(spans):
+            if number != owner and start < end - _TOUCHING:
+                raise UserError(f"{path} is part of both {sources[owner]} and {sources[number]}: name it once.")
+            if stop > end:
+                end, owner = stop, number
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,8 @@ class _Source:
 
 def _parsed(text: str) -> _Source:
     """Read a source string. Raises `UserError` when nothing is there."""
+    if not text.strip():
+        raise UserError("A source is empty: name a folder, an audio file or a manifest.")
     if "://" in text:
         raise UserError(f"{text} is an address: download it and give the folder.")
     whole = os.path.abspath(os.path.expanduser(text))
@@ -150,8 +161,8 @@ def _parsed(text: str) -> _Source:
     raise UserError(f"The source {text} does not exist: check the path.")
 
 
-def _announced(source: _Source, role: Role) -> list[Recording]:
-    """The recordings of a source before their content is known; unknown durations are infinite."""
+def _announced(source: _Source, role: Role) -> tuple[list[Recording], list[Skipped]]:
+    """The recordings of a source before their content is known (unknown durations are infinite), and unreadable folders."""
     path = source.path
     if os.path.isdir(path):
         if is_sharded(path):
@@ -161,17 +172,19 @@ def _announced(source: _Source, role: Role) -> list[Recording]:
         manifest = os.path.join(path, "manifest.jsonl")
         if source.corpus is None and os.path.isfile(manifest):
             log.info("%s: its manifest.jsonl is followed (folder:%s takes all its files)", path, path)
-            return _listed(manifest)
+            return _listed(manifest), []
         if any(name.startswith("cuts.") and ".jsonl" in name for name in os.listdir(path)):
             raise UserError(
                 f"{path} is a lhotse Shar folder, which cannot be read at random: unpack it with "
                 "robustdistiller.audio.lhotse_adapter.shar_to_manifest and give the manifest."
             )
-        return _rows(scan_corpus(path, role, source.corpus)[1])
+        failed: list[OSError] = []
+        rows = scan_corpus(path, role, source.corpus, failed)[1]
+        return _rows(rows), [Skipped(str(e.filename), "folder", f"it cannot be read: {e.strerror}") for e in failed]
     if path.endswith((".jsonl", ".jsonl.gz")):
-        return _listed(path, source.root)
-    if os.path.splitext(path)[1].lower() in SUFFIXES:
-        return _rows([{"path": path, "id": Path(path).stem}])
+        return _listed(path, source.root), []
+    if os.path.splitext(path)[1].lower() in SUFFIXES | MEDIA:
+        return _rows([{"path": path, "id": Path(path).stem}]), []
     raise UserError(f"{path} is no folder, audio file or .jsonl manifest: give one of these.")
 
 
@@ -194,11 +207,10 @@ def _cached(
     cache: str | os.PathLike[str] | None,
     workers: int | None,
     progress: Progress | None,
-    min_seconds: float | None,
 ) -> Prepared:
     if cache is None:
-        return prepare(source.text, role, workers, progress, min_seconds)
-    key = digest([source.path, source.corpus, source.root, min_seconds])
+        return prepare(source.text, role, workers, progress)
+    key = digest([_FORMAT, source.path, source.corpus, source.root])
     stem = Path(cache) / f"{source.word}-{role}-{key}"
     manifest, seal = stem.with_name(stem.name + ".jsonl"), stem.with_name(stem.name + ".json")
     state = _state(source)
@@ -212,7 +224,7 @@ def _cached(
         except (UserError, KeyError, TypeError):
             log.warning("%s: the cached scan %s is not usable and made again", source.text, manifest)
     seal.unlink(missing_ok=True)  # so that it never vouches for another manifest than its own
-    prepared = prepare(source.text, role, workers, progress, min_seconds)
+    prepared = prepare(source.text, role, workers, progress)
     write_manifest(manifest, prepared.recordings)
     write_json(seal, {"source": source.text, "state": state, "skipped": [vars(row) for row in prepared.skipped]})
     return prepared
@@ -221,7 +233,7 @@ def _cached(
 def _state(source: _Source) -> list[float]:
     """What changes when the files of a source do: how many there are, their bytes, and the newest time of change."""
     one = os.path.isfile(source.path)
-    files = [source.path] if one else find_files(source.path, SUFFIXES | {".txt", ".csv", ".jsonl"})
+    files = [source.path] if one else find_files(source.path, readable() | {".txt", ".csv", ".tsv", ".jsonl"})
     count, size, newest = 0, 0, 0.0
     for file in files:
         try:

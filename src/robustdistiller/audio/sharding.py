@@ -12,11 +12,9 @@ import io
 import json
 import logging
 import math
-import multiprocessing
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,17 +28,19 @@ import soundfile
 from ..errors import AudioError, UserError
 from ..files import digest, read_json, replacing, write_json
 from ..randomness import fraction
-from .checking import Skipped, cores, write_skipped
+from .checking import Skipped, cores, worker_pool, write_skipped
 from .io import SAMPLE_RATE
 from .manifest import Recording
 from .prepare import prepare_all
-from .shards import FORMAT, INDEX, histogram, is_sharded
+from .shards import DAMAGE, FORMAT, INDEX, entry, histogram, is_sharded
 
 log = logging.getLogger(__name__)
 
 Format = Literal["flac", "wav"]
 BYTES_PER_SECOND = {"flac": 20_000, "wav": 32_000}  # by which shards are planned: speech in FLAC takes 12 to 20 kB
 PIECE = 60.0  # seconds: longer recordings are cut
+_INDEXED = ("name", "bytes", "digest", "recordings", "seconds", "lengths", "split", "speakers", "histogram")
+_ROW = (*_INDEXED, "source", "skipped", "samples")
 _FORMATS = {"flac": "FLAC", "wav": "WAV"}
 
 
@@ -76,6 +76,8 @@ def write_shards(
     out = Path(out)
     if any(is_sharded(source) for source in sources):
         raise UserError("A source is a folder of shards already: give what it was made from.")
+    for leftover in out.glob(".shard-*.tar"):  # of a call that was killed
+        leftover.unlink(missing_ok=True)
     report = None if progress is None else partial(progress, "scanning speech")
     prepared = prepare_all(sources, "speech", out / "scan", workers, report)
     plan = _planned(prepared.recordings, shard_mb * 1e6 / BYTES_PER_SECOND[audio])
@@ -100,8 +102,7 @@ def write_shards(
         "sampling_rate": SAMPLE_RATE,
         "audio": audio,
         "plan": identity,
-        "shards": [{k: v for k, v in row.items() if k not in ("samples", "skipped", "source")}
-                   for row in rows if row["recordings"]],
+        "shards": [{name: row[name] for name in _INDEXED} for row in rows if row["recordings"]],
     }  # fmt: skip
     if not index["shards"]:
         raise UserError("None of the recordings can be read any more: check the sources.")
@@ -154,10 +155,11 @@ def _finished(out: Path, number: int, identity: str) -> dict[str, Any] | None:
     tar = seal.with_suffix(".tar")
     try:
         row = read_json(seal)
-        if row["source"] != identity or (row["recordings"] and tar.stat().st_size != row["bytes"]):
+        if row["source"] != identity or (row["recordings"] and tar.stat().st_size != entry(out, row).bytes):
             return None
-        return row if isinstance(row, dict) else None
-    except (UserError, OSError, KeyError, TypeError):
+        [Skipped(**lost) for lost in row["skipped"]]
+        return {name: row[name] for name in _ROW}
+    except (UserError, OSError, *DAMAGE):
         return None
 
 
@@ -173,8 +175,7 @@ def _written(
     if workers == 1 or len(jobs) <= 1:
         yield from zip(todo, map(_write, jobs), strict=True)
         return
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as pool:
+    with worker_pool(workers) as pool:
         try:
             yield from zip(todo, pool.map(_write, jobs), strict=True)
         except BrokenProcessPool as error:

@@ -12,8 +12,8 @@ The index is all that is ever in memory of the corpus as a whole: a few kilobyte
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 import tarfile
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -24,14 +24,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import AudioError, UserError
-from ..files import digest, read_json
+from ..files import digest, parse_json, read_json
 from .io import SAMPLE_RATE, read_audio
-from .manifest import SPLITS, Recording
+from .manifest import SPLITS, Recording, recording_from_row
 
 INDEX, FORMAT = "shards.json", 1
 # Seconds: the lower bounds of the bins of a histogram. Round ones where `data.min_seconds` may lie.
 EDGES = [*(k / 10 for k in range(40)), *(4 * 1.1**k for k in range(36))]
 _BLOCK = 4 << 20  # bytes read at a time
+_MOST = 1 << 53  # recordings, bytes, seconds: beyond, numbers are not exact
+_DESCRIPTION = 1 << 20  # bytes of JSON about one recording
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+"""What reading values of a stranger's making may raise."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,11 @@ class Shard:
         file = Path(self.path).with_suffix(".json")
         values = read_json(file, "list of lengths of a shard")
         lengths: Any = values.get("samples") if isinstance(values, dict) else None
-        if digest(lengths) != self.lengths or not all(type(length) is int and length > 0 for length in lengths):
+        if not (
+            isinstance(lengths, list)
+            and all(type(length) is int and 0 < length < _MOST for length in lengths)
+            and digest(lengths) == self.lengths
+        ):
             raise UserError(f"{file} does not belong to the index of its folder: copy the whole folder again.")
         return np.array(lengths, dtype=np.int64)
 
@@ -120,8 +128,8 @@ def read_shards(folder: str | os.PathLike[str]) -> list[Shard]:
             "robustdistiller shard."
         )
     try:
-        shards = [_entry(folder, row) for row in values["shards"]]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        shards = [entry(folder, row) for row in values["shards"]]
+    except DAMAGE as error:
         raise UserError(
             f"The index {folder / INDEX} is damaged ({type(error).__name__}: {error}): run robustdistiller shard again with "
             "the same sources and --out."
@@ -140,17 +148,25 @@ def read_shards(folder: str | os.PathLike[str]) -> list[Shard]:
     return shards
 
 
-def _entry(folder: Path, row: dict[str, Any]) -> Shard:
+def entry(folder: Path, row: dict[str, Any]) -> Shard:
+    """What an index says of one shard, of which every value is checked. Raises one of `DAMAGE`."""
     name, split = row["name"], row["split"]
-    if os.path.basename(name) != name or not name.endswith(".tar"):
+    if os.path.basename(name) != name or not name.endswith(".tar") or not name.isprintable():
         raise ValueError(f"{name!r:.40} is no name of a shard")
+    if not all(isinstance(row[key], str) and re.fullmatch("[0-9a-f]{8,64}", row[key]) for key in ("digest", "lengths")):
+        raise ValueError(f"the digests of {name}")
+    if not all(isinstance(speaker, str) for speaker in row["speakers"]):
+        raise ValueError(f"the speakers of {name}")
     if split is not None and split not in SPLITS:
         raise ValueError(f"{split!r:.40} is no split")
     bins = {int(number): (int(count), float(seconds)) for number, (count, seconds) in row["histogram"].items()}
-    if not bins or not all(0 <= number < len(EDGES) and count > 0 for number, (count, _) in bins.items()):
+    if not bins or not all(
+        0 <= number < len(EDGES) and 0 < count < _MOST and 0 <= seconds < _MOST
+        for number, (count, seconds) in bins.items()
+    ):
         raise ValueError(f"the histogram of {name}")
     counts = int(row["bytes"]), int(row["recordings"]), float(row["seconds"])
-    if not all(value > 0 for value in counts):
+    if not all(0 < value < _MOST for value in counts):
         raise ValueError(f"the size of {name}")
     return Shard(
         str(folder / name), counts[0], str(row["digest"]), counts[1], counts[2], str(row["lengths"]), split,
@@ -205,18 +221,25 @@ def members(file: Path, shard: Shard) -> list[Member]:
                 if not info.name.endswith(".json"):
                     audio = info
                     continue
+                if info.size > _DESCRIPTION or info.sparse is not None:
+                    raise ValueError(f"{info.name} is no description of a recording")
                 stream.seek(info.offset_data)
-                row = json.loads(stream.read(info.size))
-                if audio is None or audio.name.partition(".")[0] != info.name.partition(".")[0]:
+                row = parse_json(stream.read(info.size).decode())
+                if (
+                    audio is None
+                    or audio.size > shard.bytes
+                    or audio.name.partition(".")[0] != info.name.partition(".")[0]
+                ):
                     raise ValueError(f"{info.name} has no audio beside it")
+                name = f"{shard.path}::{audio.name}"
+                told = recording_from_row({**row, "path": name, "duration": row["samples"] / SAMPLE_RATE}, name)
                 rows.append(
                     Member(
-                        str(row["id"]), f"{shard.path}::{audio.name}", int(row["samples"]) / SAMPLE_RATE,
-                        speaker=row.get("speaker"), split=row.get("split"), group=row.get("group"), tar=str(file),
-                        offset=audio.offset_data, size=audio.size,
+                        told.id, name, told.seconds, speaker=told.speaker, split=told.split, group=told.group,
+                        tar=str(file), offset=audio.offset_data, size=audio.size,
                     )
                 )  # fmt: skip
-    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, EOFError, OverflowError) as error:
+    except (OSError, tarfile.TarError, EOFError, MemoryError, RecursionError, *DAMAGE) as error:
         raise AudioError(
             f"The shard {shard.path} cannot be understood ({error}): write it again.", "corrupt"
         ) from error

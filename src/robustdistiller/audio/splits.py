@@ -1,4 +1,4 @@
-"""Training, validation and test parts that share no speaker, no noise recording and no room."""
+"""Training and validation parts that share no speaker, no noise recording and no room."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..randomness import fraction
+from .io import SAMPLE_RATE
 from .manifest import SPLITS, Recording
 
 log = logging.getLogger(__name__)
 
 
-def split_by_group(
-    recordings: Sequence[Recording], valid_fraction: float, test_fraction: float = 0.0, seed: int = 0
-) -> dict[str, list[Recording]]:
-    """Assign every recording to "train", "valid" or "test" so that no unit is in two of them.
+def split_by_group(recordings: Sequence[Recording], valid_fraction: float, seed: int = 0) -> dict[str, list[Recording]]:
+    """Assign every recording to "train" or "valid" (or the "test" that a manifest names), so that no unit is in two.
 
     A unit is a speaker, else a group (noise recording, room), else the recordings of one file. Splits that manifests
     name are honoured, also for the unnamed rest of a unit; the other units follow a hash of (seed, unit). With two
@@ -48,13 +47,25 @@ def split_by_group(
     for recording, unit in zip(recordings, units, strict=True):
         if unit not in chosen:
             seconds[unit] += recording.seconds
-    chosen |= _assigned(dict(seconds), set(chosen.values()), valid_fraction, test_fraction, seed)
+    chosen |= _assigned(dict(seconds), set(chosen.values()), valid_fraction, seed)
 
     parts: dict[str, list[Recording]] = {name: [] for name in SPLITS}
     for recording, unit, split in zip(recordings, units, fixed, strict=True):
         split = split or chosen[unit]
         parts[split].append(recording if recording.split == split else replace(recording, split=split))
     return parts
+
+
+def hold_out_stretch(recording: Recording, valid_fraction: float) -> dict[str, list[Recording]]:
+    """Where there is one recording: its end for validation, the rest for training."""
+    border = round(recording.seconds * (1 - valid_fraction) * SAMPLE_RATE) / SAMPLE_RATE
+    log.warning("there is one recording of speech: its last %.1f s are held out", recording.seconds - border)
+    rest = recording.seconds - border
+    start = recording.start + border
+    return {
+        "train": [replace(recording, id=f"{recording.id}@train", seconds=border, split="train")],
+        "valid": [replace(recording, id=f"{recording.id}@valid", start=start, seconds=rest, split="valid")],
+    }
 
 
 def _units(recordings: Sequence[Recording], by_speaker: bool) -> list[str]:
@@ -70,15 +81,12 @@ def _units(recordings: Sequence[Recording], by_speaker: bool) -> list[str]:
     ]  # fmt: skip
 
 
-def _assigned(
-    seconds: dict[str, float], present: set[str], valid_fraction: float, test_fraction: float, seed: int
-) -> dict[str, str]:
+def _assigned(seconds: dict[str, float], present: set[str], valid_fraction: float, seed: int) -> dict[str, str]:
     """Splits of the units that are free to go anywhere; `present` are the splits that have somebody already."""
     chosen: dict[str, str] = {}
     total = sum(seconds.values())
     for unit in seconds:
-        place = fraction(seed, "split", unit)
-        split = "valid" if place < valid_fraction else "test" if place < valid_fraction + test_fraction else "train"
+        split = "valid" if fraction(seed, "split", unit) < valid_fraction else "train"
         # A unit that is most of the corpus is what there is to learn from.
         chosen[unit] = "train" if seconds[unit] > total / 2 else split
 
@@ -93,7 +101,6 @@ def _assigned(
         if modest:
             chosen[next((unit for unit in modest if seconds[unit] >= share * total), modest[-1])] = split
 
-    ensure("train", 1 - valid_fraction - test_fraction)
+    ensure("train", 1 - valid_fraction)
     ensure("valid", valid_fraction)
-    ensure("test", test_fraction)
     return chosen

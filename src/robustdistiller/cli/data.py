@@ -31,7 +31,9 @@ def prepare(
     """Scan audio once and write a manifest: durations, speakers, splits, and what cannot be used.
 
     Known corpora: librispeech, musan, urbansound8k, rirs_noises, dns_rirs, esc50, demand, speech_commands,
-    fluent_speech_commands, iemocap. Example: `robustdistiller prepare librispeech:LibriSpeech/ --out
+    fluent_speech_commands, iemocap, vctk, common_voice, ami.
+
+    Example: `robustdistiller prepare librispeech:LibriSpeech/ --out
     manifests/ls.jsonl`
     """
     if role not in ("speech", "noise", "rooms"):

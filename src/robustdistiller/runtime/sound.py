@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..channels import downmix
 from ..errors import AudioError
 
 SAMPLE_RATE = 16_000
@@ -17,7 +18,9 @@ Wave = NDArray[np.float32]
 
 
 def read_wave(path: str | os.PathLike[str], sampling_rate: int = SAMPLE_RATE) -> Wave:
-    """Read an audio file as mono floats (T,), averaging its channels; nothing is resampled on the device.
+    """Read an audio file as mono floats (T,); nothing is resampled on the device.
+
+    Channels are averaged; where they cancel each other (antiphase stereo), one is taken.
 
     Raises `AudioError` for a file that is missing, no audio, cut short, empty, at another rate, or holds samples that are
     not numbers.
@@ -36,7 +39,7 @@ def read_wave(path: str | os.PathLike[str], sampling_rate: int = SAMPLE_RATE) ->
                     "rate",
                 )
             announced = file.frames
-            wave = file.read(dtype="float32", always_2d=True).mean(1)
+            wave = downmix(file.read(dtype="float32", always_2d=True))
     except AudioError:
         raise
     except (soundfile.SoundFileError, RuntimeError, OSError, ValueError, MemoryError, TypeError) as error:

@@ -18,7 +18,7 @@ from ..audio.corpora import Role
 from ..audio.manifest import Recording, write_manifest
 from ..audio.prepare import prepare_all, write_skipped
 from ..audio.shards import Shard, is_sharded
-from ..audio.splits import split_by_group
+from ..audio.splits import hold_out_stretch, split_by_group
 from ..audio.streams import Spool
 from ..config import EnvironmentConfig, Recipe
 from ..errors import UserError
@@ -105,6 +105,14 @@ def gather(recipe: Recipe, run: Path, report: Reporter | None = None, rank: int 
             prepared = prepare_all(sources, role, cache=run / "manifests" / "cache", progress=_progress(report, role))
             skipped += prepared.skipped
             parts = split_by_group(prepared.recordings, data.valid_fraction, seed=recipe.training.seed)
+            if role == "speech" and data.valid_fraction:
+                if len(parts["train"]) == 1 and not parts["valid"]:
+                    parts |= hold_out_stretch(parts["train"][0], data.valid_fraction)
+                elif not any(recording.speaker for recording in prepared.recordings):
+                    logger.warning(
+                        "no speaker of the speech is known: the same voices may be in training and validation. Name them as "
+                        "'speaker' in a manifest, or put each speaker's files into a folder of that name."
+                    )
             splits[role].update({name: parts.get(name, []) for name in ("train", "valid")})
     if skipped:
         write_skipped(run / "skipped.jsonl", skipped)

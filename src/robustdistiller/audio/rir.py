@@ -1,4 +1,4 @@
-"""What a room response is, where its direct path lies, and how long it reverberates."""
+"""Room impulse responses: where the direct path lies, how long they reverberate, and how a recorded one is made usable."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..audio.io import SAMPLE_RATE
+from ..errors import AudioError
+from .io import SAMPLE_RATE
 
 LEAD = SAMPLE_RATE // 400  # samples kept before the direct path (2.5 ms): the foot of its wave front
 NEAR = 0.5  # the direct path has at least this share (-6 dB) of the largest amplitude
+READ = 30.0  # seconds of a file in which its direct path must come
+LONGEST = 2.0  # seconds kept after the direct path
+INAUDIBLE = 1e-7  # -70 dB of the energy: what is left of a response after this is cut off
+FADE = SAMPLE_RATE // 100  # samples over which a response that had to be cut fades out
 FRONT = SAMPLE_RATE // 1000  # samples (1 ms) within which the largest amplitude still belongs to the direct sound
 
 
@@ -24,6 +29,29 @@ class Response:
     @property
     def nbytes(self) -> int:
         return self.samples.nbytes
+
+
+def prepare_response(wave: np.ndarray) -> Response:
+    """Make a recorded impulse response usable: trimmed around its direct path, positive there, of unit energy.
+
+    `wave` is (L,) at 16 kHz. Raises `AudioError` when it is empty, all zero, or holds samples that are not numbers.
+    """
+    wave = np.asarray(wave, np.float64)
+    if not np.all(np.isfinite(wave)):
+        raise AudioError("The room response holds samples that are not numbers: leave it out.", "nan")
+    if not np.any(wave):
+        raise AudioError("The room response is empty or silent: leave it out.", "empty")
+    wave = wave / np.abs(wave).max()
+    peak = direct_path(wave)
+    t60 = measure_t60(wave, peak)
+    first, last = max(0, peak - LEAD), peak + round(LONGEST * SAMPLE_RATE)
+    kept = wave[first:last].copy()
+    if len(wave) > last:
+        kept[-FADE:] *= np.linspace(1, 0, FADE)
+    left = np.cumsum(kept[::-1] ** 2)[::-1]
+    kept = kept[: max(peak - first + 1, int(np.count_nonzero(left > INAUDIBLE * left[0])))]
+    kept *= np.sign(kept[peak - first]) / np.sqrt(np.sum(kept**2))
+    return Response(kept.astype(np.float32), peak - first, t60)
 
 
 def direct_path(response: np.ndarray) -> int:
