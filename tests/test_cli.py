@@ -1,17 +1,27 @@
 """The command line as a user meets it: help, one sentence for mistakes and exit code 2, real runs, kills, two processes."""
 
+import inspect
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import typing
+from pathlib import Path
 
 import pytest
+import typer
 from safetensors.torch import load_file
 
+from robustdistiller import __version__
 from robustdistiller.audio.io import write_audio
-from robustdistiller.cli import main
+from robustdistiller.cli import app, main
+from robustdistiller.cli.output import complain, show_table
+from robustdistiller.cli.progress import Bars
+from robustdistiller.presets import recipe_folder, recipe_names
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 SMALL = [
@@ -67,24 +77,237 @@ def noise(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        "distill",
-        "contaminate",
-        "enhance",
-        "features",
-        "prepare",
-        "shard",
-        "recipes",
-        "evaluate",
-        "quickstart",
-        "pretrain",
-    ],
-)
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("verb", sorted(COMMANDS))
 def test_every_verb_teaches(call, verb):
-    text, _ = call(verb, "--help")
-    assert "Usage" in text and len(text) > 300 - 150 * (verb == "recipes")
+    for flag in ("--help", "-h"):
+        text, _ = call(verb, flag)
+        assert "Usage" in text and len(text) > 300
+
+
+def test_the_first_words_that_a_newcomer_tries_end_well(call):
+    assert call("--version")[0].strip() == __version__
+    for words in ([], ["-h"], ["--help"]):
+        text = call(*words)[0]
+        assert "Commands" in text and "Exit codes" in text.replace("\n", " ")
+    assert call("recipes", "edge")[0] == (recipe_folder() / "edge.yaml").read_text()
+    assert json.loads(call("recipes", "edge", "--json")[0])["name"] == "edge"
+    assert json.loads(call("recipes", "--json")[0]).keys() == set(recipe_names())
+
+
+NUMBERS = ["-1", "0", "true", "nan", "inf", "-inf", "1e308", "1" + 23 * "0"]
+MAY_BE = {"--snr": {"-1", "0"}, "--seed": {"0"}, "--save-audio": {"0"}}  # all else is refused
+
+
+def numeric_options(verb):
+    """The flags of a verb whose values are numbers, by the types of its function."""
+    function = COMMANDS[verb].callback
+    for name, hint in typing.get_type_hints(inspect.unwrap(function), include_extras=True).items():
+        if typing.get_origin(hint) is typing.Annotated:
+            kind, option = typing.get_args(hint)[:2]
+            if isinstance(option, typer.models.OptionInfo) and re.search(r"\b(int|float)\b", str(kind)):
+                flags = [flag for flag in option.param_decls or () if flag.startswith("--")]
+                yield (flags or [option.default if isinstance(option.default, str) else f"--{name.replace('_', '-')}"])[
+                    0
+                ]
+
+
+@pytest.mark.parametrize("verb", sorted(COMMANDS))
+def test_no_number_out_of_bounds_passes_an_option(call, verb, tmp_path, speech):
+    """Every numeric option of every verb; what is refused is refused before anything is written."""
+    arguments = {
+        "recipe": "smoke",
+        "teacher": "mini-hubert",
+        "speech": speech / "s0" / "0.wav",
+        "student": "mini-robust",
+    }
+    words = [verb]
+    for parameter in COMMANDS[verb].params:
+        if parameter.param_type_name == "argument" and parameter.required:
+            words.append(arguments.get(parameter.name, speech))
+    if verb == "enhance":
+        words.append(tmp_path / "out")
+    if any("--out" in p.opts for p in COMMANDS[verb].params):
+        words += ["--out", tmp_path / "out"]
+    if verb == "pretrain":
+        words += ["--data", tmp_path]
+    tried = 0
+    for flag in numeric_options(verb):
+        for number in NUMBERS:
+            if number not in MAY_BE.get(flag, ()):
+                _, error = call(*words, f"{flag}={number}", expect=2)
+                assert len(error.strip().splitlines()) == 1 and not (tmp_path / "out").exists(), (flag, number, error)
+                tried += 1
+    numeric = {"contaminate", "distill", "evaluate", "latency", "prepare", "pretrain", "quickstart", "shard"}
+    assert bool(tried) == (verb in numeric)
+
+
+def test_what_escapes_is_one_sentence_that_names_the_input(call, monkeypatch):
+    import robustdistiller.presets as presets
+
+    cases = [
+        (MemoryError(), "not enough memory for: recipes x"),
+        (RecursionError("deep"), "nested too deeply in: recipes x"),
+        (OverflowError("int too large"), "int too large) in: recipes x"),
+        (UnicodeEncodeError("utf-8", "\udc80", 0, 1, "surrogates"), "not UTF-8 in: recipes x"),
+        (OSError(5, "Input/output error"), "Input/output error) in: recipes x"),
+        (OSError(5, "Input/output error", "/a/b"), "/a/b: Input/output error"),
+        (OSError(28, "No space left on device"), "disk is full"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
+        (ZeroDivisionError("oh"), None),
+    ]
+    for error, sentence in cases:
+
+        def fail(name, error=error):
+            raise error
+
+        monkeypatch.setattr(presets, "find_recipe", fail)
+        _, shown = call("recipes", "x", expect=2 if sentence else 1)
+        assert (sentence or "please report") in shown
+        assert ("Traceback" in shown) == (sentence is None)
+        if sentence:
+            assert len(shown.strip().splitlines()) == 1
+            assert "Traceback" in call("recipes", "x", "--debug", expect=2)[1]
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2> >(exec 0<&-)", ">&- 2>&-", "| head -1"])
+def test_no_stream_that_goes_away_ends_the_work(speech, tmp_path, redirection):
+    out = tmp_path / "m.jsonl"
+    command = f"{sys.executable} -m robustdistiller prepare {speech} --out {out} --workers 2 {redirection}"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], env=ENVIRONMENT, timeout=120)
+    assert done.returncode == 0 and len(out.read_text().splitlines()) == 8
+
+
+def test_names_that_are_no_utf_8_and_a_plain_locale_are_no_fault(speech, tmp_path):
+    folder = os.fsencode(tmp_path / "in")
+    shutil.copytree(speech, tmp_path / "in")
+    os.rename(folder + b"/s0/0.wav", folder + b"/s0/caf\xe9.wav")
+    for locale in ("C", "C.UTF-8"):
+        out = tmp_path / f"{locale}.jsonl"
+        done = subprocess.run(
+            [sys.executable, "-m", "robustdistiller", "prepare", folder, "--out", out, "--workers", "1"],
+            env={**ENVIRONMENT, "LC_ALL": locale}, capture_output=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+        assert len(out.read_text(encoding="utf-8").splitlines()) == 7
+
+
+def test_workers_die_with_the_command_and_ctrl_c_is_one_line(tmp_path, voice):
+    for number in range(300):
+        write_audio(tmp_path / "in" / f"{number}.wav", voice(1.0, number % 5))
+    for sent, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "robustdistiller", "prepare", tmp_path / "in", "--out", tmp_path / "m.jsonl",
+             "--workers", "2"],
+            env={**ENVIRONMENT, "PYTHONFAULTHANDLER": ""}, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None and not (workers := children.read_text().split()):
+            time.sleep(0.005)
+        if process.poll() is not None:
+            continue  # faster than we could look
+        if sent == signal.SIGINT:
+            os.killpg(process.pid, sent)
+        else:
+            process.send_signal(sent)
+        error = process.communicate(timeout=60)[1]
+        assert process.returncode in (code, 0) and "Traceback" not in error, error
+        deadline = time.monotonic() + 20
+        while any(Path(f"/proc/{worker}/exe").exists() for worker in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_nothing_of_the_user_is_destroyed(call, speech, noise, checkpoint, tmp_path):
+    """The cases in which data were lost, verb by verb."""
+    wav = speech / "s0" / "0.wav"
+    keep = tmp_path / "keep"
+    keep.mkdir()
+    (keep / "good.ckpt").write_bytes(b"weights")
+    call("import", keep / "good.ckpt", keep, expect=2)
+    call("import", keep / "good.ckpt", keep, "--overwrite", expect=2)
+    assert (keep / "good.ckpt").read_bytes() == b"weights"
+    before = {file: file.read_bytes() for folder in (speech, noise) for file in folder.rglob("*.wav")}
+    call("contaminate", wav, "--noise", noise, "--out", noise / "n0.wav", "--overwrite", expect=2)
+    call("prepare", speech, "--out", wav, "--overwrite", expect=2)
+    (tmp_path / "cc.json").write_text('{"mine": 1}')
+    call("contaminate", wav, "--noise", "white", "--out", tmp_path / "cc.wav", "--overwrite", expect=2)
+    assert (tmp_path / "cc.json").read_text() == '{"mine": 1}'
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    call("prepare", speech, "--out", tmp_path / "pipe.jsonl", expect=2)
+    assert (tmp_path / "pipe.jsonl").is_fifo()
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint("hubert"), run / "student")
+    for resume in ([], ["--resume"]):
+        _, error = call(
+            "distill", "smoke", "--teacher", run / "student", "--speech", speech, "--out", run, *resume, expect=2
+        )
+        assert "would replace the input" in error
+    (tmp_path / "recipe.yaml").write_text("name: mine")
+    _, error = call(
+        "distill", tmp_path / "recipe.yaml", "--teacher", "x", "--speech", speech, "--out", tmp_path, expect=2
+    )
+    assert "recipe.yaml" in error and (tmp_path / "recipe.yaml").read_text() == "name: mine"
+    _, error = call("latency", "mini-edge", "--plot", "x.exe", "--benchmark", "b.json", expect=2)
+    assert ".png" in error
+    (tmp_path / "plot.png").write_bytes(b"a photo")
+    call("latency", "mini-edge", "--plot", tmp_path / "plot.png", "--benchmark", "b.json", "--overwrite", expect=2)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "results.csv").write_text("mine")
+    call("evaluate", "log-mel", "--speech", speech, "--out", tmp_path / "results", expect=2)
+    call("export", "mini-edge", "--out", tmp_path / "results", "--overwrite", expect=2)
+    _, error = call("quickstart", "--out", keep, expect=2) if (keep / "corpus").mkdir() is None else None
+    assert "corpus is there already" in error
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_a_report_loses_no_model_without_being_told(call, tmp_path):
+    (tmp_path / ".robustdistiller").write_text("evaluate\n")
+    about = {"format": 1, "models": [{"name": "edge", "num_parameters": 1, "states": []}], "tasks": [], "conditions": [],
+             "averages": {}, "settings": {"reference": "edge"}, "notes": []}  # fmt: skip
+    (tmp_path / "benchmark.json").write_text(json.dumps(about))
+    _, error = call("evaluate", "log-mel", "--speech", tmp_path, "--out", tmp_path, expect=2)
+    assert "has edge, which this command leaves out" in error
+
+
+def test_markup_and_escapes_of_strangers_are_shown_not_obeyed(call, capsys):
+    show_table(["model"], [["[/evil] \x1b[31m"], ["a" * 200]], "[bold]task\x1b[0m :smile:")
+    with Bars() as bars:
+        bars.show("[/evil]\x1b", 1, 2, "[red]")
+        bars.line("[/nothing] \x1b[2J")
+    complain("[/evil] \x1b]0;title\x07")
+    out, error = capsys.readouterr()
+    assert "\x1b" not in out + error
+    assert "[/evil] \\x1b[31m" in out and "[bold]task\\x1b[0m :smile:" in out and "a" * 200 in out
+    assert "[/nothing] \\x1b[2J" in error and "[/evil] \\x1b]0;title\\x07" in error
+
+
+def test_every_flag_that_the_documents_name_exists():
+    every = {opt for command in COMMANDS.values() for p in command.params for opt in p.opts}
+    every |= {"--version", "--verbose", "--debug", "--help", "--nproc_per_node"}
+    root = Path(__file__).parents[1]
+    for script in [*root.glob("benchmarks/**/*.py"), *root.glob("tests/reliability/*.py")]:
+        every |= set(re.findall(r"""add_argument\(\s*"(--[\w-]+)""", script.read_text(encoding="utf-8")))
+    for file in [
+        root / "README.md",
+        *sorted((root / "docs").glob("*.md")),
+        *sorted((root / "recipes").rglob("*.yaml")),
+    ]:
+        text = re.sub(r"\\\n", " ", file.read_text(encoding="utf-8"))
+        for command in re.findall(rf"robustdistiller ((?:{'|'.join(COMMANDS)})\b[^`|#\n]*)", text):
+            known = {opt for p in COMMANDS[command.split()[0]].params for opt in p.opts} | {"--help"}
+            for flag in re.findall(r"(?<=\s)--[a-z][\w-]*", command):
+                assert flag in known, f"{file.name}: {command}"
+        for flag in re.findall(r"`(--[a-z][\w-]*)", text):
+            assert flag in every, f"{file.name}: {flag}"
+
+
+def test_the_command_line_waits_for_nothing_heavy():
+    heavy = ("torch", "numpy", "transformers", "pydantic", "rich.progress")
+    code = f"import sys, robustdistiller.cli; assert not [n for n in {heavy} if n in sys.modules]"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_mistakes_are_one_sentence_with_exit_code_2(call, tmp_path):

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
 from .errors import UserError
 from .files import check_folder, destination, write_text
 
@@ -129,6 +127,8 @@ def is_audio_of(verb: str) -> Callable[[Path], bool]:
     """Whether an audio file was written by `verb`."""
 
     def ours(path: Path) -> bool:
+        import soundfile  # it imports numpy, for which no `--help` should wait
+
         with soundfile.SoundFile(path) as file:
             return bool(file.comment == software(verb))
 

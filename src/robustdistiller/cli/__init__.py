@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import sys
 import traceback
 from typing import Annotated
@@ -18,9 +19,8 @@ import typer
 from .. import __version__
 from ..errors import UserError
 from ..memory import keep_freed_memory
-from . import audio, data, deployment, distillation, evaluation, recipes
+from . import audio, data, deployment, distillation, evaluation, process, recipes
 from .output import Notes, complain
-from .process import be_quiet_when_interrupted, harden_streams
 from .progress import is_main_process
 
 app = typer.Typer(
@@ -65,8 +65,8 @@ def _options(
 
 def main() -> None:
     """Entry point of the console script: runs the verb and leaves with its exit code."""
-    harden_streams()
-    be_quiet_when_interrupted()
+    process.harden_streams()
+    process.guard_workers()
     keep_freed_memory()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     sys.exit(run(arguments, debug="--debug" in sys.argv[1:]))
@@ -81,10 +81,11 @@ def run(arguments: list[str], debug: bool = False) -> int:
     """
     try:
         return int(app(arguments, prog_name="robustdistiller", standalone_mode=False) or 0)
-    except KeyboardInterrupt:
-        complain("interrupted")
-        return 130
+    except (KeyboardInterrupt, SystemExit):
+        return _ended()
     except (UserError, OSError, MemoryError, RecursionError, OverflowError, UnicodeError) as error:
+        if process.ended_by:  # the workers that were ended are missed somewhere
+            return _ended()
         if debug:
             traceback.print_exc()
         name = type(error).__name__
@@ -97,9 +98,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
             place = getattr(getattr(error, "ctx", None), "command_path", "robustdistiller")
             complain(f"{error.format_message().rstrip('.')}. See {place} --help.")
             return int(getattr(error, "exit_code", 2))
-        if type(error).__name__ == "Abort":  # what typer makes of Ctrl-C at a prompt
-            complain("interrupted")
-            return 130
+        if process.ended_by or type(error).__name__ == "Abort":  # what typer makes of Ctrl-C
+            return _ended()
         if "allocate memory" in str(error) or "out of memory" in str(error):  # torch's has no type of its own
             if debug:
                 traceback.print_exc()
@@ -108,6 +108,11 @@ def run(arguments: list[str], debug: bool = False) -> int:
         traceback.print_exc()
         complain("This is a fault of the program: please report it with the lines above.")
         return 1
+
+
+def _ended() -> int:
+    complain("terminated" if process.ended_by == signal.SIGTERM else "interrupted")
+    return 128 + (process.ended_by or signal.SIGINT)
 
 
 def _sentence(error: BaseException, arguments: list[str]) -> str:

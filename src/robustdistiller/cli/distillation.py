@@ -49,8 +49,16 @@ def distill(
     ] = None,
     noise: Annotated[Sources, source("--noise", "Noise recordings: folder, manifest or corpus.")] = None,
     rooms: Annotated[Sources, source("--rooms", "Room impulse responses; without any, rooms are simulated.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps; short for `--set training.steps=N`.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The seed of everything; short for `--set training.seed=N`.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=10**9, help="Optimiser steps; short for `--set training.steps=N`."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=0, max=LARGEST_SEED, help="The seed of everything; short for `--set training.seed=N`."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out from its newest checkpoint.")
     ] = False,

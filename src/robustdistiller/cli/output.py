@@ -43,9 +43,8 @@ def show_table(columns: list[str], rows: list[list[str]], title: str = "") -> No
         table.add_column(Text(printable(name)), justify="right" if number else "left", no_wrap=True)
     for first, *cells in rows:
         table.add_row(Text(printable(first), "bold"), *(Text(printable(cell)) for cell in cells))
-    screen = _console(stderr=False)
-    needed = max(screen.measure(table).maximum, len(title))
-    screen.print(table, width=max(screen.width, needed), crop=False, overflow="ignore", no_wrap=True)
+    needed = max(_console(False, width=1 << 16).measure(table).maximum, len(title))
+    _console(False, width=needed).print(table)
 
 
 def complain(sentence: str) -> None:
@@ -74,7 +73,7 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _console(stderr: bool = True) -> Console:
+def _console(stderr: bool = True, width: int | None = None) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)

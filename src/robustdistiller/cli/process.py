@@ -8,6 +8,8 @@ import signal
 import sys
 from typing import Any, TextIO
 
+ended_by: int | None = None
+"""The signal that asked this process to end."""
 _registered = False
 
 
@@ -51,17 +53,29 @@ def harden_streams() -> None:
         setattr(sys, name, _Stream(stream, must_arrive))
 
 
-def be_quiet_when_interrupted() -> None:
-    """Ctrl-C is the business of this process alone, SIGTERM ends it tidily, and its workers never outlive it."""
+def guard_workers() -> None:
+    """Ctrl-C and SIGTERM end this process tidily and its workers at once; these never outlive it.
+
+    Verbs that save before they end (`distill`) set handlers of their own meanwhile.
+    """
     global _registered
     if hasattr(os, "register_at_fork") and not _registered:
         os.register_at_fork(after_in_child=_as_worker)
         _registered = True
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGTERM, _end)
+    # The exception of a handler may be raised where Python ignores it, aloud.
+    sys.unraisablehook = lambda lost: None if ended_by else sys.__unraisablehook__(lost)
 
 
-def _terminate(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)
+def _end(number: int, frame: Any) -> None:
+    global ended_by
+    ended_by = number
+    if "multiprocessing" in sys.modules:
+        # Else a pool would first finish all that it was given.
+        for worker in sys.modules["multiprocessing"].active_children():
+            worker.kill()
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def _as_worker() -> None:
