@@ -1,17 +1,20 @@
 """Laws of work on files: windows cover everything once, files equal the model, nothing is written over its input."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustdistiller.apply import enhance_files, enhanced, extract_features, features_of, windows
+from robustdistiller.apply import enhance_files, enhanced, extract_features, features_of
 from robustdistiller.audio.io import read_audio, write_audio
 from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.errors import UserError
 from robustdistiller.models.student import build_student
 from robustdistiller.models.teacher import load_teacher
+from robustdistiller.runtime import streaming
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +23,19 @@ def student(checkpoint):
     return build_student(teacher, StudentConfig(), EnhancementConfig(hidden=16, layers=1))[0].eval()
 
 
-@given(st.integers(1, 5000), st.integers(1, 400), st.integers(0, 50))
-def test_windows_cover_every_unit_once_with_their_context(total, size, context):
-    kept = []
-    for begin, end, inner, outer in windows(total, size, context):
-        assert 0 <= begin <= begin + inner < begin + outer <= end <= total
-        assert inner == min(context, begin + inner)
-        assert end - begin <= size + 4 * context or end - begin == total
-        kept += range(begin + inner, begin + outer)
-    assert kept == list(range(total))
+@given(st.integers(1, 5000), st.integers(1, 400), st.integers(0, 50), st.sampled_from([(1, 1), (5, 7)]))
+def test_windows_cover_every_unit_once_with_their_context(total, size, context, grid):
+    stride, field = grid
+    wave, kept = np.arange((total - 1) * stride + field + stride - 1), []
+    with mock.patch.multiple(streaming, WINDOW_SECONDS=size, CONTEXT_SECONDS=context):
+        for window in streaming.windows(wave, stride, field, stride):
+            assert window.wave[0] == window.begin * stride == max(0, window.first - context) * stride
+            units = (len(window.wave) - field) // stride + 1
+            assert window.begin + units == min(total, window.last + context)
+            assert window.last - window.first <= size + 2 * context
+            kept += range(window.first, window.last)
+            last = window.wave[-1]
+    assert kept == list(range(total)) and last == wave[-1]
 
 
 def test_features_in_files_equal_the_states_of_the_model(student, voice, tmp_path):
@@ -50,11 +57,9 @@ def test_features_in_files_equal_the_states_of_the_model(student, voice, tmp_pat
 
 
 def test_a_long_recording_has_every_frame_and_sample(student, voice, monkeypatch):
-    import robustdistiller.apply as apply
-
     wave = torch.tensor(voice(7.3))
     whole_states, whole_wave = features_of(student, wave), enhanced(student, wave)
-    monkeypatch.setattr(apply, "WINDOW_SECONDS", 2)
+    monkeypatch.setattr(streaming, "WINDOW_SECONDS", 2)
     states, clean = features_of(student, wave), enhanced(student, wave)
     assert states.shape == whole_states.shape and clean.shape == whole_wave.shape == wave.shape
     # GroupNorm over time and attention see a window instead of the whole, so equality is approximate.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +25,10 @@ from .files import replacing
 from .models.frames import GRID
 from .models.student import Student
 from .outputs import claim_file, is_audio_of, is_npz_of, software
+from .runtime.streaming import windows
 
 logger = logging.getLogger(__name__)
 
-WINDOW_SECONDS, CONTEXT_SECONDS = 30, 1
 LONGEST_SECONDS = 4 * 3600
 Progress = Callable[[int, int], None]
 
@@ -119,44 +119,28 @@ def enhance_files(
 def features_of(student: Student, wave: Tensor, predictions: bool = False) -> Tensor:
     """The states of one recording (T,) of any length, (S, F, D)."""
     device = next(student.parameters()).device
-    total = int(GRID.count(torch.tensor(len(wave))))
-    if total < 1:
-        raise AudioError("The audio is shorter than one frame (25 ms).", "too-short")
+    _check_length(wave)
     parts = []
-    for begin, end, inner, outer in windows(total, WINDOW_SECONDS * 50, CONTEXT_SECONDS * 50):
-        # The last window ends with the audio: the remainder of a frame still counts for the statistics over time.
-        stop = (end - 1) * GRID.stride + GRID.field if end < total else len(wave)
-        piece = wave[begin * GRID.stride : stop]
-        states, _ = student.states(piece[None].to(device), predictions=predictions)
-        parts.append(states[0, :, inner:outer].cpu())
+    for window in windows(wave, GRID.stride, GRID.field, SAMPLE_RATE):
+        states, _ = student.states(window.wave[None].to(device), predictions=predictions)
+        parts.append(states[0, :, window.first - window.begin : window.last - window.begin].cpu())
     return torch.cat(parts, 1)
 
 
 def enhanced(student: Student, wave: Tensor) -> Tensor:
     """The enhanced speech of one recording (T,) of any length, (T,)."""
     device = next(student.parameters()).device
-    if len(wave) < GRID.field:
-        raise AudioError("The audio is shorter than one frame (25 ms).", "too-short")
+    _check_length(wave)
     parts = []
-    for begin, end, inner, outer in windows(len(wave), WINDOW_SECONDS * SAMPLE_RATE, CONTEXT_SECONDS * SAMPLE_RATE):
-        parts.append(student.enhance(wave[None, begin:end].to(device))[0, inner:outer].cpu())
+    for window in windows(wave, rate=SAMPLE_RATE):
+        found = student.enhance(window.wave[None].to(device))[0]
+        parts.append(found[window.first - window.begin : window.last - window.begin].cpu())
     return torch.cat(parts)
 
 
-def windows(total: int, size: int, context: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cover `total` units: (begin, end) of each window, and the (inner, outer) part of it that is kept.
-
-    The last window is at least `context` long before its kept part, so that no window is a sliver.
-    """
-    if total <= size + 2 * context:
-        yield 0, total, 0, total
-        return
-    position = 0
-    while position < total:
-        stop = position + size if total - position - size > 2 * context else total
-        begin, end = max(0, position - context), min(total, stop + context)
-        yield begin, end, position - begin, stop - begin
-        position = stop
+def _check_length(wave: Tensor) -> None:
+    if len(wave) < GRID.field:
+        raise AudioError("The audio is shorter than one frame (25 ms).", "too-short")
 
 
 def _each(targets: dict[Path, Path], work: Callable[[Tensor, Path], None], progress: Progress | None) -> list[Applied]:

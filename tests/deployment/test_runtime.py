@@ -1,6 +1,7 @@
 """The runtime needs nothing of PyTorch, and says in one sentence what is wrong with a file or with audio."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ import numpy as np
 import onnx
 import pytest
 import soundfile
+import torch
 
 import robustdistiller.runtime
+from robustdistiller.apply import enhanced, features_of
 from robustdistiller.errors import AudioError, UserError
-from robustdistiller.runtime import Classifier, Encoder, Enhancer, describe, read_wave
+from robustdistiller.models.student import load_student
+from robustdistiller.runtime import Classifier, Encoder, Enhancer, describe, read_wave, streaming
 
 FOLDER = Path(robustdistiller.runtime.__file__).parent
 
@@ -143,13 +147,32 @@ def test_audio_files_are_read_as_they_are_or_refused(tmp_path, voice):
         assert caught.value.reason == reason and str(caught.value).count("\n") == 0
 
 
-def test_a_long_recording_is_heard_in_windows(exported, voice, monkeypatch):
-    from robustdistiller.runtime import models
-
-    monkeypatch.setattr(models, "LONGEST_SECONDS", 2.0)
-    monkeypatch.setattr(models, "PART_SECONDS", 1.0)
-    wave = np.tile(voice(1.0), 5)
-    features = Encoder(exported[0] / "encoder.onnx")(wave)
+@pytest.mark.parametrize("seconds", [3.9, 4.05, 4.5])
+def test_the_device_and_pytorch_cut_a_long_recording_the_same_way(
+    exported, student_folder, voice, monkeypatch, seconds
+):
+    monkeypatch.setattr(streaming, "WINDOW_SECONDS", 1)
+    monkeypatch.setattr(streaming, "CONTEXT_SECONDS", 0.5)
+    wave, student = voice(seconds), load_student(student_folder)
+    features = Encoder(exported[0] / "encoder.onnx", threads=1)(wave)
     assert features.states.shape[1] == len(features.times) == (len(wave) - 400) // 320 + 1
     np.testing.assert_allclose(np.diff(features.times), 0.02)
-    assert Enhancer(exported[0] / "enhancer.onnx")(wave).shape == wave.shape
+    np.testing.assert_allclose(features.states, features_of(student, torch.from_numpy(wave)).numpy(), atol=1e-4)
+    clean = Enhancer(exported[0] / "enhancer.onnx", threads=1)(wave)
+    np.testing.assert_allclose(clean, enhanced(student, torch.from_numpy(wave)).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "times", [(0, 0.5, 0.3), (-1, 0.5, 0.3), (float("nan"), 0, 0), (1, -0.1, 0), (1, 0, float("inf"))]
+)
+def test_a_stream_needs_a_hop_and_contexts(exported, times):
+    for model in (Encoder(exported[0] / "encoder.onnx"), Enhancer(exported[0] / "enhancer.onnx")):
+        with pytest.raises(AudioError, match="hop above 0 s"):
+            model.stream(*times)
+
+
+def test_the_engine_leaves_nothing_in_the_home_folder(exported, tmp_path):
+    code = f"from robustdistiller.runtime import Encoder; Encoder({str(exported[0] / 'encoder.onnx')!r})"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", code], env=environment | {"HOME": str(tmp_path)}, check=True)
+    assert not list(tmp_path.iterdir())

@@ -1,7 +1,12 @@
 """Laws of the student: opened by plain transformers, equal after saving, initialised from its teacher, batch-independent."""
 
+import copy
+import io
 import json
+import pickle
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -264,3 +269,110 @@ def test_a_student_can_start_from_another_model_than_its_teacher(checkpoint, voi
     start = load_teacher(str(other), precision="fp32").states(wave)[0][:, :3]
     torch.testing.assert_close(student.eval().states(wave)[0], start)
     assert student.heads.outputs[0].out_features == teacher.hidden_size
+
+
+def test_threads_may_share_a_student(checkpoint, voice):
+    """Also the families that are captured by hooks and silence padding in a stack of convolutions."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    for kind in ("hubert", "wavlm", "data2vec-audio"):
+        student = load_student(checkpoint(kind))
+        batches = [
+            (
+                torch.tensor(np.stack([voice(0.1 + 0.03 * k, k), voice(0.1 + 0.03 * k, k + 9)])),
+                [1600 + 480 * k, 1000 + 200 * k],
+            )
+            for k in range(8)
+        ]
+        alone = [student.states(*batch)[0] for batch in batches]
+        with ThreadPoolExecutor(4) as pool:
+            together = [states for states, _ in pool.map(student.states, *zip(*batches * 6, strict=True))]
+        for k, states in enumerate(together):
+            torch.testing.assert_close(states, alone[k % 8], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["hubert", "wavlm", "data2vec-audio"])
+def test_a_student_can_be_copied_and_pickled(checkpoint, voice, kind):
+    _, student, _ = build(checkpoint, kind, layers=1)
+    student.eval().encoder.model.feature_extractor.requires_grad_(False)
+    wave, stored = torch.tensor(voice(0.5))[None], io.BytesIO()
+    torch.save(student, stored)
+    stored.seek(0)
+    for twin in (pickle.loads(pickle.dumps(student)), copy.deepcopy(student), torch.load(stored, weights_only=False)):
+        torch.testing.assert_close(twin.states(wave)[0], student.states(wave)[0])
+        torch.testing.assert_close(twin.enhance(wave), student.enhance(wave))
+        mine, theirs = dict(student.named_parameters()), dict(twin.named_parameters())
+        assert {n: p.requires_grad for n, p in mine.items()} == {n: p.requires_grad for n, p in theirs.items()}
+        assert not twin.training and all(mine[name].data_ptr() != theirs[name].data_ptr() for name in mine)
+
+
+def test_gradients_flow_through_states_in_training_mode_only(checkpoint, voice):
+    _, student, _ = build(checkpoint)
+    wave = torch.tensor(voice(0.5))[None]
+    states, _ = student.train().states(wave)
+    states.square().mean().backward()
+    assert student.encoder.model.encoder.layers[0].attention.q_proj.weight.grad.abs().max() > 0
+    assert student.enhance(wave).requires_grad
+    assert not student.eval().states(wave)[0].requires_grad and not student.enhance(wave).requires_grad
+    with torch.no_grad():
+        assert not student.train().states(wave)[0].requires_grad
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[8000, 20_000], [8000, 0], [8000, -5], [8000], [8000.0, 4000.0], [True, True], [[8000, 4000]], 8000, ["a", "b"],
+     [10**30, 5], torch.tensor([8000.0, float("nan")]), [8000, 399]],
+)  # fmt: skip
+def test_lengths_that_are_none_are_refused(checkpoint, voice, lengths):
+    student = load_student(checkpoint("hubert"))
+    batch = torch.tensor(np.stack([voice(0.5, 1), voice(0.5, 2)]))
+    with pytest.raises(UserError):
+        student.states(batch, lengths)
+
+
+def test_lengths_may_be_any_integers_and_waves_any_floats(checkpoint, voice):
+    student = load_student(checkpoint("hubert"))
+    batch = torch.tensor(np.stack([voice(0.5, 1), voice(0.5, 2)]))
+    wanted, frames = student.states(batch, torch.tensor([8000, 5000]))
+    assert frames.tolist() == [24, 15]
+    for lengths in ([8000, 5000], torch.tensor([8000, 5000], dtype=torch.int32), np.array([8000, 5000])):
+        assert torch.equal(student.states(batch.double(), lengths)[0], wanted)
+    for wave in (
+        batch[0],
+        batch.numpy(),
+        (batch * 32767).short(),
+        batch.log(),
+        batch[:0],
+        batch[:, :0],
+        [[0.1] * 8000],
+    ):
+        with pytest.raises(UserError, match=r"Waveforms are|not numbers"):
+            student.states(wave)
+
+
+@pytest.mark.parametrize(("kind", "stable", "normalize"), [
+    ("hubert", False, False), ("hubert", False, True), ("wav2vec2", True, True), ("wavlm", False, False),
+])  # fmt: skip
+def test_the_saved_extractor_gives_the_better_batch(checkpoint, voice, tmp_path, kind, stable, normalize):
+    _, student, _ = build(checkpoint, kind, stable=stable, normalize=normalize)
+    student.eval().save(tmp_path / "student")
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "student")
+    model, waves = AutoModel.from_pretrained(tmp_path / "student").eval(), [voice(1.5, 1), voice(0.5, 2)]
+    alone = student.states(torch.tensor(waves[1])[None])[0][0, -1]
+    distance = {}
+    for mask in (extractor.return_attention_mask, not extractor.return_attention_mask):
+        batch = extractor(waves, sampling_rate=16_000, padding=True, return_tensors="pt", return_attention_mask=mask)
+        with torch.no_grad():
+            found = model(**batch).last_hidden_state[1, : len(alone)]
+        distance[mask] = float((found - alone).square().mean())
+    assert distance[extractor.return_attention_mask] <= distance[not extractor.return_attention_mask], distance
+    exact, _ = student.states(torch.tensor(np.stack([waves[0], np.pad(waves[1], (0, 16_000))])), [24_000, 8000])
+    torch.testing.assert_close(exact[1, -1, : len(alone)], alone, atol=1e-5, rtol=0)
+
+
+def test_a_preprocessor_that_normalises_in_words_is_refused(checkpoint, tmp_path):
+    shutil.copytree(checkpoint("hubert", normalize=True), tmp_path / "m")
+    file = tmp_path / "m" / "preprocessor_config.json"
+    file.write_text(file.read_text().replace('"do_normalize": true', '"do_normalize": "false"'))
+    with pytest.raises(UserError, match="write true or false"):
+        load_student(tmp_path / "m")

@@ -345,7 +345,6 @@ def _card(imported: Imported, source: str) -> str:
     steps = f", {imported.step} steps" if imported.step is not None else ""
     return f"""---
 library_name: transformers
-pipeline_tag: feature-extraction
 tags: [speech, distillation, robustdistiller]
 ---
 # {student.name}

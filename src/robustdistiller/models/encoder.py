@@ -11,6 +11,9 @@ Shape legend: B utterances, T samples, F frames, C convolution channels, D hidde
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +39,40 @@ class EncoderOutput:
     lengths: Tensor
 
 
+@dataclass
+class _LayerCapture:
+    """What one pass through the Transformer tells and asks of the hooks: valid (B, F) or None, and every layer's output."""
+
+    valid: Tensor | None
+    outputs: dict[nn.Module, Tensor]
+
+
+# Threads may share an encoder, so that what belongs to one call is bound to its context and not to the modules.
+_FIRST_LENGTHS: ContextVar[Tensor | None] = ContextVar("first_lengths", default=None)
+_CAPTURE: ContextVar[_LayerCapture | None] = ContextVar("capture", default=None)
+
+
+@contextmanager
+def _bound(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def _capture_output(module: nn.Module, args: Any, output: Any) -> None:
+    if (capture := _CAPTURE.get()) is not None:
+        capture.outputs[module] = output[0] if isinstance(output, tuple) else output
+
+
+def _silence_padding(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    capture = _CAPTURE.get()
+    if capture is None or capture.valid is None:
+        return args
+    return (args[0] * capture.valid[:, None], *args[1:])  # (B, D, F)
+
+
 class LengthAwareGroupNorm(nn.GroupNorm):
     """A GroupNorm with one group per channel, (B, C, F), whose statistics are taken over the valid frames only."""
 
@@ -43,14 +80,14 @@ class LengthAwareGroupNorm(nn.GroupNorm):
         super().__init__(original.num_groups, original.num_channels, original.eps, affine=False)
         self.affine = original.affine
         self.weight, self.bias = original.weight, original.bias
-        self.lengths: Tensor | None = None  # (B,) set for one forward pass by SpeechEncoder; None: all frames are valid
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.lengths is None:
+        lengths = _FIRST_LENGTHS.get()  # (B,) bound by SpeechEncoder; None: all frames are valid
+        if lengths is None:
             return super().forward(x)
         x = at_least_single(x)
-        valid = mask_from_lengths(self.lengths, x.shape[-1])[:, None]  # (B, 1, F)
-        count = self.lengths.clamp_min(1)[:, None, None]
+        valid = mask_from_lengths(lengths, x.shape[-1])[:, None]  # (B, 1, F)
+        count = lengths.clamp_min(1)[:, None, None]
         mean = (x * valid).sum(-1, keepdim=True) / count
         centred = (x - mean) * valid
         variance = centred.square().sum(-1, keepdim=True) / count
@@ -109,6 +146,11 @@ class SpeechEncoder(nn.Module):
         first = self.model.feature_extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
             first.layer_norm = LengthAwareGroupNorm(first.layer_norm)
+        for layer in self.model.encoder.layers:
+            layer.register_forward_hook(_capture_output)
+        # data2vec stacks several position convolutions: padding must be silent before each, not only before the first.
+        for part in getattr(getattr(self.model.encoder, "pos_conv_embed", None), "layers", ()):
+            part.register_forward_pre_hook(_silence_padding)
         # "Stable" (pre-norm) encoders normalise after the last layer: that output, not the raw sum, is the last state.
         self.final_norm = bool(getattr(config, "do_stable_layer_norm", False))
 
@@ -168,36 +210,37 @@ class SpeechEncoder(nn.Module):
         norm = getattr(self.model.feature_extractor.conv_layers[0], "layer_norm", None)
         if lengths is None or not isinstance(norm, LengthAwareGroupNorm):
             return self.model.feature_extractor(wave)
-        norm.lengths = FrameGrid(self.strides[0], 0, self.kernels[0]).count(lengths)
-        try:
+        with _bound(_FIRST_LENGTHS, FrameGrid(self.strides[0], 0, self.kernels[0]).count(lengths)):
             return self.model.feature_extractor(wave)
-        finally:
-            norm.lengths = None
 
     def transform(self, projected: Tensor, valid: Tensor | None) -> list[Tensor]:
         """Run the Transformer and collect the output of every layer, whatever the version of `transformers` returns."""
-        outputs: list[Tensor] = []
-
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            outputs.append(output[0] if isinstance(output, tuple) else output)
-
-        def silence(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (args[0] * valid[:, None], *args[1:]) if valid is not None else args  # (B, D, F)
-
-        encoder = self.model.encoder
-        handles = [layer.register_forward_hook(keep) for layer in encoder.layers]
-        # data2vec stacks several position convolutions: padding must be silent before each, not only before the first.
-        stack = getattr(encoder.pos_conv_embed, "layers", ())
-        handles += [layer.register_forward_pre_hook(silence) for layer in stack]
-        try:
+        encoder, capture = self.model.encoder, _LayerCapture(valid, {})
+        with _bound(_CAPTURE, capture):
             # The encoder zeroes padded frames in place; the projected features themselves are a state that we keep.
             out = encoder(projected if valid is None else projected.clone(), attention_mask=valid)
-        finally:
-            for handle in handles:
-                handle.remove()
+        outputs = [capture.outputs[layer] for layer in encoder.layers]
         if self.final_norm:
             outputs[-1] = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
         return outputs
+
+    def __reduce__(self) -> Any:
+        """Pickle and copy by configuration and weights: a parametrised module, the position convolution, cannot be pickled."""
+        values = dict(
+            kind=type(self.model), config=self.model.config, normalize=self.normalize, grad_mult=self.grad_mult,
+            layers=self.num_layers, training=self.training, state=self.state_dict(),
+            frozen=[name for name, parameter in self.named_parameters() if not parameter.requires_grad],
+        )  # fmt: skip
+        return _rebuilt, (values,)
+
+
+def _rebuilt(values: dict[str, Any]) -> SpeechEncoder:
+    encoder = SpeechEncoder(values["kind"](values["config"]), values["normalize"], values["grad_mult"])
+    encoder.truncate(values["layers"])
+    encoder.load_state_dict(values["state"], assign=True)
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(name not in values["frozen"])
+    return encoder.train(values["training"])
 
 
 def conv_grid(kernels: tuple[int, ...], strides: tuple[int, ...]) -> FrameGrid:

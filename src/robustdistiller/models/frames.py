@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..audio.io import SAMPLE_RATE
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,39 @@ def align_frames(features: Tensor, lengths: Tensor, source: FrameGrid, target: F
     nearest = torch.minimum(nearest.clamp_min(0), (lengths[:, None] - 1).clamp_min(0))  # (B, F)
     index = nearest.view(nearest.shape[0], *(1,) * (features.dim() - 3), frames, 1)
     return torch.gather(features, -2, index.expand(*features.shape[:-2], frames, features.shape[-1]))
+
+
+def checked_batch(wave: Tensor, lengths: Tensor | Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+    """The gate for a batch that a caller gives.
+
+    Args:
+        wave: Waveforms (B, T) of finite floats.
+        lengths: Valid samples (B,), each in 1 … T; a tensor or list of integers, or None for T everywhere.
+
+    Returns:
+        `wave` as it is, and `lengths` as int64 on its device, or None.
+
+    Raises:
+        UserError: For anything else.
+    """
+    if not isinstance(wave, Tensor) or wave.ndim != 2 or not wave.is_floating_point() or not wave.numel():
+        what = f"{wave.dtype} of shape {tuple(wave.shape)}" if isinstance(wave, Tensor) else type(wave).__name__
+        raise UserError(
+            f"Waveforms are a tensor (batch, samples) of floats between -1 and 1 (16-bit samples divided by 32768), not {what}."
+        )
+    if not bool(torch.isfinite(wave).all()):
+        raise UserError("The waveforms hold samples that are not numbers: repair or leave out those recordings.")
+    if lengths is None:
+        return wave, None
+    try:
+        found = torch.as_tensor(lengths, device=wave.device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError("The lengths are no numbers: give the valid samples of every row.") from error
+    if found.dtype not in (torch.int64, torch.int32, torch.int16) or found.shape != wave.shape[:1]:
+        raise UserError(
+            f"The lengths of {len(wave)} rows are as many integers, not {found.dtype} of shape {tuple(found.shape)}."
+        )
+    lowest, highest = int(found.min()), int(found.max())
+    if lowest < 1 or highest > wave.shape[1]:
+        raise UserError(f"Lengths lie between 1 and the {wave.shape[1]} samples of a row, not {lowest} and {highest}.")
+    return wave, found.long()

@@ -84,8 +84,13 @@ def load_encoder(name: str | os.PathLike[str]) -> SpeechEncoder | WhisperEncoder
         logger.warning("%s has no preprocessor_config.json: its input is taken as it is, without normalisation", name)
     elif extractor.sampling_rate != 16_000:
         raise UserError(f"{name} expects {extractor.sampling_rate} Hz; only encoders for 16 000 Hz can be distilled.")
+    normalize = getattr(extractor, "do_normalize", False)
+    if not isinstance(normalize, bool):
+        raise UserError(
+            f"The preprocessor_config.json of {name} says do_normalize: {normalize!r:.40}: write true or false."
+        )
     with _one_sentence(name):
-        return SpeechEncoder(model, normalize=bool(getattr(extractor, "do_normalize", False)))
+        return SpeechEncoder(model, normalize)
 
 
 def _has_preprocessor(name: str, local: bool) -> bool:

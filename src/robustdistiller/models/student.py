@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..outputs import STUDENT_FILES
 from . import pruning
 from .config_limits import check_finite, check_values
 from .encoder import EncoderOutput, SpeechEncoder
-from .frames import GRID, mask_from_lengths
+from .frames import GRID, checked_batch, mask_from_lengths
 from .heads import Enhancement, EnhancementHead, PredictionHeads
 from .hub import load_encoder, quiet_transformers
 from .initialise import Initialisation, copyable_state, initialise
@@ -103,13 +103,25 @@ class Student(nn.Module):
             return encoded.states[0]
         return encoded.states[-1] if self.tap == "last" else encoded.states[int(self.tap)]
 
-    @torch.no_grad()
-    def states(self, wave: Tensor, lengths: Tensor | None = None, predictions: bool = False) -> tuple[Tensor, Tensor]:
-        """Features for downstream tasks: [projected CNN output, layer 1, …] and, if asked, the L predictions.
+    def states(
+        self, wave: Tensor, lengths: Tensor | Sequence[int] | None = None, predictions: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Compute features for downstream tasks; every row is what it would be alone.
 
-        wave (B, T), lengths (B,) samples → (B, S, F, D) with zeros beyond the valid frames, and frame lengths (B,).
+        In training mode gradients flow back into the student (for fine-tuning); in evaluation mode none are kept.
+
+        Args:
+            wave: Waveforms (B, T) at 16 kHz.
+            lengths: Valid samples (B,); None for T everywhere.
+            predictions: Whether to add the L predicted teacher layers.
+
+        Returns:
+            States (B, S, F, D), zero beyond the valid frames: the projected CNN output, layer 1, …; and frame lengths (B,).
+
+        Raises:
+            UserError: For waveforms or lengths that are none, or a student without predictions of its own width.
         """
-        output = self(wave, lengths, predict=predictions, enhance=False)
+        output = self._called(wave, lengths, predict=predictions, enhance=False)
         stacked = torch.stack([state.float() for state in output.encoded.states], 1)
         if predictions:
             if output.predictions is None or output.predictions.shape[-1] != stacked.shape[-1]:
@@ -118,16 +130,34 @@ class Student(nn.Module):
         frames = output.encoded.lengths
         return stacked * mask_from_lengths(frames, stacked.shape[2])[:, None, :, None], frames
 
-    @torch.no_grad()
-    def enhance(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Contaminated waveforms (B, T) → estimated clean speech (B, T), zeros beyond `lengths` (B,)."""
+    def enhance(self, wave: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+        """Estimate the clean speech; gradients as in `states`.
+
+        Args:
+            wave: Contaminated waveforms (B, T) at 16 kHz.
+            lengths: Valid samples (B,); None for T everywhere.
+
+        Returns:
+            Waveforms (B, T), zero beyond the valid samples.
+
+        Raises:
+            UserError: For waveforms or lengths that are none, or a student without an enhancement head.
+        """
         if self.enhancer is None:
             raise UserError(
                 f"The student {self.name} has no enhancement head: distil one with objectives.enhancement.enabled=true."
             )
-        output = self(wave, lengths, predict=False)
+        output = self._called(wave, lengths, predict=False, enhance=True)
         assert output.enhancement is not None
         return output.enhancement.waveform(wave.shape[1])
+
+    def _called(
+        self, wave: Tensor, lengths: Tensor | Sequence[int] | None, predict: bool, enhance: bool
+    ) -> StudentOutput:
+        wave, lengths = checked_batch(wave, lengths)
+        wave = wave.to(next(self.parameters()).dtype)
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+            return self(wave, lengths, predict=predict, enhance=enhance)  # type: ignore[no-any-return]
 
     def heads_config(self) -> dict[str, Any]:
         """What is needed to rebuild the heads; plain JSON."""
@@ -158,7 +188,7 @@ class Student(nn.Module):
                 self.encoder.model.save_pretrained(temporary)
             Wav2Vec2FeatureExtractor(
                 do_normalize=self.encoder.normalize,
-                return_attention_mask=self.encoder.model.config.feat_extract_norm == "layer",
+                return_attention_mask=True,  # without it padding is attended to; see the model card for what remains
             ).save_pretrained(temporary)
             tensors = {
                 f"{part}.{name}": value.contiguous()

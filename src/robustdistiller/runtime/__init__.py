@@ -16,6 +16,11 @@ streams. See docs/deployment.md for what a stream is equal to and how late it is
 
 from __future__ import annotations
 
+import os
+
+# onnxruntime otherwise leaves an identifier and a database of events in the user's home folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from .container import Description, describe
 from .models import Answer, Classifier, Encoder, Enhancer, Features
 from .sound import SAMPLE_RATE, read_wave

@@ -15,12 +15,9 @@ from numpy.typing import NDArray
 from ..errors import AudioError
 from .engine import open_graph
 from .sound import Wave, check_wave
-from .streaming import Stream, Window, Windows
+from .streaming import Stream, Window, Windows, windows
 
 Floats = NDArray[np.float32]
-
-# A recording longer than this is heard in windows: attention costs the square of the length.
-LONGEST_SECONDS, PART_SECONDS, CONTEXT_SECONDS = 32.0, 30.0, 1.0
 
 
 class Features(NamedTuple):
@@ -68,7 +65,12 @@ class _Model:
         self.rate = self.description.sampling_rate
 
     def _windows(self, hop: float, left: float, right: float, stride: int, field: int) -> Windows:
-        """Seconds → units, at least one unit of hop."""
+        """Seconds → units, at least one unit of hop. Raises `AudioError` for times that are none."""
+        if not (0 < hop < 1e6 and 0 <= left < 1e6 and 0 <= right < 1e6):
+            raise AudioError(
+                f"A stream needs a hop above 0 s and contexts of 0 s or more, not {hop}, {left} and {right}: correct them.",
+                "hop",
+            )
         unit = self.rate / stride
         return Windows(round(left * unit), max(1, round(hop * unit)), round(right * unit), stride, field)
 
@@ -86,11 +88,8 @@ class Encoder(_Model):
         """The states of one recording (T,) of 16 kHz floats. Raises `AudioError` for what is no audio."""
         d = self.description
         wave = check_wave(wave, d.field)
-        if len(wave) > LONGEST_SECONDS * self.rate:
-            stream = self.stream(PART_SECONDS, CONTEXT_SECONDS, CONTEXT_SECONDS)
-            parts = list(stream.run([wave]))
-            return Features(np.concatenate([p.states for p in parts], 1), np.concatenate([p.times for p in parts]))
-        return self._features(wave, 0)
+        parts = [self._kept(window) for window in windows(wave, d.stride, d.field, self.rate)]
+        return Features(np.concatenate([p.states for p in parts], 1), np.concatenate([p.times for p in parts]))
 
     def batch(self, waves: Sequence[Any]) -> list[Features]:
         """Several recordings in one padded batch; each gets what it would get alone. Raises `AudioError`."""
@@ -111,17 +110,12 @@ class Encoder(_Model):
         A frame is late by at most hop + right; the computation grows by (left + right) / hop.
         """
         d = self.description
+        return Stream(self._windows(hop, left, right, d.stride, d.field), self._kept, self.rate)
 
-        def work(window: Window) -> Features:
-            heard = self._features(window.wave, window.begin)
-            inner = slice(window.first - window.begin, window.last - window.begin)
-            return Features(heard.states[:, inner], heard.times[inner])
-
-        return Stream(self._windows(hop, left, right, d.stride, d.field), work, self.rate)
-
-    def _features(self, wave: Wave, begin: int) -> Features:
-        states, frames = self._engine.run(_feeds(wave))
-        return Features(states[0], self._times(begin, int(frames[0])))
+    def _kept(self, window: Window) -> Features:
+        states, frames = self._engine.run(_feeds(window.wave))
+        inner = slice(window.first - window.begin, window.last - window.begin)
+        return Features(states[0, :, inner], self._times(window.begin, int(frames[0]))[inner])
 
     def _times(self, begin: int, frames: int) -> NDArray[np.float64]:
         d = self.description
@@ -136,24 +130,17 @@ class Enhancer(_Model):
     def __call__(self, wave: Any) -> Wave:
         """Enhance one recording (T,) of 16 kHz floats. Raises `AudioError` for what is no audio."""
         wave = check_wave(wave, self.description.field)
-        if len(wave) > LONGEST_SECONDS * self.rate:
-            return np.concatenate(list(self.stream(PART_SECONDS, CONTEXT_SECONDS, CONTEXT_SECONDS).run([wave])))
-        return self._enhanced(wave)
+        return np.concatenate([self._kept(window) for window in windows(wave, rate=self.rate)])
 
     def stream(self, hop: float = 12.0, left: float = 0.5, right: float = 0.3) -> Stream[Wave]:
         """Listen to chunks; the enhanced samples come in pieces that follow each other without a gap."""
-        field = self.description.field
+        return Stream(self._windows(hop, left, right, 1, 1), self._kept, self.rate)
 
-        def work(window: Window) -> Wave:
-            wave = window.wave
-            if len(wave) < field:  # the end of a recording that is not even one frame long
-                wave = np.pad(wave, (0, field - len(wave)))
-            return self._enhanced(wave)[window.first - window.begin : window.last - window.begin]
-
-        return Stream(self._windows(hop, left, right, 1, 1), work, self.rate)
-
-    def _enhanced(self, wave: Wave) -> Wave:
-        return self._engine.run(_feeds(wave))[0][0]
+    def _kept(self, window: Window) -> Wave:
+        wave = window.wave
+        if len(wave) < self.description.field:  # the end of a stream that is not even one frame long
+            wave = np.pad(wave, (0, self.description.field - len(wave)))
+        return self._engine.run(_feeds(wave))[0][0, window.first - window.begin : window.last - window.begin]
 
 
 class Classifier(_Model):

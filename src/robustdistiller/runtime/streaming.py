@@ -61,6 +61,36 @@ class Window:
     last: int
 
 
+# A recording longer than WINDOW + 2 · CONTEXT is heard in windows: attention costs the square of the length.
+WINDOW_SECONDS, CONTEXT_SECONDS = 30, 1
+
+
+def windows(wave: Any, stride: int = 1, field: int = 1, rate: int = 16_000) -> Iterator[Window]:
+    """Cut a whole recording into windows; the device and PyTorch cut the same way.
+
+    Unlike those of a stream, which cannot know the end, the last one is never a sliver: what it keeps is longer than two
+    contexts. It ends with the audio, because the remainder of a frame still counts for the statistics over time.
+
+    Args:
+        wave: Samples (T,), an array or a tensor.
+        stride: Samples from unit to unit.
+        field: Samples of a unit.
+        rate: Samples a second.
+
+    Yields:
+        Windows in order, whose kept units cover all ``(T - field) // stride + 1``.
+    """
+    total = (len(wave) - field) // stride + 1
+    size, context = (round(seconds * rate / stride) for seconds in (WINDOW_SECONDS, CONTEXT_SECONDS))
+    first = 0
+    while first < total:
+        last = first + size if total - first - size > 2 * context else total
+        begin, end = max(0, first - context), min(total, last + context)
+        stop = (end - 1) * stride + field if end < total else len(wave)
+        yield Window(wave[begin * stride : stop], begin, first, last)
+        first = last
+
+
 class Cutter:
     """Chunks in, windows out; holds no more audio than one window and one chunk."""
 

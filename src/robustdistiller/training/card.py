@@ -62,7 +62,6 @@ def card(
     rows = "\n".join(f"| {name} | {metrics[key]:.4g} |" for name, key in _ROWS if key in metrics)
     return f"""---
 library_name: transformers
-pipeline_tag: feature-extraction
 tags: [speech, distillation, robustness, robustdistiller]
 ---
 # {recipe.name}
@@ -78,6 +77,9 @@ extractor, model = AutoFeatureExtractor.from_pretrained(FOLDER), AutoModel.from_
 from robustdistiller import load_student      # with the prediction heads and the enhancement head
 student = load_student(FOLDER)
 ```
+
+Use the attention mask that the extractor returns. Even so a padded batch in `AutoModel` differs a little from each utterance
+alone; `student.states(wave, lengths)` gives exactly what each utterance gives alone.
 
 ## Training
 
