@@ -45,16 +45,16 @@ def command_line() -> str:
         usage = " ".join(command.collect_usage_pieces(inner))
         text = re.sub(r"(?<!\n)\n(?!\n)", " ", (command.help or "").replace("\x08", "")).strip()
         parts += [f"## {name}\n", f"```text\nrobustdistiller {name} {usage}\n```\n", f"{text}\n"]
-        rows = [_option_row(parameter, inner) for parameter in command.params if not getattr(parameter, "hidden", False)]
+        rows = [_option_row(parameter) for parameter in command.params if not getattr(parameter, "hidden", False)]
         parts += ["| argument | meaning | default |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"]
     parts.append(_exit_codes(group.epilog or ""))
     return "\n".join(parts)
 
 
-def _option_row(parameter: Any, context: Any) -> str:
+def _option_row(parameter: Any) -> str:
     names = ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts])
     if parameter.param_type_name == "argument":
-        names = f"`{parameter.make_metavar(context)}`"
+        names = f"`{parameter.metavar or parameter.name.upper()}`"
     default = parameter.default
     shown = "" if default in (None, False, [], ()) or callable(default) else f"`{default}`"
     return f"| {names} | {_cell(getattr(parameter, 'help', '') or '')} | {shown} |"
