@@ -38,7 +38,7 @@ def command_line() -> str:
 
     group = typer.main.get_command(app)
     context = group.make_context("robustdistiller", [], resilient_parsing=True)
-    parts = ["# Command line\n", "Made from the commands themselves; `robustdistiller VERB --help` prints the same.\n"]
+    parts = ["# Command line\n", "Made from the commands themselves; `robustdistiller VERB --help` prints the same.\n", _COMMON]
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         inner = type(context)(command, parent=context, info_name=name)
@@ -49,6 +49,11 @@ def command_line() -> str:
         parts += ["| argument | meaning | default |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"]
     parts.append(_exit_codes(group.epilog or ""))
     return "\n".join(parts)
+
+
+_COMMON = """What is there already is never replaced, but for earlier outputs of the same verb, with `--overwrite`. `--device` picks
+the processor or GPU; `--json` prints a result for scripts; `--debug`, anywhere on the line, prints tracebacks.
+"""
 
 
 def _option_row(parameter: Any) -> str:
