@@ -38,7 +38,11 @@ def command_line() -> str:
 
     group = typer.main.get_command(app)
     context = group.make_context("robustdistiller", [], resilient_parsing=True)
-    parts = ["# Command line\n", "Made from the commands themselves; `robustdistiller VERB --help` prints the same.\n", _COMMON]
+    parts = [
+        "# Command line\n",
+        "Made from the commands themselves; `robustdistiller VERB --help` prints the same.\n",
+        _COMMON,
+    ]
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         inner = type(context)(command, parent=context, info_name=name)
