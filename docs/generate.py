@@ -55,8 +55,8 @@ def command_line() -> str:
     return "\n".join(parts)
 
 
-_COMMON = """What is there already is never replaced, but for earlier outputs of the same verb, with `--overwrite`. `--device` picks
-the processor or GPU; `--json` prints a result for scripts; `--debug`, anywhere on the line, prints tracebacks.
+_COMMON = """What is there already is never replaced, but for earlier outputs of the same verb, with `--overwrite`. `--device`
+picks the processor or GPU; `--json` prints a result for scripts; `--debug`, anywhere on the line, prints tracebacks.
 """
 
 
