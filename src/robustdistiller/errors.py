@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -24,6 +25,16 @@ class AudioError(UserError):
 def printable(text: str) -> str:
     """`text` on one line that any terminal can show: a file name may hold line breaks, escapes or what is no text."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def markdown(text: str) -> str:
+    """`text` as plain words of a Markdown document: no markup, HTML, table cell or second line comes of it."""
+    return re.sub(r"([\\`\[\]<>|])", r"\\\1", printable(text)).replace("\\<", "&lt;").replace("\\>", "&gt;")
+
+
+def code(text: str) -> str:
+    """`text` for a place between backticks of a Markdown document."""
+    return printable(text).replace("`", "'")
 
 
 def closest(name: str, known: Iterable[str]) -> str:

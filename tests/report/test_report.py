@@ -181,6 +181,7 @@ def test_markdown_has_every_figure_with_its_interval(report):
     for task in values["tasks"]:
         for figure in task["figures"]:
             assert f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]" in text
+    assert "<fast>" not in text and "&lt;fast&gt;" in text and "<keywords>" not in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
         assert len({line.count("|") for line in block.splitlines()}) == 1
 

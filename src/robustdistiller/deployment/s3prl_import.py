@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..errors import UserError, closest
+from ..errors import UserError, closest, code, markdown
 from ..models.encoder import SpeechEncoder
 from ..models.frames import GRID
 from ..models.heads import PredictionHeads
@@ -347,9 +347,10 @@ def _card(imported: Imported, source: str) -> str:
 library_name: transformers
 tags: [speech, distillation, robustdistiller]
 ---
-# {student.name}
+# {markdown(student.name)}
 
-Imported by RobustDistiller {__version__} from the s3prl checkpoint `{source}` (teacher `{imported.teacher}`{steps}): a speech
-encoder of {student.num_parameters / 1e6:.2f} M parameters, {student.hidden_size} dimensions every 20 ms; {heads}.
+Imported by RobustDistiller {__version__} from the s3prl checkpoint `{code(source)}`
+(teacher `{code(imported.teacher)}`{steps}): a speech encoder of
+{student.num_parameters / 1e6:.2f} M parameters, {student.hidden_size} dimensions every 20 ms; {heads}.
 The checkpoint's licence is not known here: fill it in before passing the model on.
 """

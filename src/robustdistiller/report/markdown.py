@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..errors import markdown
 from ..files import write_text
 from .reading import Measure, Result, read_result, size_text
 
@@ -25,19 +26,22 @@ def render_summary(result: Result) -> str:
         "",
         f"Heads trained on {settings['train_on']} speech, {settings['seeds']} seeds each; 95 % intervals from "
         f"{settings['replicates']} bootstrap replicates over test speakers and head seeds. "
-        f"Differences are to {result.reference}; * marks p < 0.05 after Holm's correction.",
+        f"Differences are to {markdown(result.reference)}; * marks p < 0.05 after Holm's correction.",
         "",
         "| model | parameters | states shown to the heads |",
         "| --- | ---: | --- |",
-        *(f"| {m['name']} | {size_text(m['num_parameters'])} | {', '.join(m['states'])} |" for m in result.models),
+        *(
+            f"| {markdown(m['name'])} | {size_text(m['num_parameters'])} | {markdown(', '.join(m['states']))} |"
+            for m in result.models
+        ),
     ]
     for task in result.tasks:
         for measure in result.measures(task):
-            lines += ["", f"## {task['title']}: {measure.label}", "", *_averages(result, measure)]
+            lines += ["", f"## {markdown(task['title'])}: {measure.label}", "", *_averages(result, measure)]
             lines += ["", *_all(result, measure)]
         lines += _similarities(result, task)
     if result.values["notes"]:
-        lines += ["", "## Remarks", "", *(f"- {note}" for note in result.values["notes"])]
+        lines += ["", "## Remarks", "", *(f"- {markdown(note)}" for note in result.values["notes"])]
     return "\n".join(lines) + "\n"
 
 
@@ -53,16 +57,19 @@ def _averages(result: Result, measure: Measure) -> list[str]:
             if figure and "against" in figure:
                 text += f" ({measure.gain(figure)}{'*' if figure['significant'] else ''})"
             cells.append(text)
-        lines.append(f"| {model} | {' | '.join(cells)} |")
+        lines.append(f"| {markdown(model)} | {' | '.join(cells)} |")
     return lines
 
 
 def _all(result: Result, measure: Measure) -> list[str]:
-    lines = [f"| condition | seen | {' | '.join(measure.models)} |", f"| --- | --- |{' ---: |' * len(measure.models)}"]
+    lines = [
+        f"| condition | seen | {' | '.join(map(markdown, measure.models))} |",
+        f"| --- | --- |{' ---: |' * len(measure.models)}",
+    ]
     for condition in result.conditions:
         figures = [measure.get(model, condition["name"]) for model in measure.models]
         cells = " | ".join(measure.interval(figure) if figure else "–" for figure in figures)
-        lines.append(f"| {condition['title']} | {condition['seen'] or ''} | {cells} |")
+        lines.append(f"| {markdown(condition['title'])} | {condition['seen'] or ''} | {cells} |")
     return lines
 
 
@@ -70,7 +77,7 @@ def _similarities(result: Result, task: dict[str, Any]) -> list[str]:
     rows = task.get("similarity") or []
     if not rows:
         return []
-    lines = ["", f"## {task['title']}: similarity of clean and contaminated features", ""]
+    lines = ["", f"## {markdown(task['title'])}: similarity of clean and contaminated features", ""]
     lines += [
         "| model | cosine, all states | cosine, last state | CKA, all states | CKA, last state |",
         "| --- |" + " ---: |" * 4,
@@ -81,5 +88,5 @@ def _similarities(result: Result, task: dict[str, Any]) -> list[str]:
         for name in ("cosine", "cka"):
             means = [sum(column) / len(own) for column in zip(*(row[name] for row in own), strict=True)]
             cells += [f"{sum(means) / len(means):.3f}", f"{means[-1]:.3f}"]
-        lines.append(f"| {model} | {' | '.join(cells)} |")
+        lines.append(f"| {markdown(model)} | {' | '.join(cells)} |")
     return lines

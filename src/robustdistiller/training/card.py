@@ -8,6 +8,7 @@ import yaml
 
 from .. import __version__
 from ..config import Recipe
+from ..errors import code, markdown
 from ..files import telling_name
 from ..models.student import Student
 from ..models.teacher import Teacher
@@ -57,17 +58,17 @@ def card(
     start = (
         ""
         if init in ("teacher", "random")
-        else f"- First weights: `{telling_name(init)}`, which had been trained before.\n"
+        else f"- First weights: `{code(telling_name(init))}`, which had been trained before.\n"
     )
     rows = "\n".join(f"| {name} | {metrics[key]:.4g} |" for name, key in _ROWS if key in metrics)
     return f"""---
 library_name: transformers
 tags: [speech, distillation, robustness, robustdistiller]
 ---
-# {recipe.name}
+# {markdown(recipe.name)}
 
 A speech encoder of {student.num_parameters / 1e6:.2f} M parameters distilled by RobustDistiller {__version__} from
-`{teacher_name}` ({teacher.num_parameters / 1e6:.1f} M), layers {", ".join(map(str, teacher.layers))}.
+`{code(teacher_name)}` ({teacher.num_parameters / 1e6:.1f} M), layers {", ".join(map(str, teacher.layers))}.
 It turns 16 kHz mono speech into a {student.hidden_size}-dimensional vector every 20 ms.
 
 ```python
