@@ -2,23 +2,21 @@
 
     python benchmarks/study/study.py prepare --data DATA --out WORK [--espeak FOLDER]   manifests of three disjoint parts, tasks
     python benchmarks/study/study.py train robust plain --seeds 0 1 2 --steps 600 --out WORK [--teacher NAME] [--set A=B]
-    python benchmarks/study/study.py evaluate --models NAME=FOLDER … --part valid|test --out WORK [--conditions few]
-    python benchmarks/study/study.py table --results FOLDER                 Markdown: rows, averaged over their seeds
-    python benchmarks/study/study.py compare ROW OTHER --results FOLDER     differences of two rows, averaged over their seeds
-    python benchmarks/study/study.py plot --results FOLDER --to FILE.svg    accuracy against SNR and reverberation time
+    python benchmarks/study/study.py evaluate --rows robust plain --models teacher=mini-hubert --part valid|test --out WORK
     python benchmarks/study/study.py ship --student FOLDER --to FOLDER      a copy in half precision without paths
 
 `train` and `evaluate` only run the commands `robustdistiller distill` and `robustdistiller evaluate`, and print them; a run
-that is there goes on where it stopped. `--at-once 16` trains side by side on one GPU, `--seconds 500` stops and saves what has
-not ended by then; each run's output is in WORK/logs. DATA holds tasks/, speech/, noise/ and rir/ with a manifest in each set.
-The rows of open speech hear only what a shipped student may have heard: Speech Commands, LJ Speech and the synthetic voices in
-FOLDER, which `python benchmarks/mini_teacher_speech.py --hours 3 --out FOLDER` makes.
+that is there goes on where it stopped. The trainings of a row are one model there: tables, differences and pictures are in the
+summary.md, results.csv and TASK.svg of its results. `--at-once 16` trains side by side on one GPU, `--seconds 500` stops and
+saves what has not ended by then; each run's output is in WORK/logs. DATA holds tasks/, speech/, noise/ and rir/ with a manifest
+in each set. The rows of open speech hear only what a shipped student may have heard: Speech Commands, LJ Speech and the
+synthetic voices in FOLDER, which `python benchmarks/mini_teacher_speech.py --hours 3 --out FOLDER` makes.
 
 Parts, of every task: `valid` speakers are for choosing among rows, `test` speakers are looked at once, heads learn on the
-rest. `test` is split off the training speakers, but for keywords off the validation speakers, because the training speakers
-are heard in the unlabelled speech. Who speaks is learned from one sentence and told from another, in two takes (valid and
-test). No speaker, noise type or room of `test` is heard in distillation: two types of recorded noise and five rooms are kept
-for it.
+rest (emotion and phones: the test is all speakers, in six folds). `test` is split off the training speakers, but for keywords
+off the validation speakers, because the training speakers are heard in the unlabelled speech. Who speaks is learned from one
+sentence and told from another, in two takes (valid and test). No speaker, noise type or room of `test` is heard in
+distillation: two types of recorded noise and five rooms are kept for it.
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from reading import compare, plot, table
 from safetensors.torch import load_file, save_file
 from side_by_side import Job, run_all
 
@@ -65,12 +62,13 @@ TASKS = {
         ("train", 0.25),
     ),
     "emotion": ("ravdess", "Emotion recognition", {"kind": "classification", "level_dbfs": -26}, ("train", 0.3)),
-    "phones": ("timit_sample", "Phone recognition", {"kind": "ctc", "text": "phones", "units": "phones", "fold": "timit39"},
+    "phones": ("timit_sample", "Phones, frame by frame", {"kind": "frames", "text": "phones", "fold": "timit39"},
                ("train", 0.3)),
 }  # fmt: skip
 SPEAKERS = {"name": "speakers", "title": "Speaker identification", "source": "speakers.jsonl", "kind": "classification",
             "label": "speaker", "level_dbfs": -26}  # fmt: skip
 SENTENCES = ("Kids are talking by the door", "Dogs are sitting by the door")
+FOLDS = {"emotion": 6, "phones": 6}  # where the test is all that there is, every sentence once
 LIMIT = 80  # test utterances of the tasks whose utterances are long
 CONDITIONS = {"all": "conditions.yaml", "few": "few.yaml"}
 
@@ -95,6 +93,8 @@ def prepare(data: Path, out: Path, espeak: Path | None = None) -> None:
         for part, split in (("valid", {"valid": {"hold_out": 0.15}}), ("test", {})):
             chosen = {"where": {"split": part}} | ({} if name == "keywords" else {"limit": LIMIT})
             task = {"name": name, "title": title, "source": f"{name}.jsonl", **fields, **split, "test": chosen}
+            if part == "test" and name in FOLDS:
+                task = {"name": name, "title": title, "source": f"{name}.jsonl", **fields, "folds": FOLDS[name]}
             write_text(out / f"{name}-{part}.yaml", yaml.safe_dump(task, sort_keys=False))
     write_manifest(out / "speakers.jsonl", [replace(r, split=None) for r in _read(data / "tasks" / "ravdess")])
     for part, take in (("valid", 1), ("test", 2)):
@@ -182,9 +182,10 @@ def training_jobs(
 
 
 def evaluate(
-    models: list[str], tasks: list[str], part: str, out: Path, reference: str | None, conditions: str, more: list[str]
-) -> None:
-    """Measure models on the `part` of tasks under all or few conditions, into out/results-PART or out/few-PART."""
+    models: list[str], rows: list[str], tasks: list[str], part: str, out: Path, reference: str | None, conditions: str,
+    more: list[str],
+) -> None:  # fmt: skip
+    """Measure models and rows on the `part` of tasks under all or few conditions, into out/results-PART or out/few-PART."""
     results = out / ("results" if conditions == "all" else conditions)
     command = [
         "evaluate",
@@ -195,6 +196,8 @@ def evaluate(
         f"{results}-{part}",
         *more,
     ]
+    for row in rows:
+        command += ["--group", f"{row}={out}/runs/{row}-[0-9]*/student"]
     for name in tasks:
         command += ["--task", str(out / f"{name}-{part}.yaml")]
     run(command + (["--reference", reference] if reference else []))
@@ -248,7 +251,8 @@ def main() -> None:
     second.add_argument("--at-once", type=int, default=1, help="runs side by side, on one GPU or on several cores")
     second.add_argument("--seconds", type=float, default=float("inf"), help="then runs are saved and stopped")
     third = verbs.add_parser("evaluate")
-    third.add_argument("--models", nargs="+", required=True)
+    third.add_argument("--models", nargs="+", default=[])
+    third.add_argument("--rows", nargs="+", default=[], help="rows, with all their seeds, as one model each")
     third.add_argument("--tasks", nargs="+", default=["keywords"], choices=[*TASKS, "speakers"])
     third.add_argument("--part", choices=("valid", "test"), required=True)
     third.add_argument("--reference")
@@ -257,14 +261,6 @@ def main() -> None:
     fourth.add_argument("--student", type=Path, required=True)
     fourth.add_argument("--to", type=Path, required=True)
     fourth.add_argument("--init", help="the shipped name of the student that this one started from")
-    fifth = verbs.add_parser("table")
-    fifth.add_argument("--results", type=Path, required=True)
-    seventh = verbs.add_parser("compare")
-    seventh.add_argument("rows", nargs=2, help="a row or model, and the one that it is compared with")
-    seventh.add_argument("--results", type=Path, required=True)
-    sixth = verbs.add_parser("plot")
-    sixth.add_argument("--results", type=Path, required=True)
-    sixth.add_argument("--to", type=Path, required=True)
     for verb in (first, second, third):
         verb.add_argument("--out", type=Path, required=True)
     given, more = parser.parse_known_args()
@@ -277,16 +273,10 @@ def main() -> None:
             given.rows, given.seeds, given.steps, given.out, given.teacher, given.settings, given.tag,
             given.at_once, given.seconds,
         )  # fmt: skip
-    elif given.verb == "table":
-        table(given.results)
-    elif given.verb == "compare":
-        compare(given.results, *given.rows)
-    elif given.verb == "plot":
-        plot(given.results, given.to)
     elif given.verb == "ship":
         ship(given.student, given.to, given.init)
     else:
-        evaluate(given.models, given.tasks, given.part, given.out, given.reference, given.conditions, more)
+        evaluate(given.models, given.rows, given.tasks, given.part, given.out, given.reference, given.conditions, more)
 
 
 if __name__ == "__main__":

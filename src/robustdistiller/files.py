@@ -268,6 +268,20 @@ def telling_name(path: str | os.PathLike[str], generic: Sequence[str] = GENERIC)
     return parts[-1] if parts else str(path)
 
 
+def unique_name(text: str) -> str:
+    """A file name for any `text`: the text itself where every system takes it, else what can stay of it and a digest.
+
+    No two texts share a file, and none leads out of its folder.
+
+    Example:
+        >>> unique_name("robust-0"), unique_name("../a b")
+        ('robust-0', '_a_b-...')
+    """
+    if re.fullmatch(r"[\w=][\w.=-]{0,79}", text, re.ASCII) and not text.endswith("."):
+        return text
+    return f"{re.sub(r'[^0-9A-Za-z_=-]+', '_', text)[:40].lstrip('-')}-{digest(text)}"
+
+
 def digest(value: Any) -> str:
     """A short hexadecimal digest of a JSON-able value, the same in every process."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()

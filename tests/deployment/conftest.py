@@ -12,7 +12,7 @@ from robustdistiller.deployment.export import ExportOptions, export_student
 from robustdistiller.deployment.parity import voice_like
 from robustdistiller.evaluation.heads import Trained, UtteranceHead
 from robustdistiller.evaluation.probes import save_heads
-from robustdistiller.evaluation.subjects import open_subjects
+from robustdistiller.evaluation.subjects import open_models
 from robustdistiller.models.student import build_student
 from robustdistiller.models.teacher import load_teacher
 
@@ -47,7 +47,7 @@ def speech_folder(tmp_path_factory, voice):
 @pytest.fixture(scope="session")
 def head_file(student_folder, tmp_path_factory):
     """Heads of two seeds, as the benchmark writes them; the second is the better one."""
-    (subject,) = open_subjects([str(student_folder)])
+    (subject,) = open_models([str(student_folder)])
     torch.manual_seed(0)
     trained = []
     for validation in (0.5, 0.75):

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.errors import UserError
 from robustdistiller.evaluation.benchmark import Settings, evaluate
 from robustdistiller.evaluation.features import Stream
 from robustdistiller.evaluation.heads import HeadConfig
-from robustdistiller.evaluation.subjects import open_subjects
-from robustdistiller.evaluation.tasks import TaskConfig
+from robustdistiller.evaluation.subjects import open_models
+from robustdistiller.evaluation.tasks import TaskConfig, load_folds
 from robustdistiller.files import read_jsonl
 from robustdistiller.models.student import build_student
 from robustdistiller.models.teacher import load_teacher
@@ -100,24 +101,21 @@ def test_every_figure_can_be_recomputed_from_the_predictions(config, conditions,
     assert trace == pytest.approx(found["log-mel", "clean"]["value"], abs=1e-3)
 
 
-def test_scikit_learn_on_the_stored_features_agrees_with_the_head(config, conditions, tmp_path):
-    linear_model = pytest.importorskip("sklearn.linear_model")
-    result = evaluate(["log-mel"], [config], conditions, tmp_path, settings=replace(FAST, heads=HeadConfig()))
-    streams = {}
-    for file in (tmp_path / "features").glob("*/key.json"):
-        key = json.loads(file.read_text())
-        if key["about"].endswith((" train, clean", " test, white 0 dB", " test, clean")):
-            streams[key["about"].split(", ", 1)[1]] = np.load(file.parent / "features.npy")[:, 0]
-    labels = {part: [] for part in ("train", "test")}
-    for _, row in read_jsonl(config.source):
-        if row["split"] in labels:
-            labels[row["split"]].append(row["label"])
-    mean, deviation = streams["words train, clean"].mean(0), streams["words train, clean"].std(0)
-    model = linear_model.LogisticRegression(C=1.0, max_iter=2000)
-    model.fit((streams["words train, clean"] - mean) / deviation, labels["train"])
-    for name, about in (("clean", "words test, clean"), ("white_0dB", "words test, white 0 dB")):
-        theirs = model.score((streams[about] - mean) / deviation, labels["test"])
-        assert abs(figures(result)["log-mel", name]["value"] - theirs) <= 0.17  # three of the 18 utterances
+def test_predictions_follow_from_the_stored_features_and_heads_alone(config, conditions, tmp_path):
+    """Computed anew with NumPy: standardise, mix the states, project, answer."""
+    evaluate(["log-mel"], [config], conditions, tmp_path, settings=replace(FAST, similarity=0, save_audio=0))
+    heads = load_file(tmp_path / "heads" / "words" / "log-mel.safetensors")
+    for name, about in (("clean", "test, clean"), ("white_0dB", "test, white 0 dB")):
+        keys = [(file.parent, json.loads(file.read_text())) for file in (tmp_path / "features").glob("*/key.json")]
+        (states,) = (np.load(folder / "features.npy") for folder, key in keys if key["about"].endswith(about))
+        rows = [row for _, row in read_jsonl(tmp_path / "predictions" / "words" / "log-mel" / f"{name}.jsonl")]
+        for k in range(FAST.seeds):
+            part = {key.partition(".")[2]: value.numpy() for key, value in heads.items() if key.startswith(f"{k}.")}
+            shares = np.exp(part["mix.weights"]) / np.exp(part["mix.weights"]).sum()
+            mixed = np.einsum("nsd,s->nd", (states - part["mix.mean"]) / part["mix.deviation"], shares)
+            hidden = mixed @ part["project.weight"].T + part["project.bias"]
+            best = (hidden @ part["answers.0.weight"].T + part["answers.0.bias"]).argmax(1)
+            assert [row["predictions"][k][0] for row in rows] == [("high", "low", "middle")[code] for code in best]
 
 
 def test_an_interrupted_benchmark_goes_on_and_ends_the_same(config, conditions, tmp_path, monkeypatch):
@@ -142,9 +140,9 @@ def test_an_interrupted_benchmark_goes_on_and_ends_the_same(config, conditions, 
 def test_a_model_joins_later_without_repeating_the_others(config, conditions, tmp_path, monkeypatch):
     evaluate(["log-mel"], [config], conditions, tmp_path, settings=FAST)
     heard = []
-    states = type(open_subjects(["log-mel"])[0]).states
+    states = type(open_models(["log-mel"])[0]).states
     monkeypatch.setattr(
-        "robustdistiller.evaluation.subjects.Subject.states",
+        "robustdistiller.evaluation.subjects.EvaluatedModel.states",
         lambda self, wave, lengths: heard.append(self.name) or states(self, wave, lengths),
     )
     result = evaluate(["log-mel", "mfcc"], [config], conditions, tmp_path, settings=FAST, reference="mfcc")
@@ -222,6 +220,116 @@ def test_folds_are_scored_together(words, conditions, tmp_path):
     assert len(rows) == result["tasks"][0]["utterances"]["test"] == 108
     right = np.mean([[answer == row["target"] for answer in row["predictions"]] for row in rows])
     assert figures(result)["log-mel", "clean"]["value"] == pytest.approx(right)
+
+
+def test_speakers_are_dealt_into_folds_and_every_sentence_is_tested_once(words, conditions, tmp_path):
+    config = TaskConfig(name="words", kind="classification", source=str(words / "manifest.jsonl"), folds=3)
+    result = evaluate(["log-mel"], [config], conditions, tmp_path, settings=replace(FAST, similarity=0, save_audio=0))
+    folds = []
+    for fold in range(3):
+        file = tmp_path / "predictions" / f"words-{fold}" / "log-mel" / "clean.jsonl"
+        folds.append([json.loads(line) for line in file.read_text().splitlines()])
+    ids = [row["id"] for rows in folds for row in rows]
+    assert len(ids) == len(set(ids)) == result["tasks"][0]["utterances"]["test"] == 108
+    assert all(len({row["speaker"] for row in rows}) == 4 for rows in folds)
+    right = np.mean([[answer == row["target"] for answer in row["predictions"]] for rows in folds for row in rows])
+    assert figures(result)["log-mel", "clean"]["value"] == pytest.approx(right)
+
+
+def test_slots_are_told_one_by_one_and_together(words, conditions, tmp_path):
+    config = TaskConfig(name="orders", kind="slots", slots=("slots",), source=str(words / "manifest.jsonl"))
+    result = evaluate(["log-mel"], [config], conditions, tmp_path, settings=replace(FAST, similarity=0, save_audio=0))
+    lines = (tmp_path / "predictions" / "orders" / "log-mel" / "white_0dB.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    right = np.array([[np.equal(found, row["target"]) for found in row["predictions"]] for row in rows])
+    value = {name: figures(result, name)["log-mel", "white_0dB"]["value"]
+             for name in ("accuracy", "slots", "slot:manner", "slot:word")}  # fmt: skip
+    assert value["accuracy"] == pytest.approx(right.all(-1).mean()) and value["slots"] == pytest.approx(right.mean())
+    assert [value["slot:manner"], value["slot:word"]] == pytest.approx(right.mean((0, 1)).tolist())
+
+
+def test_phones_are_told_frame_by_frame(words, conditions, tmp_path):
+    rows = [json.loads(line) for line in (words / "manifest.jsonl").read_text().splitlines()]
+    for row in rows:  # each half of a word is a tone of its own; the last 50 ms have no phone
+        half, end = row["duration"] / 2, row["duration"] - 0.05
+        row |= {"path": str(words / row["path"]), "phones": [[0, half, row["label"]], [half, end, f"{row['label']} 2"]]}
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = TaskConfig(name="phones", kind="frames", text="phones", source=str(tmp_path / "m.jsonl"))
+    result = evaluate(["log-mel"], [config], conditions, tmp_path / "out", settings=FAST)
+    found = figures(result, "frame_accuracy")
+    assert found["log-mel", "clean"]["value"] > 0.8 > 0.6 > found["log-mel", "white_0dB"]["value"] > 1 / 6
+    lines = (tmp_path / "out" / "predictions" / "phones" / "log-mel" / "clean.jsonl").read_text().splitlines()
+    one, row = json.loads(lines[0]), next(row for row in rows if row["split"] == "test")
+    counted = [unit for unit in one["target"] if unit]
+    assert one["id"] == row["id"] and len(counted) == sum(0.02 * f + 0.0125 < row["duration"] - 0.05 for f in range(99))
+
+
+def test_trainings_of_a_group_are_one_model_with_the_spread_of_its_seeds(config, conditions, student, tmp_path):
+    folders = [student(), student()]
+    models = [f"tiny-{k}={folder}" for k, folder in enumerate(folders)]
+    with torch.no_grad():
+        for folder in folders[1:]:
+            file = Path(folder) / "model.safetensors"
+            weights = load_file(file)
+            save_file({name: value + 0.03 * torch.randn_like(value) for name, value in weights.items()}, file,
+                      metadata={"format": "pt"})  # fmt: skip
+    few = replace(FAST, similarity=2, save_audio=0)
+    alone = figures(evaluate(models, [config], conditions, tmp_path, settings=few))
+    result = evaluate(["log-mel"], [config], conditions, tmp_path, groups={"tiny": models}, settings=few)
+    found = figures(result)
+    assert {model for model, _ in found} == {"log-mel", "tiny"} == {m["name"] for m in result["models"]}
+    for condition in ("clean", "white_0dB", "mean:contaminated"):
+        both = [alone[f"tiny-{k}", condition]["value"] for k in range(2)]
+        assert found["tiny", condition]["value"] == pytest.approx(np.mean(both))
+        assert found["tiny", condition]["training_std"] == pytest.approx(np.std(both, ddof=1))
+        assert found["tiny", condition]["difference_low"] <= found["tiny", condition]["difference_value"]
+    assert result["models"][1]["trainings"] == ["tiny-0", "tiny-1"]
+    with pytest.raises(UserError, match="No folder fits"):
+        evaluate([], [config], conditions, tmp_path, groups={"x": str(tmp_path / "no-*")}, settings=few)
+    with pytest.raises(UserError, match="differ in shape"):
+        evaluate([], [config], conditions, tmp_path, groups={"x": ["log-mel", "mfcc"]}, settings=few)
+
+
+def test_rows_that_were_cut_are_made_again(config, conditions, tmp_path):
+    first = evaluate(["log-mel"], [config], conditions, tmp_path, settings=FAST)
+    for file in (tmp_path / "predictions").rglob("*.jsonl"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert evaluate(["log-mel"], [config], conditions, tmp_path, settings=FAST) == first
+
+
+def test_strange_names_stay_in_the_folder_and_share_no_file(words, conditions, tmp_path):
+    rows = [json.loads(line) for line in (words / "manifest.jsonl").read_text().splitlines()]
+    rows = [{**row, "path": str(words / row["path"]), "id": f"../../{row['path']}"} for row in rows]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="'name'"):
+        load_folds(_file(tmp_path, {"name": "..", "kind": "classification"}))
+    config = TaskConfig(name="words", kind="classification", source=str(tmp_path / "m.jsonl"))
+    models = ["a b=log-mel", "a_b=mfcc", "..=log-mel"]
+    few = replace(FAST, seeds=1, similarity=0)
+    result = evaluate(models, [config], conditions, tmp_path / "deep" / "out", settings=few)
+    assert {p.name for p in tmp_path.iterdir()} == {"m.jsonl", "deep", "task.yaml"}
+    assert {p.name for p in (tmp_path / "deep").iterdir()} == {"out"}
+    assert len(list((tmp_path / "deep" / "out" / "predictions" / "words").iterdir())) == len(models)
+    assert figures(result)["a b", "clean"]["value"] == figures(result)["..", "clean"]["value"]
+
+
+def _file(folder, values):
+    (folder / "task.yaml").write_text(yaml.safe_dump(values))
+    return folder / "task.yaml"
+
+
+def test_a_task_may_be_called_speech(config, conditions, words, tmp_path):
+    named = config.model_copy(update={"name": "speech"})
+    few = replace(FAST, seeds=1, similarity=2, save_audio=0)
+    seen = []
+    result = evaluate(
+        ["log-mel"], [named], conditions, tmp_path, speech=str(words / "manifest.jsonl"), settings=few,
+        progress=lambda *counts: seen.append(counts),
+    )  # fmt: skip
+    assert [task["kind"] for task in result["tasks"]] == ["classification", "unlabelled"] and figures(result)
+    assert len({task["name"] for task in result["tasks"]}) == 2
+    assert all(note.startswith(("speech: ", "speech-unlabelled: ")) for note in result["notes"] if "speakers" in note)
+    assert seen[-1][0] == seen[-1][1]
 
 
 def test_heads_may_be_trained_on_contaminated_speech(config, conditions, noises, tmp_path):
@@ -322,7 +430,7 @@ def test_audio_of_every_condition_is_written(config, conditions, tmp_path):
 
 def test_the_digest_of_a_model_follows_its_weights(student):
     folder = student()
-    first, again = open_subjects([folder])[0], open_subjects([folder])[0]
+    first, again = open_models([folder])[0], open_models([folder])[0]
     assert first.digest == again.digest
     with torch.no_grad():
         next(first.network.encoder.parameters()).add_(1e-3)
@@ -337,11 +445,11 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_benchmark import FAST
 from robustdistiller.evaluation.benchmark import evaluate
-from robustdistiller.evaluation.ranks import Ranks
+from robustdistiller.distributed import Distributed
 _, _, tasks, conditions, noise, student, out = sys.argv
 models = ["log-mel", "mfcc", f"tiny={student}"]
 result = evaluate(
-    models, tasks.split(","), conditions, out, noise=[noise], settings=FAST, ranks=Ranks.launched()
+    models, tasks.split(","), conditions, out, noise=[noise], settings=FAST, ranks=Distributed.launched()
 )
 assert len(result["tasks"]) == 3
 """

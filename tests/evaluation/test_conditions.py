@@ -11,7 +11,7 @@ from robustdistiller.audio.io import write_audio
 from robustdistiller.audio.manifest import Recording, write_manifest
 from robustdistiller.errors import UserError
 from robustdistiller.evaluation.conditions import CLEAN, ConditionsConfig, conditions_folder, load_conditions
-from robustdistiller.evaluation.stage import TRAINING, Stage, load_wave
+from robustdistiller.evaluation.stage import TRAINING, ConditionRenderer, load_wave
 
 GRID = {
     "noise": {
@@ -29,7 +29,7 @@ GRID = {
 
 @pytest.fixture(scope="module")
 def stage(noises):
-    return Stage(ConditionsConfig.model_validate(GRID), noise=[str(noises)])
+    return ConditionRenderer(ConditionsConfig.model_validate(GRID), noise=[str(noises)])
 
 
 def hear(stage, task, name):
@@ -83,7 +83,7 @@ def test_every_response_is_read_once_however_many_bins_there_are(tmp_path, monke
     load = RoomBank.load
     monkeypatch.setattr(RoomBank, "load", lambda self, name: read.append(name) or load(self, name))
     grid = {"sources": [{"name": "measured", "source": str(tmp_path / "rooms.jsonl")}], "t60": [[0.1, 0.4], [0.4, 9]]}
-    bins = Stage(ConditionsConfig.model_validate({"rooms": grid}))._rooms["measured"].bins
+    bins = ConditionRenderer(ConditionsConfig.model_validate({"rooms": grid}))._rooms["measured"].bins
     assert sorted(read) == sorted(rooms.ids) == sorted(name for names in bins.values() for name in names)
 
 
@@ -96,8 +96,8 @@ def test_a_room_is_the_same_with_and_without_noise(stage, keywords):
 
 
 def test_every_stage_of_the_same_seed_sounds_the_same(stage, keywords, noises):
-    again = Stage(ConditionsConfig.model_validate(GRID), noise=[str(noises)])
-    other = Stage(ConditionsConfig.model_validate({**GRID, "seed": 1}), noise=[str(noises)])
+    again = ConditionRenderer(ConditionsConfig.model_validate(GRID), noise=[str(noises)])
+    other = ConditionRenderer(ConditionsConfig.model_validate({**GRID, "seed": 1}), noise=[str(noises)])
     for name in ("babble_0dB", "recorded_0dB", "simulated_0.4-0.8s", "white_6dB_simulated_0.2-0.4s"):
         first = hear(stage, keywords, name)[1]
         assert torch.equal(first, hear(again, keywords, name)[1])
@@ -124,18 +124,18 @@ def test_recorded_noise_comes_from_the_test_part_and_babble_from_others(stage, k
 
 def test_noise_may_be_split_into_types_by_a_field(noises):
     sources = [{"name": "all", "kind": "recorded", "source": str(noises), "by": "label"}]
-    stage = Stage(ConditionsConfig.model_validate({"noise": {"sources": sources, "snr_db": [5]}}))
+    stage = ConditionRenderer(ConditionsConfig.model_validate({"noise": {"sources": sources, "snr_db": [5]}}))
     assert [c.noise for c in stage.conditions] == [None, "hiss", "rumble"]
 
 
 def test_what_was_not_named_is_left_out_with_a_note():
-    stage = Stage(ConditionsConfig.model_validate(GRID))
+    stage = ConditionRenderer(ConditionsConfig.model_validate(GRID))
     assert not any(c.noise == "recorded" for c in stage.conditions)
     assert any("'recorded' is left out" in note for note in stage.notes)
 
 
 def test_contaminated_training_uses_the_training_part(noises, keywords):
-    stage = Stage(ConditionsConfig.model_validate(GRID), noise=[str(noises)])
+    stage = ConditionRenderer(ConditionsConfig.model_validate(GRID), noise=[str(noises)])
     scenes = [stage.scene(TRAINING, keywords, "train", e) for e in keywords.train]
     sources = {n.source for s in scenes for n in s.noises if n.source}
     assert sources and sources <= {"n0", "n1"}
@@ -148,9 +148,9 @@ def test_the_digest_of_a_condition_follows_what_is_heard(stage, keywords, noises
     def digests(one):
         return {c.name: one.digest(c, keywords, "test") for c in one.conditions}
 
-    same = digests(Stage(ConditionsConfig.model_validate(GRID), noise=[str(noises)]))
+    same = digests(ConditionRenderer(ConditionsConfig.model_validate(GRID), noise=[str(noises)]))
     assert digests(stage) == same and len(set(same.values())) == len(same)
-    other = digests(Stage(ConditionsConfig.model_validate({**GRID, "seed": 1}), noise=[str(noises)]))
+    other = digests(ConditionRenderer(ConditionsConfig.model_validate({**GRID, "seed": 1}), noise=[str(noises)]))
     assert not set(same.values()) & set(other.values())
 
 
@@ -186,13 +186,13 @@ def test_mistakes_in_a_conditions_file_are_told_in_one_sentence(tmp_path, change
 def test_a_missing_source_is_refused():
     sources = [{"name": "x", "kind": "recorded", "source": "nowhere"}]
     with pytest.raises(UserError, match="There is no noise at nowhere"):
-        Stage(ConditionsConfig.model_validate({"noise": {"sources": sources, "snr_db": [0]}}))
+        ConditionRenderer(ConditionsConfig.model_validate({"noise": {"sources": sources, "snr_db": [0]}}))
 
 
 def test_shipped_grids_load_by_name_and_start_with_clean_speech():
     for name in ("paper", "quick"):
         config, folder = load_conditions(name)
-        stage = Stage(config, folder)
+        stage = ConditionRenderer(config, folder)
         assert stage.conditions[0] == CLEAN and folder == conditions_folder()
         assert {c.kind for c in stage.conditions} == {"clean", "noise", "reverb", "both"}
     with pytest.raises(UserError, match="Did you mean 'paper'"):

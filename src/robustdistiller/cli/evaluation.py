@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Annotated
 
@@ -25,13 +26,22 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
+    out: Annotated[Path, typer.Option(help="The folder for tables, page and kept features.")],
     models: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             help="Student or teacher folders, hub names, `log-mel`, `mfcc`; `name=model` gives another name."
         ),
-    ],
-    out: Annotated[Path, typer.Option(help="The folder for tables, page and kept features.")],
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--group",
+            metavar="NAME=PATTERN",
+            help="Trainings that differ in their seed alone, reported as one model: `robust='runs/robust-*/student'`; "
+            "repeatable.",
+        ),
+    ] = None,
     task: Annotated[list[str] | None, typer.Option("--task", help="A task file; repeatable.")] = None,
     conditions: Annotated[str, typer.Option(help="A conditions file, or `paper` or `quick`.")] = "quick",
     noise: Annotated[Sources, source("--noise", "Test noise: folder, manifest or corpus.")] = None,
@@ -68,20 +78,31 @@ def evaluate(
     """
     if train_on not in ("clean", "contaminated"):
         raise UserError(f"--train-on is clean or contaminated, not {train_on}.")
-    read = [*models, *(task or ()), conditions, *(noise or ()), *(rooms or ()), speech or ""]
+    from ..evaluation.subjects import groups_of
+
+    models, groups = models or [], groups_of(group or [])
+    read = [
+        *models,
+        *(folder for pattern in groups.values() for folder in glob.glob(pattern)),
+        *(task or ()),
+        conditions,
+        *(noise or ()),
+        *(rooms or ()),
+        speech or "",
+    ]
     claim_workplace(out, "evaluate", BENCHMARK_FILES, ("benchmark.json",), read)
-    _keep_report(out, models, task or [], overwrite)
+    _keep_report(out, [*models, *(f"{name}=group" for name in groups)], task or [], overwrite)
+    from ..distributed import Distributed
     from ..evaluation.benchmark import Settings
     from ..evaluation.benchmark import evaluate as run
-    from ..evaluation.ranks import Ranks
     from ..report import write_report
 
     settings = Settings(train_on=train_on, seeds=seeds, seed=seed, save_audio=save_audio)  # type: ignore[arg-type]
     chosen = None if device == "auto" else str(pick_device(device))
-    ranks = Ranks.launched()
+    ranks = Distributed.launched()
     with Bars() as bars:
         result = run(
-            models, task or (), conditions, out, noise=noise or (), rooms=rooms or (), speech=speech,
+            models, task or (), conditions, out, groups=groups, noise=noise or (), rooms=rooms or (), speech=speech,
             reference=reference, predictions=predictions, allow_overlap=allow_overlap, device=chosen, settings=settings,
             progress=bars.of("evaluating"), ranks=ranks,
         )  # fmt: skip

@@ -28,7 +28,7 @@ from .. import __version__
 from ..assets import located
 from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, need
-from ..evaluation.subjects import open_subjects
+from ..evaluation.subjects import open_models
 from ..files import replacing_folder, write_json
 from ..models.frames import GRID
 from ..models.student import Student, load_student
@@ -314,7 +314,7 @@ def _matching_head(options: ExportOptions, folder: str, student: Student) -> Tas
     """The head, if it was trained on exactly this student."""
     head = read_head(str(options.task))
     predictions = len(head.states) > len(student.states_names)
-    (subject,) = open_subjects([folder], predictions, "cpu")
+    (subject,) = open_models([folder], predictions, "cpu")
     if subject.digest != head.model:
         raise UserError(
             f"The head {options.task} was trained on another model than {folder}: evaluate this student and give its head."

@@ -4,61 +4,60 @@
       features/<digest>/        averaged features, one stream per model, part of a task and condition (reused)
       heads/<task>/<model>.safetensors           the heads of all seeds
       predictions/<task>/<model>/<condition>.jsonl    what every head answered to every utterance
+      similarity/<task>/<model>.jsonl            the label-free score
       audio/<task>/<utterance>/<condition>.wav   what the conditions sound like
       benchmark.json            everything that the report shows; results.jsonl and results.csv hold its figures
 
-The same call gives the same numbers; work that is already there, for exactly these inputs, is not done again.
+The same call gives the same numbers; work that is already there, for exactly these inputs, is not done again (store.py).
+Scores become figures in results.py.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from .. import __version__
 from ..audio.io import write_audio
+from ..distributed import Distributed
 from ..errors import UserError, closest
-from ..files import digest, read_json, write_json
+from ..files import read_json, write_json
 from .checks import check_heard
 from .conditions import CLEAN, Condition, load_conditions
 from .enhancement import UNPROCESSED, enhance_and_score, score_enhancement
-from .features import FeatureModel, Features, Plan, Stream, extract, make_plan, require_space
+from .features import FeatureModel, Features, Plan, extract, make_plan, require_space
 from .heads import HeadConfig, Trained
-from .metrics import METRICS, Scores, TrialScores, available_quality, join_scores
+from .metrics import Scores, TrialScores, available_quality, join_scores
 from .probes import Confusions, Probe, load_heads, make_probe, save_heads
-from .ranks import Ranks, families
-from .results import AVERAGES, Figure, averaged, figures
-from .rows import Row, file_name, read_rows, write_rows
+from .results import benchmark_result, task_figures, task_summary
 from .similarity import similarities
-from .stage import TRAINING, Stage
-from .statistics import Bootstrap
-from .subjects import Subject, open_subjects
+from .stage import TRAINING, ConditionRenderer
+from .store import Row, Store, read_rows, write_rows
+from .subjects import EvaluatedModel, ReportedModel, open_reported
 from .tables import write_tables
-from .tasks import Example, Task, TaskConfig, build_task, load_folds
+from .tasks import Example, Task, TaskConfig, build_task, families, load_folds
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-UNLABELLED = "speech"  # the name of the task that is none: only the label-free score
+ByCondition = dict[str, list[Scores | TrialScores]]
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a benchmark depends on besides its models, tasks and conditions."""
 
-    train_on: Literal["clean", "contaminated"] = "clean"  # what the heads hear: the paper trains them on clean speech
+    train_on: Literal["clean", "contaminated"] = "clean"  # what the heads learn from: clean speech in the paper
     seeds: int = 3  # heads per model and task
     seed: int = 0
-    replicates: int = (
-        10_000  # of the bootstrap; corrected for a hundred comparisons, fewer could not show a p below 0.05
-    )
+    # Of the bootstrap; corrected for a hundred comparisons, fewer could not show a p below 0.05.
+    replicates: int = 10_000
     similarity: int = 48  # utterances per task behind the label-free score; 0: leave it out
     save_audio: int = 1  # utterances per task that are written out under every condition
     batch_seconds: float = 48.0
@@ -66,11 +65,12 @@ class Settings:
 
 
 def evaluate(
-    models: Sequence[str | FeatureModel],
+    models: Sequence[str | FeatureModel] = (),
     tasks: Sequence[str | Path | TaskConfig] = (),
     conditions: str | Path = "quick",
     out: str | Path = "results",
     *,
+    groups: Mapping[str, str | Sequence[str]] | None = None,
     noise: Sequence[str] = (),
     rooms: Sequence[str] = (),
     speech: str | None = None,
@@ -80,60 +80,71 @@ def evaluate(
     device: str | None = None,
     settings: Settings = Settings(),
     progress: Progress | None = None,
-    ranks: Ranks = Ranks(),
+    ranks: Distributed = Distributed(),
 ) -> dict[str, Any]:
-    """Measure every model on every task under every condition; returns (and writes to `out`) the whole result.
+    """Measure every model on every task under every condition.
 
-    models: ``log-mel``, ``mfcc``, student folders, teacher folders or hub names, each optionally as ``name=model``; or
-        objects that are a `FeatureModel`
-    tasks: task files or `TaskConfig` values; without any, `speech` (a source) is enough for the label-free score
-    conditions: a conditions file, or ``paper`` or ``quick``
-    noise, rooms: sources for the recorded noise and the measured rooms of that file
-    reference: the model that the others are compared with; by default the first
-    predictions: show the students' predictions of their teacher's layers to the heads as well
-    allow_overlap: report, instead of refusing, what training and test share
-    ranks: ``Ranks.launched()`` in each of several processes that share the work
+    Args:
+        models: ``log-mel``, ``mfcc``, student folders, teacher folders or hub names, each optionally as ``name=model``; or
+            objects that are a `FeatureModel`.
+        tasks: Task files or `TaskConfig` values; without any, `speech` (a source) is enough for the label-free score.
+        conditions: A conditions file, or ``paper`` or ``quick``.
+        out: The folder of all that is written; what is there for exactly these inputs is used again.
+        groups: Trainings that differ in their seed alone, reported as one model: a name for each group, and its models or
+            a pattern of their folders (``runs/robust-*/student``).
+        noise: Sources of the recorded noise of that file.
+        rooms: Sources of its measured rooms.
+        speech: A source of unlabelled speech for the label-free score.
+        reference: The model or group that the others are compared with; by default the first.
+        predictions: Show the students' predictions of their teacher's layers to the heads as well.
+        allow_overlap: Report, instead of refusing, what training and test share.
+        device: Such as ``cuda:1``; by default the GPU of this process, or the processor.
+        settings: Seeds, heads, bootstrap.
+        progress: Called with the work that is done and all work, in units of a shard of features or a head.
+        ranks: ``Distributed.launched()`` in each of several processes that share the work.
 
-    Raises `UserError`, before any work is done, for whatever cannot be measured or would not be a fair test.
+    Returns:
+        The whole result, as it is written to ``benchmark.json``.
+
+    Raises:
+        UserError: Before any work is done, for whatever cannot be measured or would not be a fair test.
     """
     config, folder = load_conditions(conditions)
     scans = Path(out) / "sources"
     with ranks.first():
-        stage = Stage(config, folder, noise, rooms, allow_overlap, scans)
+        stage = ConditionRenderer(config, folder, noise, rooms, allow_overlap, scans)
         loaded = [load_folds(task, allow_overlap, scans) for task in tasks]
-        names = [folds[0].report_name for folds in loaded]
-        if len(set(names)) < len(names):
-            raise UserError("Two tasks have the same name: change the name in one of the task files.")
         if speech is not None:
-            loaded.append([_unlabelled(speech, scans)])
+            loaded.append([_unlabelled(speech, [folds[0].report_name for folds in loaded], scans)])
+    names = [task.name for folds in loaded for task in folds] + [f[0].report_name for f in loaded if len(f) > 1]
+    if len(set(names)) < len(names):
+        raise UserError("Two tasks have the same name: change the name in one of the task files.")
     if not loaded:
         raise UserError("There is nothing to evaluate on: name a task, or speech for the label-free score.")
-    place = torch.device(device or (f"cuda:{ranks.local}" if torch.cuda.is_available() else "cpu"))
-    subjects = open_subjects(models, predictions, place)
-    known = [subject.name for subject in subjects]
+    place = torch.device(device or (f"cuda:{ranks.local_rank}" if torch.cuda.is_available() else "cpu"))
+    opened, reported = open_reported(models, groups or {}, predictions, place)
+    known = [model.name for model in reported]
     if reference is not None and reference not in known:
         raise UserError(
             f"The reference {reference} is none of the models {', '.join(known)}.{closest(reference, known)}"
         )
-    notes = [*stage.notes, *check_heard(subjects, [t for folds in loaded for t in folds], stage, allow_overlap)]
+    notes = [*stage.notes, *check_heard(opened, [t for folds in loaded for t in folds], stage, allow_overlap)]
     for task in (t for folds in loaded for t in folds):
-        notes += [note if task.name in note else f"{task.report_name}: {note}" for note in task.notes]
+        notes += [note if note.startswith("OVERLAP") else f"{task.report_name}: {note}" for note in task.notes]
     notes = list(dict.fromkeys(notes))
     for note in notes:
         logger.warning("%s", note)
-    benchmark = _Benchmark(subjects, loaded, stage, Path(out), place, reference or known[0], settings, notes, progress)
-    return benchmark.run(ranks)
+    store = Store(Path(out), stage, settings)
+    return _Benchmark(opened, reported, loaded, store, place, reference or known[0], notes, progress).run(ranks)
 
 
-def _unlabelled(source: str, scans: Path) -> Task:
+def _unlabelled(source: str, taken: Sequence[str], scans: Path) -> Task:
+    """The task that has no labels, under a name that no other has."""
+    name = next(
+        f"speech{'-unlabelled' * k}" for k in range(len(taken) + 1) if f"speech{'-unlabelled' * k}" not in taken
+    )
     config = TaskConfig.model_validate(
-        {
-            "name": UNLABELLED,
-            "title": "Unlabelled speech",
-            "kind": "enhancement",
-            "source": source,
-            "test": {"where": {}},
-        }
+        {"name": name, "title": "Unlabelled speech", "kind": "unlabelled", "source": source, "test": {"where": {}}}
     )
     return build_task(config, allow_overlap=True, cache=scans)
 
@@ -142,299 +153,186 @@ class _Benchmark:
     """One run. `work` counts shards and heads for the progress callback."""
 
     def __init__(
-        self, subjects: list[Subject], tasks: list[list[Task]], stage: Stage, out: Path, device: torch.device, reference: str,
-        settings: Settings, notes: list[str], progress: Progress | None,
+        self, models: list[EvaluatedModel], reported: list[ReportedModel], tasks: list[list[Task]], store: Store,
+        device: torch.device, reference: str, notes: list[str], progress: Progress | None,
     ):  # fmt: skip
-        self.subjects, self.tasks, self.stage, self.out, self.device = subjects, tasks, stage, out, device
-        self.reference, self.settings, self.notes, self.progress = reference, settings, notes, progress
+        self.models, self.reported, self.tasks, self.store, self.device = models, reported, tasks, store, device
+        self.stage, self.settings, self.out = store.stage, store.settings, store.out
+        self.reference, self.notes, self.progress = reference, notes, progress
         self.done = self.total = self.begun = 0
 
-    def run(self, ranks: Ranks) -> dict[str, Any]:
+    def run(self, ranks: Distributed) -> dict[str, Any]:
         """Everything; with several processes the first one finds most of it done."""
         self._require_space()
         self.total = self._work()
         if ranks.world > 1:
             self._do_part(ranks)
         if not ranks.rank:
-            result = self._gather()
+            tasks = [self._task(folds) for folds in self.tasks]
+            result = benchmark_result(self.settings, self.reference, self.reported, self.stage, tasks, self.notes)
+            write_json(self.out / "benchmark.json", result)
+            write_tables(self.out, result)
         ranks.wait()
         return read_json(self.out / "benchmark.json") if ranks.rank else result  # type: ignore[no-any-return]
 
-    def _do_part(self, ranks: Ranks) -> None:
-        """This process's part of the features, heads, answers and scores, left where `_gather` looks for them."""
+    def _do_part(self, ranks: Distributed) -> None:
+        """This process's part of the features, heads, answers and scores, left where `_task` looks for them."""
         notes, groups = [*self.notes], families([fold for folds in self.tasks for fold in folds])
         for last in (False, True):
             for number, task in ((k, task) for k, family in enumerate(groups) for task in family):
-                subjects = ranks.share(self.subjects, number)
                 conditions = ranks.share(self.stage.conditions, number)
-                if task.config.kind == "enhancement":
-                    if last and task.name != UNLABELLED:
-                        self._enhancement(task, conditions)
-                else:
-                    probe = self._probe(task)
-                    heads = self._heads(task, probe, self.subjects if last else subjects)
+                if task.config.has_heads:
+                    heads = self._heads(task, self.models if last else ranks.share(self.models, number))
                     for condition in conditions if last else ():
-                        self._predictions(task, probe, heads, condition)
+                        self._predictions(task, heads, condition)
+                elif last and task.config.kind == "enhancement":
+                    self._enhancement(task, conditions)
             ranks.wait()
         # Only of the first fold of a task, as in `_task`; after the wait, since it shares no file with the rest.
         for number, folds in enumerate(self.tasks):
-            self._similarity(folds[0], ranks.share(self.subjects, number))
+            self._similarity(folds[0], ranks.share(self.models, number))
         ranks.wait()
         self.notes, self.begun = notes, 0
-
-    def _gather(self) -> dict[str, Any]:
-        """All tasks measured, from what is there already as far as it goes, and written down."""
-        tasks = []
-        for folds in self.tasks:
-            logger.info("task %s", folds[0].report_name)
-            tasks.append(self._task(folds))
-        result = {
-            "format": 1,
-            "version": __version__,
-            "conditions_name": self.stage.config.name,
-            "settings": {**asdict(self.settings), "reference": self.reference},
-            "models": [self._about(subject) for subject in self.subjects],
-            "conditions": [condition.to_dict() for condition in self.stage.conditions],
-            "averages": {name: {"title": AVERAGES[name], "members": members}
-                         for name, members in averaged(self.stage.conditions).items()},
-            "tasks": tasks,
-            "notes": self.notes,
-        }  # fmt: skip
-        write_json(self.out / "benchmark.json", result)
-        write_tables(self.out, result)
-        return result
-
-    def _about(self, subject: Subject) -> dict[str, Any]:
-        about = {name: getattr(subject, name) for name in ("name", "source", "kind", "num_parameters", "digest")}
-        return {**about, "states": list(subject.state_names)}
 
     # One task
 
     def _task(self, folds: list[Task]) -> dict[str, Any]:
         """Everything about one task; the answers of its folds are scored together."""
         task = folds[0]
-        told: dict[str, Any] = {
-            "name": task.report_name,
-            "title": task.title,
-            "kind": task.config.kind,
-            "folds": len(folds),
-            "slots": list(task.slots),
-            "classes": [list(classes) for classes in task.classes] if task.config.kind != "ctc" else [],
-            "utterances": {
-                "train": len(task.train), "valid": len(task.valid), "test": sum(len(fold.test) for fold in folds)
-            },
-            "speakers": len({e.recording.speaker for fold in folds for e in fold.test} - {None}),
-            "metrics": [],
-            "figures": [],
-            "heads": [],
-            "confusion": [],
-        }  # fmt: skip
+        logger.info("task %s", task.report_name)
+        told = task_summary(folds)
+        scored: dict[str, ByCondition] = {}
         if task.config.kind == "enhancement":
-            if task.name != UNLABELLED:
-                self._figures(told, folds, self._enhancement(task, self.stage.conditions))
-        else:
-            scored: dict[str, dict[str, list[Scores | TrialScores]]] = {subject.name: {} for subject in self.subjects}
-            taken = Confusions(task)
+            scored = self._enhancement(task, self.stage.conditions)
+        elif task.config.has_heads:
+            confusions = Confusions(task)
+            scored = {model.name: {} for model in self.models}
             for fold in folds:
-                probe = self._probe(fold)
-                heads = self._heads(fold, probe, self.subjects)
+                heads = self._heads(fold, self.models)
                 for condition in self.stage.conditions:
-                    for name, rows in self._predictions(fold, probe, heads, condition).items():
-                        before = scored[name].get(condition.name)
-                        scores = probe.score(rows)
+                    for name, rows in self._predictions(fold, heads, condition).items():
+                        before, scores = scored[name].get(condition.name), self._probe(fold).score(rows)
                         scored[name][condition.name] = join_scores(before, scores) if before else scores
-                        taken.add(name, condition, rows)
+                        for model in self.reported:
+                            if name in model.names:
+                                confusions.add(model.name, condition, rows)
                     self._phase(len(self._plan(fold.test).shards))
-                told["heads"] = told["heads"] or [self._head_report(s, heads[s.name][0]) for s in self.subjects]
-            self._figures(told, folds, scored)
-            told["confusion"] = taken.to_list()
-        told["similarity"] = self._similarity(task, self.subjects)
+                told["heads"] = told["heads"] or [_head_summary(m, heads[m.names[0]][0]) for m in self.reported]
+            told["confusion"] = confusions.to_list()
+        told |= task_figures(folds, scored, self.reported, self.stage.conditions, self.settings, self.reference)
+        similarity = self._similarity(task, self.models)
+        told["similarity"] = [{"model": m.name, **row} for m in self.reported for row in m.averaged(similarity)]
         told["audio"] = self._audio(task)
         return told
 
     def _probe(self, task: Task) -> Probe:
-        return make_probe(task, self._head_config(), self.settings.seed, self.device)
+        config = replace(self.settings.heads, seeds=self.settings.seeds)
+        return make_probe(task, config, self.settings.seed, self.device)
 
-    def _head_config(self) -> HeadConfig:
-        return replace(self.settings.heads, seeds=self.settings.seeds)
-
-    def _figures(
-        self, told: dict[str, Any], folds: Sequence[Task], scored: dict[str, dict[str, list[Scores | TrialScores]]]
-    ) -> None:
-        """Statistics of every metric of a task."""
-        clusters = [example.cluster for fold in folds for example in fold.test]
-        bootstrap = Bootstrap(clusters, self.settings.replicates, self.settings.seed)
-        metrics = list(dict.fromkeys(s.metric.name for by in scored.values() for found in by.values() for s in found))
-        reference = self.reference if self.reference in scored else next(iter(scored), None)
-        for name in metrics:
-            measured = {
-                model: {c: s for c, found in by.items() for s in found if s.metric.name == name}
-                for model, by in scored.items()
-            }
-            found: list[Figure] = figures(
-                told["name"], METRICS[name], measured, self.stage.conditions, bootstrap, reference
-            )
-            told["metrics"].append(asdict(METRICS[name]))
-            told["figures"] += [figure.to_dict() for figure in found]
-
-    # Features and heads
-
-    def _stream(self, subject: Subject, task: Task, part: str, condition: Condition, pooled: bool) -> Stream:
-        key = {
-            "model": subject.digest,
-            "audio": task.fingerprints[part],
-            "condition": self.stage.digest(condition, task, part),
-            "pooled": pooled,
-            "batch_seconds": self.settings.batch_seconds,
-            "version": __version__,
-        }
-        return Stream(self.out / "features", key, f"{subject.name}, {task.name} {part}, {condition.title}")
+    # Features, heads, predictions
 
     def _extract(
-        self, subjects: Sequence[Subject], task: Task, part: str, condition: Condition, pooled: bool
+        self, models: Sequence[EvaluatedModel], task: Task, part: str, condition: Condition, pooled: bool
     ) -> dict[str, Features]:
         """The features of some models, computed where they are missing."""
-        streams = [self._stream(subject, task, part, condition, pooled) for subject in subjects]
-        todo = [k for k, stream in enumerate(streams) if not stream.finished]
-        plan = self._plan(task.part(part))
-        if todo:
+        streams = {model.name: self.store.stream(model, task, part, condition, pooled) for model in models}
+        missing = [model for model in models if not streams[model.name].finished]
+        if missing:
             extract(
-                [subjects[k] for k in todo], [streams[k] for k in todo], plan,
+                missing, [streams[model.name] for model in missing], self._plan(task.part(part)),
                 self.stage.render(condition, task, part, task.part(part)), pooled, self.device, self._tick,
             )  # fmt: skip
-        return {subject.name: stream.open() for subject, stream in zip(subjects, streams, strict=True)}
+        return {name: stream.open() for name, stream in streams.items()}
 
     def _plan(self, examples: Sequence[Example]) -> Plan:
         return make_plan([example.recording.seconds for example in examples], self.settings.batch_seconds)
 
-    def _heads(self, task: Task, probe: Probe, subjects: Sequence[Subject]) -> dict[str, list[Trained]]:
+    def _heads(self, task: Task, models: Sequence[EvaluatedModel]) -> dict[str, list[Trained]]:
         """The heads of some models, trained where there are none for exactly these inputs."""
-        condition = CLEAN if self.settings.train_on == "clean" else TRAINING
-        files = {s.name: self.out / "heads" / task.name / f"{file_name(s.name)}.safetensors" for s in subjects}
-        keys = {s.name: self._head_key(s, task, probe, condition) for s in subjects}
-        heads = {name: load_heads(file, keys[name]) for name, file in files.items()}
-        missing = [subject for subject in subjects if heads[subject.name] is None]
-        parts = {}
-        for part in ("train", "valid"):
-            parts[part] = self._extract(missing, task, part, condition, probe.pooled) if missing else {}
-        for subject in missing:
-            logger.info("heads of %s for %s", subject.name, task.name)
-            trained = probe.fit(parts["train"][subject.name], parts["valid"][subject.name], self._tick)
-            save_heads(files[subject.name], trained, keys[subject.name], self._about_head(subject, task))
-            heads[subject.name] = trained
+        probe, condition = self._probe(task), CLEAN if self.settings.train_on == "clean" else TRAINING
+        keys = {model.name: self.store.head_key(model, task, probe.pooled) for model in models}
+        found = {m.name: load_heads(self.store.heads_file(task, m), keys[m.name]) for m in models}
+        heads = {name: trained for name, trained in found.items() if trained is not None}
+        missing = [model for model in models if model.name not in heads]
+        parts = {part: self._extract(missing, task, part, condition, probe.pooled) if missing else {}
+                 for part in ("train", "valid")}  # fmt: skip
+        for model in missing:
+            logger.info("heads of %s for %s", model.name, task.name)
+            heads[model.name] = probe.fit(parts["train"][model.name], parts["valid"][model.name], self._tick)
+            about = {
+                "task": task.name,
+                "kind": task.config.kind,
+                "slots": list(task.slots),
+                "classes": [list(classes) for classes in task.classes],
+                "level_dbfs": task.config.level_dbfs,
+                "states": list(model.state_names),
+                "model": model.digest,
+            }  # what an export of the head needs to know
+            save_heads(self.store.heads_file(task, model), heads[model.name], keys[model.name], about)
         self._phase(self._head_work(task))
-        return {name: found for name, found in heads.items() if found is not None}
+        return heads
 
-    def _about_head(self, subject: Subject, task: Task) -> dict[str, Any]:
-        """What an export of the head needs to know."""
-        return {
-            "task": task.name,
-            "kind": task.config.kind,
-            "slots": list(task.slots),
-            "classes": [list(classes) for classes in task.classes],
-            "level_dbfs": task.config.level_dbfs,
-            "states": list(subject.state_names),
-            "model": subject.digest,
-        }
-
-    def _head_key(self, subject: Subject, task: Task, probe: Probe, condition: Condition) -> str:
-        streams = [self._stream(subject, task, part, condition, probe.pooled).key for part in ("train", "valid")]
-        answers = [[list(e.target) for e in task.part(part)] for part in ("train", "valid")]
-        return digest([streams, answers, asdict(self._head_config()), self.settings.seed, type(probe).__name__])
-
-    def _head_report(self, subject: Subject, trained: Trained) -> dict[str, Any]:
-        weights = trained.state["mix.weights"].softmax(0).tolist()
-        return {
-            "model": subject.name,
-            "states": list(subject.state_names),
-            "weights": [round(weight, 4) for weight in weights],
-            "learning_rate": trained.learning_rate,
-            "weight_decay": trained.weight_decay,
-            "validation": trained.validation,
-        }
-
-    # Predictions
-
-    def _predictions(
-        self, task: Task, probe: Probe, heads: dict[str, list[Trained]], condition: Condition
-    ) -> dict[str, list[Row]]:
+    def _predictions(self, task: Task, heads: dict[str, list[Trained]], condition: Condition) -> dict[str, list[Row]]:
         """What every model's heads answer under a condition, from the files where these are up to date."""
-        found: dict[str, list[Row]] = {}
-        missing = []
-        for subject in self.subjects:
-            key = digest([self._head_key(subject, task, probe, CLEAN if self.settings.train_on == "clean" else TRAINING),
-                          self._stream(subject, task, "test", condition, probe.pooled).key,
-                          [list(e.target) for e in task.test], task.config.trials])  # fmt: skip
-            rows = read_rows(self._rows_file(task, subject.name, condition), key)
-            if rows is None:
-                missing.append((subject, key))
-            else:
-                found[subject.name] = rows
-        if not missing:
-            return found
-        features = self._extract([subject for subject, _ in missing], task, "test", condition, probe.pooled)
-        for subject, key in missing:
-            rows = probe.predict(heads[subject.name], features[subject.name])
-            write_rows(self._rows_file(task, subject.name, condition), rows, key)
-            found[subject.name] = rows
+        probe = self._probe(task)
+        keys = {m.name: self.store.predictions_key(m, task, condition, probe.pooled) for m in self.models}
+        files = {m.name: self.store.rows_file(task, m.name, condition) for m in self.models}
+        found = {name: rows for name, key in keys.items() if (rows := read_rows(files[name], key)) is not None}
+        missing = [model for model in self.models if model.name not in found]
+        features = self._extract(missing, task, "test", condition, probe.pooled) if missing else {}
+        for model in missing:
+            found[model.name] = probe.predict(heads[model.name], features[model.name])
+            write_rows(files[model.name], found[model.name], keys[model.name])
             if not probe.pooled:  # every frame of every condition would fill the disk, and is not needed again
-                del features[subject.name]
-                shutil.rmtree(self._stream(subject, task, "test", condition, probe.pooled).folder)
-        return found
+                del features[model.name]
+                shutil.rmtree(self.store.stream(model, task, "test", condition, probe.pooled).folder)
+        return {model.name: found[model.name] for model in self.models}
 
-    def _rows_file(self, task: Task, model: str, condition: Condition) -> Path:
-        return self.out / "predictions" / task.name / file_name(model) / f"{condition.name}.jsonl"
+    # Enhancement, similarity, audio
 
-    def _enhancement(
-        self, task: Task, conditions: Sequence[Condition]
-    ) -> dict[str, dict[str, list[Scores | TrialScores]]]:
-        able = [subject for subject in self.subjects if subject.can_enhance]
+    def _enhancement(self, task: Task, conditions: Sequence[Condition]) -> dict[str, ByCondition]:
+        able = [model for model in self.models if model.can_enhance]
         wanted = list(task.config.measures or available_quality())
-        names = [UNPROCESSED, *(subject.name for subject in able)]
-        scored: dict[str, dict[str, list[Scores | TrialScores]]] = {name: {} for name in names}
-        if len(able) < len(self.subjects):
-            without = ", ".join(s.name for s in self.subjects if not s.can_enhance)
+        if len(able) < len(self.models):
+            without = ", ".join(model.name for model in self.models if not model.can_enhance)
             self.notes.append(f"{task.name}: {without} cannot enhance speech and take no part.")
+        candidates: dict[str, EvaluatedModel | None] = {UNPROCESSED: None, **{model.name: model for model in able}}
+        scored: dict[str, ByCondition] = {name: {} for name in candidates}
         for condition in conditions:
-            told = [task.fingerprints["test"], self.stage.digest(condition, task, "test"), wanted, __version__]
-            keys = {UNPROCESSED: digest(told)} | {s.name: digest([*told, s.digest]) for s in able}
-            rows = {name: read_rows(self._rows_file(task, name, condition), keys[name]) for name in names}
+            keys = {name: self.store.enhancement_key(m, task, condition, wanted) for name, m in candidates.items()}
+            rows = {name: read_rows(self.store.rows_file(task, name, condition), keys[name]) for name in candidates}
             plan = self._plan(task.test)
-            todo = [subject for subject in able if rows[subject.name] is None]
+            todo = [model for model in able if rows[model.name] is None]
             if todo or rows[UNPROCESSED] is None:
                 new = enhance_and_score(todo, task, self.stage, condition, plan, wanted, self.device, self._tick)
                 for name, values in new.items():
-                    write_rows(self._rows_file(task, name, condition), values, keys[name])
+                    write_rows(self.store.rows_file(task, name, condition), values, keys[name])
                     rows[name] = values
             self._phase(len(plan.shards))
-            for name in names:
+            for name in candidates:
                 scored[name][condition.name] = score_enhancement(rows[name] or [], wanted)
         return scored
 
-    # Without labels, and to hear
-
-    def _similarity(self, task: Task, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
-        """Cosine and CKA of clean and contaminated features per state, on some of the test utterances."""
+    def _similarity(self, task: Task, models: Sequence[EvaluatedModel]) -> dict[str, list[Row]]:
+        """Cosine and CKA of clean and contaminated features per state, on some of the test utterances; by model."""
         count = min(self.settings.similarity, len(task.test))
         contaminated = [c for c in self.stage.conditions if c.kind != "clean"]
         if not count or not contaminated:
-            return []
-        # Every k-th utterance, so that all speakers of a sorted list are heard.
+            return {}
+        # Every k-th utterance, so that all speakers of a sorted list are among them.
         examples = [task.test[int(i * len(task.test) / count)] for i in range(count)]
-        told = [task.fingerprints["test"], [e.id for e in examples], self.settings.batch_seconds, __version__]
-        told.append([self.stage.digest(c, task, "test") for c in contaminated])
-        found = []
-        for subject in subjects:
-            file = self.out / "similarity" / f"{task.name}-{file_name(subject.name)}.jsonl"
-            key = digest([told, subject.digest])
+        found = {}
+        for model in models:
+            file, key = (
+                self.store.similarity_file(task, model),
+                self.store.similarity_key(model, task, examples, contaminated),
+            )
             rows = read_rows(file, key)
             if rows is None:
-                rows = similarities(
-                    subject, self.stage, task, examples, self._plan(examples), contaminated, self.device
-                )
+                rows = similarities(model, self.stage, task, examples, self._plan(examples), contaminated, self.device)
                 write_rows(file, rows, key)
             self._phase(len(contaminated))
-            found += [{"model": subject.name, **row} for row in rows]
+            found[model.name] = rows
         return found
 
     def _audio(self, task: Task) -> list[dict[str, Any]]:
@@ -442,18 +340,13 @@ class _Benchmark:
         clips = []
         for example in _spread(task.test, self.settings.save_audio):
             clean, lengths = self.stage.load([example], task)
+            answer = " ".join(example.target) if task.config.kind in ("classification", "slots") else ""
             for condition in self.stage.conditions:
                 wave = self.stage.contaminate(clean, lengths, condition, task, "test", [example])[0].numpy()
-                place = Path("audio") / task.name / file_name(example.id) / f"{condition.name}.wav"
+                place = self.store.audio_file(task, example, condition)
                 write_audio(self.out / place, wave * np.float32(min(1.0, 0.95 / max(1e-9, np.abs(wave).max()))))
-                answer = " ".join(example.target) if task.config.kind in ("classification", "slots") else ""
-                clip = {
-                    "utterance": example.id,
-                    "condition": condition.name,
-                    "file": place.as_posix(),
-                    "answer": answer,
-                }
-                clips.append(clip)
+                about = {"utterance": example.id, "condition": condition.name}
+                clips.append({**about, "file": place.as_posix(), "answer": answer})
         return clips
 
     # Progress and space
@@ -469,37 +362,45 @@ class _Benchmark:
         self._tick(max(0, self.begun - self.done))
 
     def _head_work(self, task: Task) -> int:
-        if task.config.kind == "enhancement":
-            return 0
         tried = len(self.settings.heads.learning_rates) * len(self.settings.heads.weight_decays)
         shards = sum(len(self._plan(task.part(part)).shards) for part in ("train", "valid"))
-        return shards + len(self.subjects) * (tried + self.settings.seeds - 1)
+        return shards + len(self.models) * (tried + self.settings.seeds - 1)
 
     def _work(self) -> int:
         total = 0
-        conditions = self.stage.conditions
         for task in (task for folds in self.tasks for task in folds):
-            test = len(self._plan(task.test).shards) * len(conditions)
-            total += test
-            total += self._head_work(task)
+            if task.config.kind != "unlabelled":
+                total += len(self._plan(task.test).shards) * len(self.stage.conditions)
+            if task.config.has_heads:
+                total += self._head_work(task)
         if self.settings.similarity:
-            total += len(self.tasks) * len(self.subjects) * sum(c.kind != "clean" for c in conditions)
+            contaminated = sum(c.kind != "clean" for c in self.stage.conditions)
+            total += len(self.tasks) * len(self.models) * contaminated
         return max(1, total)
 
     def _require_space(self) -> None:
         needed = 0.0
-        for task in (task for folds in self.tasks for task in folds):
-            if task.config.kind == "enhancement":
-                continue
-            per_subject = 0.0
+        for task in (task for folds in self.tasks for task in folds if task.config.has_heads):
+            numbers = 0.0  # bytes for every number of a frame's states
             for part in ("train", "valid", "test"):
-                seconds = sum(example.recording.seconds for example in task.part(part))
-                if task.config.kind == "ctc":
-                    per_subject += 50 * seconds * 2  # one condition of the test part at a time
-                else:
-                    per_subject += 4 * len(task.part(part)) * (len(self.stage.conditions) if part == "test" else 1)
-            needed += sum(per_subject * np.prod(subject.shape) for subject in self.subjects)
+                if self._probe(task).pooled:
+                    numbers += 4 * len(task.part(part)) * (len(self.stage.conditions) if part == "test" else 1)
+                else:  # one condition of the test part at a time
+                    numbers += 2 * 50 * sum(example.recording.seconds for example in task.part(part))
+            needed += sum(numbers * np.prod(model.shape) for model in self.models)
         require_space(self.out, needed)
+
+
+def _head_summary(model: ReportedModel, trained: Trained) -> dict[str, Any]:
+    """How the first head of (the first training of) a model was chosen."""
+    return {
+        "model": model.name,
+        "states": list(model.members[0].state_names),
+        "weights": [round(weight, 4) for weight in trained.state["mix.weights"].softmax(0).tolist()],
+        "learning_rate": trained.learning_rate,
+        "weight_decay": trained.weight_decay,
+        "validation": trained.validation,
+    }
 
 
 def _spread(examples: Sequence[Example], count: int) -> list[Example]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import UserError
-from .stage import Stage
-from .subjects import Subject
-from .tasks import Task
+from .stage import ConditionRenderer
+from .subjects import EvaluatedModel
+from .task_file import Task
 
 
-def check_heard(subjects: Sequence[Subject], tasks: Sequence[Task], stage: Stage, allow: bool) -> list[str]:
+def check_heard(
+    subjects: Sequence[EvaluatedModel], tasks: Sequence[Task], stage: ConditionRenderer, allow: bool
+) -> list[str]:
     """Notes about the provenance of every student; refuses (or, with `allow`, reports) what training and test share.
 
     Speakers of test utterances, and the noise recordings and rooms of conditions marked unseen, are compared.

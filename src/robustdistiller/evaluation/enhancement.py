@@ -12,10 +12,11 @@ from torch import Tensor
 from .conditions import Condition
 from .features import Plan
 from .metrics import METRICS, Scores, TrialScores, speech_quality
-from .stage import Stage
-from .subjects import Subject
-from .tasks import Task
+from .stage import ConditionRenderer
+from .subjects import EvaluatedModel
+from .task_file import Task
 
+FORMAT = 1  # raise it when the same inputs would give other measures
 UNPROCESSED = "unprocessed"
 """The name under which the contaminated input takes part: what enhancement has to beat."""
 
@@ -23,9 +24,9 @@ Row = dict[str, Any]
 
 
 def enhance_and_score(
-    subjects: Sequence[Subject],
+    subjects: Sequence[EvaluatedModel],
     task: Task,
-    stage: Stage,
+    stage: ConditionRenderer,
     condition: Condition,
     plan: Plan,
     wanted: Sequence[str],

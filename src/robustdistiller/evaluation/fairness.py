@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import UserError
-
-if TYPE_CHECKING:
-    from .tasks import Example, Task
+from .task_file import Example, Task
 
 
 def check_answers(task: Task) -> list[str]:
     """One class only, or answers that training never had."""
-    for slot, classes in zip(task.slots, task.classes, strict=False):
-        if len(classes) < 2:
+    for slot, classes in zip(task.slots or (task.config.text,), task.classes, strict=False):
+        if len(classes) < 2 and task.config.kind != "ctc":
             only = f" ({classes[0]!r})" if classes else ""
             raise UserError(
                 f"The task {task.name} has only one class{only} in '{slot}' of its training split: give it at least two."
@@ -29,8 +26,8 @@ def check_answers(task: Task) -> list[str]:
                         f"The {part} split of the task {task.name} has the {slot} {sorted(new)[0]!r} that training never "
                         "had: add training examples or leave it out with 'where'."
                     )
-    if task.config.kind == "ctc":
-        unknown = Counter(u for e in task.test for u in e.target if u not in set(task.classes[0]))
+    if task.config.kind in ("ctc", "frames"):
+        unknown = Counter(u for e in task.test for u in e.target if u and u not in task.classes[0])
         if unknown:
             return [
                 f"{sum(unknown.values())} test units ({', '.join(sorted(unknown))}) never occur in training: always errors."

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import digest, replacing, write_json
 
-FORMAT = 1  # raise it when the same key would give other numbers
+FORMAT = 2  # raise it when the same key would give other numbers: other models' states, or other means of them
 
 
 class FeatureModel(Protocol):

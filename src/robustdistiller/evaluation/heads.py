@@ -25,6 +25,7 @@ from torch.nn import functional
 from ..randomness import generator, integer
 from .features import Features
 
+FORMAT = 1  # raise it when the same features would give another head, or other predictions
 WIDTH = 256
 MARGIN, SCALE = 0.2, 30.0  # of the additive-margin softmax
 

@@ -7,14 +7,14 @@ recomputed on resampled utterances: that is where the intervals come from.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rapidfuzz.distance import Levenshtein
 
 from ..audio.io import SAMPLE_RATE
-from ..errors import need
 
 Array = NDArray[np.float64]
 
@@ -37,6 +37,8 @@ class Metric:
 
 
 ACCURACY = Metric("accuracy", "Accuracy")
+SLOTS = Metric("slots", "Slots right")
+FRAMES = Metric("frame_accuracy", "Frames right")
 EER = Metric("eer", "Equal error rate", higher_is_better=False, ceiling=0.0)
 WER = Metric("wer", "Word error rate", higher_is_better=False, ceiling=0.0)
 CER = Metric("cer", "Character error rate", higher_is_better=False, ceiling=0.0)
@@ -45,19 +47,21 @@ SI_SDR = Metric("si_sdr", "SI-SDR", unit="dB", ceiling=None, scale=1.0)
 STOI = Metric("stoi", "STOI", unit="", scale=1.0, decimals=3)
 PESQ = Metric("pesq", "PESQ", unit="MOS", ceiling=None, scale=1.0, decimals=2)
 DNSMOS = Metric("dnsmos", "DNSMOS overall", unit="MOS", ceiling=None, scale=1.0, decimals=2)
-METRICS = {m.name: m for m in (ACCURACY, EER, WER, CER, PER, SI_SDR, STOI, PESQ, DNSMOS)}
+METRICS = {m.name: m for m in (ACCURACY, SLOTS, FRAMES, EER, WER, CER, PER, SI_SDR, STOI, PESQ, DNSMOS)}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Per utterance and head seed: `total` (R, N) over `count` (N,); the figure is sum(total) / sum(count).
+    """Per utterance and head: `total` (R, N) over `count` (N,); the figure is sum(total) / sum(count).
 
     Accuracy: 1 or 0 over 1; error rates: wrong units over reference units; enhancement: the measure itself over 1.
+    Of several `trainings` of a model, the heads of each stand together.
     """
 
     metric: Metric
     total: Array
     count: Array
+    trainings: int = 1
 
     def value(self) -> float:
         """The figure over all utterances, averaged over head seeds."""
@@ -74,6 +78,7 @@ class TrialScores:
     left: NDArray[np.int64]
     right: NDArray[np.int64]
     same: NDArray[np.bool_]
+    trainings: int = 1
 
     def value(self) -> float:
         """The equal error rate, averaged over head seeds."""
@@ -90,6 +95,16 @@ def join_scores(
             raise TypeError("pairs of speakers have no folds")
         joined.append(Scores(a.metric, np.concatenate([a.total, b.total], 1), np.concatenate([a.count, b.count])))
     return joined
+
+
+def stack_trainings(trainings: Sequence[Scores | TrialScores]) -> Scores | TrialScores:
+    """The scores of several trainings of one model on the same test set as those of one model."""
+    first = trainings[0]
+    if isinstance(first, Scores):
+        return replace(first, total=np.concatenate([s.total for s in trainings if isinstance(s, Scores)]),
+                       trainings=len(trainings))  # fmt: skip
+    return replace(first, similarity=np.concatenate([s.similarity for s in trainings if isinstance(s, TrialScores)]),
+                   trainings=len(trainings))  # fmt: skip
 
 
 class RankedTrials:
@@ -120,16 +135,7 @@ class RankedTrials:
 
 def unit_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[int, int]:
     """(substitutions + deletions + insertions, reference units) of two sequences of words, phones or characters."""
-    try:
-        import jiwer
-    except ImportError as error:
-        raise need("jiwer", "eval", "A word or phone error rate") from error
-    if not reference:
-        return len(hypothesis), 0
-    # jiwer splits at spaces; units are opaque here, so a private code point stands for each.
-    code = {unit: chr(0xE000 + k) for k, unit in enumerate(dict.fromkeys([*reference, *hypothesis]))}
-    counts = jiwer.process_words(" ".join(code[u] for u in reference), " ".join(code[u] for u in hypothesis))
-    return counts.substitutions + counts.deletions + counts.insertions, len(reference)
+    return Levenshtein.distance(reference, hypothesis), len(reference)
 
 
 def si_sdr(estimate: Array, reference: Array) -> float:

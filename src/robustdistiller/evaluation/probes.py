@@ -20,17 +20,32 @@ from safetensors.torch import save_file
 
 from ..errors import UserError
 from ..files import replacing
+from ..randomness import generator
 from . import ctc, heads
 from .conditions import Condition
 from .features import Features
 from .heads import HeadConfig, Trained
-from .metrics import ACCURACY, CER, EER, PER, WER, RankedTrials, Scores, TrialScores, unit_errors
-from .rows import Row
-from .tasks import Example, Task
+from .metrics import (
+    ACCURACY,
+    CER,
+    EER,
+    FRAMES,
+    PER,
+    SLOTS,
+    WER,
+    Metric,
+    RankedTrials,
+    Scores,
+    TrialScores,
+    unit_errors,
+)  # fmt: skip
+from .task_file import Example, Task
 from .verification import make_trials, similarities
 
+Row = dict[str, Any]
 Tick = Callable[[], None] | None
 MOST_CLASSES = 24  # of a confusion matrix that a page can show
+MOST_FRAMES = 50_000  # that a frame-wise head learns from
 
 
 class Probe(Protocol):
@@ -57,11 +72,13 @@ def make_probe(task: Task, config: HeadConfig, seed: int, device: torch.device |
         return RecognitionProbe(task, config, seed, device)
     if task.config.kind == "verification":
         return VerificationProbe(task, config, seed)
+    if task.config.kind == "frames":
+        return FrameProbe(task, config, seed)
     return UtteranceProbe(task, config, seed)
 
 
 class UtteranceProbe:
-    """Classification and slots: correct where every slot is."""
+    """Classification and slots: correct where every slot is; beside that, each slot and the mean of all."""
 
     pooled = True
 
@@ -92,7 +109,65 @@ class UtteranceProbe:
         return rows
 
     def score(self, rows: Sequence[Row]) -> list[Scores | TrialScores]:
-        return [accuracy(rows)]
+        if len(self.task.slots) == 1:
+            return [accuracy(rows)]
+        # (heads, utterances, slots)
+        right = np.array([[np.equal(found, row["target"]) for row, found in zip(rows, column, strict=True)]
+                          for column in _by_seed(rows)], dtype=np.float64)  # fmt: skip
+        ones = np.ones(len(rows))
+        single = [Scores(Metric(f"slot:{slot}", f"Right, {slot}"), right[..., k], ones)
+                  for k, slot in enumerate(self.task.slots)]  # fmt: skip
+        return [accuracy(rows), Scores(SLOTS, right.mean(2), ones), *single]
+
+
+class FrameProbe:
+    """Units of single frames, told by a linear head: phones, cheaply. Frames without a unit do not count."""
+
+    pooled = False
+
+    def __init__(self, task: Task, config: HeadConfig, seed: int):
+        self.task, self.seed = task, seed
+        self.config = replace(config, batch=512, epochs=min(5, config.epochs))
+        self.code = {unit: k for k, unit in enumerate(task.classes[0])}
+
+    def _labelled(self, examples: Sequence[Example], frames: Features, part: str) -> tuple[Features, NDArray[np.int64]]:
+        """At most `MOST_FRAMES` frames with a known unit, as if each were an utterance, and the classes of these."""
+        units = [self.code.get(unit, -1) for e, count in zip(examples, frames.frames, strict=True)
+                 for unit in _of_length(e.target, int(count))]  # fmt: skip
+        codes = np.array(units, dtype=np.int64)
+        kept = np.flatnonzero(codes >= 0)
+        if len(kept) > MOST_FRAMES:
+            kept = np.sort(generator(self.seed, "frames", part).permutation(kept)[:MOST_FRAMES])
+        return Features(frames.rows[kept], np.ones(len(kept), np.int64)), codes[kept][:, None]
+
+    def fit(self, train: Features, valid: Features, tick: Tick = None) -> list[Trained]:
+        parts = self._labelled(self.task.train, train, "train"), self._labelled(self.task.valid, valid, "valid")
+        return heads.fit_utterance_heads(*parts[0], *parts[1], [len(self.code)], self.config, self.seed, tick)
+
+    def predict(self, trained: Sequence[Trained], test: Features) -> list[Row]:
+        names, shape = self.task.classes[0], test.rows.shape[1:]
+        found = [
+            heads.predict(heads.load_head(t, heads.UtteranceHead, shape, [len(names)]), test)[:, 0] for t in trained
+        ]
+        rows = []
+        for k, example in enumerate(self.task.test):
+            frames = slice(test.starts[k], test.starts[k + 1])
+            answers = [[names[code] for code in codes[frames]] for codes in found]
+            rows.append(
+                {**_about(example), "target": _of_length(example.target, len(answers[0])), "predictions": answers}
+            )
+        return rows
+
+    def score(self, rows: Sequence[Row]) -> list[Scores | TrialScores]:
+        right = [[sum(a == b != "" for a, b in zip(found, row["target"], strict=True))
+                  for row, found in zip(rows, column, strict=True)] for column in _by_seed(rows)]  # fmt: skip
+        count = [sum(unit != "" for unit in row["target"]) for row in rows]
+        return [Scores(FRAMES, np.array(right, dtype=np.float64), np.array(count, dtype=np.float64))]
+
+
+def _of_length(units: Sequence[str], frames: int) -> list[str]:
+    """The units of an utterance on the frames that a model gives it, which may be a frame more or less."""
+    return [*units[:frames], *[""] * (frames - len(units))]
 
 
 class RecognitionProbe:

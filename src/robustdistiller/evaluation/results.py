@@ -1,17 +1,24 @@
-"""From scores to the figures that are reported: intervals, averages over conditions, differences to the reference."""
+"""From scores to what is reported: intervals, averages over conditions, differences to the reference, the result as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import __version__
 from .conditions import Condition
-from .metrics import Metric, Scores, TrialScores
+from .metrics import Metric, Scores, TrialScores, stack_trainings
+from .stage import ConditionRenderer
 from .statistics import Bootstrap, Difference, Interval, difference, holm, interval
+from .subjects import ReportedModel
+from .task_file import Task
+
+if TYPE_CHECKING:
+    from .benchmark import Settings
 
 Array = NDArray[np.float64]
 Measured = Mapping[str, Mapping[str, Scores | TrialScores]]
@@ -54,6 +61,91 @@ class Figure:
         return flat
 
 
+def task_summary(folds: Sequence[Task]) -> dict[str, Any]:
+    """What a task is, before anything is measured on it."""
+    task = folds[0]
+    return {
+        "name": task.report_name,
+        "title": task.title,
+        "kind": task.config.kind,
+        "folds": len(folds),
+        "slots": list(task.slots),
+        "classes": [list(classes) for classes in task.classes] if task.slots else [],
+        "utterances": {
+            "train": len(task.train), "valid": len(task.valid), "test": sum(len(fold.test) for fold in folds)
+        },
+        "speakers": len({e.recording.speaker for fold in folds for e in fold.test} - {None}),
+        "metrics": [],
+        "figures": [],
+        "heads": [],
+        "confusion": [],
+    }  # fmt: skip
+
+
+def task_figures(
+    folds: Sequence[Task],
+    scored: Mapping[str, Mapping[str, Sequence[Scores | TrialScores]]],
+    models: Sequence[ReportedModel],
+    conditions: Sequence[Condition],
+    settings: Settings,
+    reference: str,
+) -> dict[str, Any]:
+    """The metrics of a task and their figures.
+
+    scored: name of a model → condition → its scores by metric; whatever is no member of `models` is reported as it is.
+    """
+    if not scored:
+        return {}
+    own = {name for model in models for name in model.names}
+    measured: dict[str, dict[str, list[Scores | TrialScores]]] = {
+        name: {condition: list(scores) for condition, scores in by.items()}
+        for name, by in scored.items() if name not in own
+    }  # fmt: skip
+    for model in models:
+        if all(name in scored for name in model.names):
+            trainings = [scored[name] for name in model.names]
+            measured[model.name] = {
+                condition: [stack_trainings(group) for group in zip(*(t[condition] for t in trainings), strict=True)]
+                for condition in trainings[0]
+            }
+    clusters = [example.cluster for fold in folds for example in fold.test]
+    bootstrap = Bootstrap(clusters, settings.replicates, settings.seed)
+    metrics = {s.metric.name: s.metric for by in measured.values() for scores in by.values() for s in scores}
+    reference = reference if reference in measured else next(iter(measured))
+    found: list[Figure] = []
+    for metric in metrics.values():
+        of_metric = {name: {c: s for c, scores in by.items() for s in scores if s.metric.name == metric.name}
+                     for name, by in measured.items()}  # fmt: skip
+        found += figures(folds[0].report_name, metric, of_metric, conditions, bootstrap, reference)
+    return {
+        "metrics": [asdict(metric) for metric in metrics.values()],
+        "figures": [figure.to_dict() for figure in found],
+    }
+
+
+def benchmark_result(
+    settings: Settings,
+    reference: str,
+    models: Sequence[ReportedModel],
+    stage: ConditionRenderer,
+    tasks: Sequence[dict[str, Any]],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """The whole result as plain JSON values."""
+    return {
+        "format": 1,
+        "version": __version__,
+        "conditions_name": stage.config.name,
+        "settings": {**asdict(settings), "reference": reference},
+        "models": [model.to_dict() for model in models],
+        "conditions": [condition.to_dict() for condition in stage.conditions],
+        "averages": {name: {"title": AVERAGES[name], "members": members}
+                     for name, members in averaged(stage.conditions).items()},
+        "tasks": list(tasks),
+        "notes": list(notes),
+    }  # fmt: skip
+
+
 def averaged(conditions: Sequence[Condition]) -> dict[str, list[str]]:
     """The conditions behind each average that makes sense for this grid."""
     contaminated = [c for c in conditions if c.kind != "clean"]
@@ -81,20 +173,21 @@ def figures(
     groups = averaged(conditions)
     values: dict[tuple[str, str], float] = {}
     replicates: dict[tuple[str, str], Array] = {}
-    seeds: dict[tuple[str, str], Array] = {}
+    by_head: dict[tuple[str, str], Array] = {}
+    trainings = {model: max(s.trainings for s in by.values()) for model, by in measured.items()}
     for model, by_condition in measured.items():
         for condition, scores in by_condition.items():
             key = (model, condition)
             values[key] = scores.value()
             replicates[key] = bootstrap.replicate(scores, model)
-            seeds[key] = _seed_values(scores)
+            by_head[key] = _by_head(scores)
         for name, members in groups.items():
             inside = [(model, member) for member in members if member in by_condition]
             if inside:
                 key = (model, f"mean:{name}")
                 values[key] = float(np.mean([values[k] for k in inside]))
                 replicates[key] = np.mean([replicates[k] for k in inside], axis=0)
-                seeds[key] = np.mean([seeds[k] for k in inside], axis=0)
+                by_head[key] = np.mean([by_head[k] for k in inside], axis=0)
     count = {(m, c): _utterances(s) for m, by_condition in measured.items() for c, s in by_condition.items()}
     differences = _differences(values, replicates, reference)
     found = []
@@ -104,7 +197,7 @@ def figures(
         found.append(
             Figure(
                 task, metric.name, model, condition,
-                interval(value, replicates[key], seeds[key].tolist()),
+                interval(value, replicates[key], by_head[key].tolist(), trainings[model]),
                 count.get(key, max(count.values(), default=0)),
                 reference if compared else None, compared,
                 _reduction(metric, key, reference, values, replicates) if compared else None,
@@ -117,8 +210,6 @@ def _differences(
     values: Mapping[tuple[str, str], float], replicates: Mapping[tuple[str, str], Array], reference: str | None
 ) -> dict[tuple[str, str], Difference]:
     """Every model against the reference; single conditions are corrected as one family, and so are the averages."""
-    from dataclasses import replace
-
     raw = {
         (model, condition): difference(
             value - values[reference, condition], replicates[model, condition] - replicates[reference, condition]
@@ -153,12 +244,10 @@ def _reduction(
     return interval(1 - metric.error(values[key]) / base, 1 - drawn)
 
 
-def _seed_values(scores: Scores | TrialScores) -> Array:
-    """The figure of every head seed."""
+def _by_head(scores: Scores | TrialScores) -> Array:
+    """The figure of every head of every training."""
     if isinstance(scores, Scores):
         return scores.total.sum(1) / scores.count.sum()  # type: ignore[no-any-return]
-    from dataclasses import replace
-
     return np.array([replace(scores, similarity=s[None]).value() for s in scores.similarity])
 
 

@@ -8,17 +8,21 @@ the other, so it also credits changes that a linear head could undo.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .conditions import Condition
 from .features import FeatureModel, Plan
-from .stage import Stage
-from .tasks import Example, Task
+from .stage import ConditionRenderer
+from .task_file import Example, Task
+
+FORMAT = 1  # raise it when the same inputs would give other figures
 
 
 @dataclass
@@ -75,7 +79,7 @@ class MeanCosine:
 
 def similarities(
     model: FeatureModel,
-    stage: Stage,
+    stage: ConditionRenderer,
     task: Task,
     examples: Sequence[Example],
     plan: Plan,
@@ -84,24 +88,26 @@ def similarities(
 ) -> list[dict[str, Any]]:
     """Both measures per state of `model`, on `examples` of the test part of `task`, a row per contaminated condition."""
     batches = [[examples[i] for i in batch] for shard in plan.shards for batch in shard]
-    total, count = torch.zeros((), device=device), 0
-    for batch in batches:
-        wave, lengths = stage.load(batch, task)
-        states, frames = model.states(wave.to(device), lengths.to(device))
-        valid = torch.arange(states.shape[2], device=states.device) < frames[:, None]
-        total = total + (states.double() * valid[:, None, :, None]).sum((0, 2))
-        count += int(valid.sum())
-    centre = (total / count).float()
-    rows = []
-    for condition in conditions:
-        cosine, alignment = MeanCosine(centre), Similarity()
-        for batch in batches:
+    total, count, rows = torch.zeros((), device=device), 0, []
+    # The clean states serve every condition; together they may be too many for the memory.
+    with tempfile.TemporaryDirectory() as folder:
+        for number, batch in enumerate(batches):
             wave, lengths = stage.load(batch, task)
-            noisy = stage.contaminate(wave, lengths, condition, task, "test", batch)
-            clean_states, frames = model.states(wave.to(device), lengths.to(device))
-            states, _ = model.states(noisy.to(device), lengths.to(device))
-            cosine.add(clean_states, states, frames)
-            alignment.add(clean_states, states, frames)
-        values = {"cosine": cosine.value(), "cka": alignment.cka()}
-        rows.append({"condition": condition.name, **{k: [round(v, 5) for v in found] for k, found in values.items()}})
+            states, frames = model.states(wave.to(device), lengths.to(device))
+            valid = torch.arange(states.shape[2], device=states.device) < frames[:, None]
+            total = total + (states.double() * valid[:, None, :, None]).sum((0, 2))
+            count += int(valid.sum())
+            save_file({"clean": states.cpu().contiguous(), "frames": frames.cpu()}, f"{folder}/{number}.safetensors")
+        centre = (total / count).float()
+        for condition in conditions:
+            cosine, alignment = MeanCosine(centre), Similarity()
+            for number, batch in enumerate(batches):
+                wave, lengths = stage.load(batch, task)
+                noisy = stage.contaminate(wave, lengths, condition, task, "test", batch)
+                states, _ = model.states(noisy.to(device), lengths.to(device))
+                kept = load_file(f"{folder}/{number}.safetensors", device=str(device))
+                cosine.add(kept["clean"], states, kept["frames"])
+                alignment.add(kept["clean"], states, kept["frames"])
+            values = {"cosine": cosine.value(), "cka": alignment.cka()}
+            rows.append({"condition": condition.name, **{k: [round(v, 5) for v in x] for k, x in values.items()}})
     return rows

@@ -29,10 +29,11 @@ from ..randomness import generator
 from .conditions import Condition, ConditionsConfig, NoiseSource, RoomSource, grid
 from .features import Render
 from .sources import fingerprint, matches, read_source, value_of
-from .tasks import Example, Task
+from .task_file import Example, Task
 
 logger = logging.getLogger(__name__)
 
+FORMAT = 1  # raise it when a condition sounds different though its file, its sources and its seed are the same
 CACHE_MB = 64.0  # of decoded audio of every noise type, and four times as much speech
 SHORTEST = 400  # samples: one frame
 Bin = tuple[float, float]  # of T60, seconds
@@ -58,7 +59,7 @@ class _Rooms:
     recordings: tuple[Recording, ...]
 
 
-class Stage:
+class ConditionRenderer:
     """All conditions of a benchmark, ready to be rendered.
 
     noise, rooms: sources for those entries of the file that name none (``--noise``, ``--rooms``).
@@ -79,11 +80,16 @@ class Stage:
         self._folder, self._cache = folder, cache
         self._waves: ByteCache[np.ndarray] = ByteCache(4 * CACHE_MB * 2**20)
         self._training: dict[str, list[Recording]] = {"noise": [], "rooms": []}
+        self._check_given()
         self._noises = self._collect_noises()
         self._rooms = self._collect_rooms()
         origins = {name: (origin, item.seen) for name, (origin, item) in self._noises.items()}
         cells = grid(config, origins, {name: item.seen for name, item in self._rooms.items()})
         self.conditions = [cell for cell in cells if self._exists(cell)]
+        names = [cell.name for cell in self.conditions]
+        twice = next((name for k, name in enumerate(names) if name in names[:k]), None)
+        if twice is not None:
+            raise UserError(f"Two conditions of {config.name} are called {twice}: give their sources other names.")
         if not self.conditions:
             raise UserError(
                 f"No condition of {config.name} can be made: pass --noise or --rooms, or choose another file."
@@ -148,6 +154,17 @@ class Stage:
                 self._training[role] += [r for r in recordings if r.split == "train" and r.id not in tested]
         return tuple(kept)
 
+    def _check_given(self) -> None:
+        """`--noise` and `--rooms` that no source of the file asks for are read all the same, and remarked."""
+        for role, takes in (
+            ("noise", [s for s in self.config.noise.sources if s.kind == "recorded" and not s.source]),
+            ("rooms", [s for s in self.config.rooms.sources if not s.simulated and not s.source]),
+        ):
+            if self._given[role] and not takes:
+                for place in self._given[role]:
+                    read_source(place, "noise" if role == "noise" else "rooms", self._folder, None, self._cache)
+                self.notes.append(f"--{role} is not used: the conditions {self.config.name} have no place for it.")
+
     def _exists(self, cell: Condition) -> bool:
         return cell.rooms is None or cell.t60 is None or bool(self._rooms[cell.rooms].bins[cell.t60])
 
@@ -165,7 +182,7 @@ class Stage:
 
     def digest(self, condition: Condition, task: Task, part: str) -> str:
         """Of everything that decides how the utterances of a part of a task sound under a condition."""
-        told: list[Any] = [condition.to_dict(), self.config.seed]
+        told: list[Any] = [FORMAT, condition.to_dict(), self.config.seed]
         if condition is TRAINING:
             told.append([self.config.training.model_dump(mode="json"), *map(fingerprint, self._training.values())])
         elif condition.noise:

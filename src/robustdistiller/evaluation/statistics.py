@@ -1,8 +1,9 @@
 """Intervals and differences: a paired bootstrap over speakers and head seeds.
 
 Utterances of one speaker are not independent, so whole speakers are drawn with replacement, and with them everything that
-they said, under every condition and for every model alike (hence "paired"). Each replicate also draws the head seeds with
-replacement: the interval covers both the choice of test speakers and the luck of the head.
+they said, under every condition and for every model alike (hence "paired"). Each replicate also draws the trainings of a
+model, and of each drawn one its heads, with replacement: the interval covers the choice of test speakers, the luck of the
+training and the luck of the head.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ TRIALS = 2000  # replicates of an equal error rate, each of which is a pass over
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval, and the standard deviation over head seeds where there are several."""
+    """An estimate with its 95 % interval, and its standard deviation over heads and over trainings where there are several."""
 
     value: float
     low: float
     high: float
     seed_std: float | None = None
+    training_std: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,19 @@ class Bootstrap:
         """The figure in every replicate, (K,), or the first `TRIALS` of them for pairs; `model`: whose head seeds are drawn."""
         return self._trials(scores, model) if isinstance(scores, TrialScores) else self._ratio(scores, model)
 
-    def _seed_weights(self, seeds: int, model: str) -> Array:
-        draws = generator(self.seed, "bootstrap head seeds", model).multinomial(
-            seeds, np.full(seeds, 1 / seeds), size=self.replicates
-        )
-        return draws / seeds  # (K, R)
+    def _head_weights(self, heads: int, trainings: int, model: str) -> Array:
+        """How much every head counts in every replicate, (K, R): trainings are drawn first, then heads of each."""
+        rng, each = generator(self.seed, "bootstrap head seeds", model), heads // trainings
+        drawn = rng.multinomial(trainings, np.full(trainings, 1 / trainings), size=self.replicates)  # (K, trainings)
+        draws = rng.multinomial(each * drawn, np.full(each, 1 / each))  # (K, trainings, each)
+        return draws.reshape(self.replicates, heads) / heads
 
     def _ratio(self, scores: Scores, model: str) -> Array:
         sums = np.zeros((self.size, len(scores.total)))
         np.add.at(sums, self.cluster, scores.total.T)
         counts = np.zeros(self.size)
         np.add.at(counts, self.cluster, scores.count)
-        luck = self._seed_weights(len(scores.total), model)
+        luck = self._head_weights(len(scores.total), scores.trainings, model)
         values = np.empty(self.replicates)
         for part in self._chunks():
             weights = self.weights[part].astype(np.float64)
@@ -104,12 +107,19 @@ class Bootstrap:
         return np.array(values)
 
 
-def interval(value: float, replicates: Array, seed_values: Sequence[float] = ()) -> Interval:
-    """The percentile interval of an estimate; it always holds the estimate itself."""
+def interval(value: float, replicates: Array, by_head: Sequence[float] = (), trainings: int = 1) -> Interval:
+    """The percentile interval of an estimate; it always holds the estimate itself.
+
+    by_head: the estimate of every head; those of each of the `trainings` stand together.
+    """
     finite = replicates[np.isfinite(replicates)]
     low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (value, value)
-    spread = float(np.std(seed_values, ddof=1)) if len(seed_values) > 1 else None
-    return Interval(value, float(min(low, value)), float(max(high, value)), spread)
+    spread = float(np.std(by_head, ddof=1)) if len(by_head) > 1 else None
+    by_training = np.reshape(by_head, (trainings, -1)).mean(1) if trainings > 1 else []
+    return Interval(
+        value, float(min(low, value)), float(max(high, value)), spread,
+        float(np.std(by_training, ddof=1)) if trainings > 1 else None,
+    )  # fmt: skip
 
 
 def difference(value: float, replicates: Array) -> Difference:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +30,7 @@ FRAME_RATE = SAMPLE_RATE / 320  # frames per second of every encoder here
 
 
 @dataclass
-class Subject:
+class EvaluatedModel:
     """A model as the benchmark sees it (a `FeatureModel`)."""
 
     name: str
@@ -58,19 +61,106 @@ class Subject:
         return self.network.enhance(wave, lengths)  # type: ignore[no-any-return]
 
 
-def open_subjects(
+@dataclass(frozen=True)
+class ReportedModel:
+    """What has a row of its own in the report: a model, or a group of trainings of one model."""
+
+    name: str
+    members: tuple[EvaluatedModel, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [member.name for member in self.members]
+
+    def averaged(self, rows: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Rows of lists of numbers, by the name of a member, as their means over the members."""
+        if len(self.members) == 1:
+            return list(rows.get(self.name, rows.get(self.names[0], [])))
+        return [
+            {key: value if isinstance(value, str) else np.mean([row[key] for row in same], 0).round(5).tolist()
+             for key, value in same[0].items()}
+            for same in zip(*(rows.get(name, []) for name in self.names), strict=True)
+        ]  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; of a group, those of its first training, and the names of all."""
+        first = self.members[0]
+        about = {key: getattr(first, key) for key in ("name", "source", "kind", "num_parameters", "digest")}
+        told = {**about, "name": self.name, "states": list(first.state_names)}
+        if self.names != [self.name]:
+            told |= {"trainings": self.names, "digest": digest([member.digest for member in self.members])}
+        return told
+
+
+def open_reported(
+    models: Sequence[str | FeatureModel],
+    groups: Mapping[str, str | Sequence[str]] | None = None,
+    predictions: bool = False,
+    device: torch.device | str = "cpu",
+) -> tuple[list[EvaluatedModel], list[ReportedModel]]:
+    """Open every model, those of groups too.
+
+    Args:
+        models: As in `open_models`; each is reported by itself.
+        groups: Name → models, or a pattern of their folders, that are reported as one; a model may be in several.
+        predictions: Show the heads of a student's teacher layers to the probes as well, where a student has them.
+        device: Where the models compute.
+
+    Returns:
+        All models, and what is reported.
+
+    Raises:
+        UserError: As `open_models`, and for a pattern that fits no folder, a name that a group shares, or models of a
+            group that differ in more than their weights.
+    """
+    members = {name: _matching(name, group) if isinstance(group, str) else list(group)
+               for name, group in (groups or {}).items()}  # fmt: skip
+    others = dict.fromkeys(model for group in members.values() for model in group if model not in models)
+    wanted = [*models, *others]
+    subjects = dict(zip(wanted, open_models(wanted, predictions, device), strict=True))
+    reported = [ReportedModel(subjects[model].name, (subjects[model],)) for model in models]
+    reported += [ReportedModel(name, tuple(subjects[model] for model in group)) for name, group in members.items()]
+    for group in reported:
+        if [other.name for other in reported].count(group.name) > 1:
+            raise UserError(f"A group and a model, or two groups, are called {group.name}: rename one.")
+        if len({(m.state_names, m.shape, m.num_parameters) for m in group.members}) > 1:
+            raise UserError(
+                f"The models of the group {group.name} differ in shape: a group is of trainings of one model."
+            )
+    return list(subjects.values()), reported
+
+
+def groups_of(texts: Sequence[str]) -> dict[str, str]:
+    """``name=pattern`` texts as groups. Raises `UserError` for another text, or a name that comes twice."""
+    groups: dict[str, str] = {}
+    for text in texts:
+        name, equals, pattern = text.partition("=")
+        if not (equals and name and pattern):
+            raise UserError(f"--group is NAME=PATTERN, such as robust='runs/robust-*/student', not {text}.")
+        if name in groups:
+            raise UserError(f"Two groups are called {name}: rename one.")
+        groups[name] = pattern
+    return groups
+
+
+def _matching(name: str, pattern: str) -> list[str]:
+    found = sorted(glob.glob(os.path.expanduser(pattern)))
+    if not found:
+        raise UserError(f"No folder fits {pattern}, the pattern of the group {name}: correct it.")
+    return found
+
+
+def open_models(
     models: Sequence[str | FeatureModel], predictions: bool = False, device: torch.device | str = "cpu"
-) -> list[Subject]:
+) -> list[EvaluatedModel]:
     """Open every model: ``log-mel``, ``mfcc``, a student folder, a teacher folder or hub name, or ``name=any of these``.
 
-    An object that is a `FeatureModel` is taken as it is.
-
-    predictions: show the heads of a student's teacher layers to the probes as well, where a student has them.
-    Raises `UserError` for a model that cannot be opened, two of one name, or another frame rate.
+    An object that is a `FeatureModel` is taken as it is. Raises `UserError` for a model that cannot be opened, two of one name,
+    or another frame rate.
     """
     if not models:
         raise UserError("There is no model to evaluate: give at least one student folder, hub name, log-mel or mfcc.")
-    subjects: list[Subject] = []
+    subjects: list[EvaluatedModel] = []
     for model in models:
         name, source = model_name(model) if isinstance(model, str) else (model.name, type(model).__name__)
         if any(name == other.name for other in subjects):
@@ -78,7 +168,9 @@ def open_subjects(
         if isinstance(model, str):
             subjects.append(_open(name, source, predictions, device))
         else:
-            own = Subject(name, source, "own", model, tuple(model.state_names), model.num_parameters, model.digest)
+            own = EvaluatedModel(
+                name, source, "own", model, tuple(model.state_names), model.num_parameters, model.digest
+            )
             subjects.append(_probed(own, device))
     return subjects
 
@@ -91,7 +183,7 @@ def model_name(text: str, generic: Sequence[str] = GENERIC) -> tuple[str, str]:
     return telling_name(text, generic), text
 
 
-def _open(name: str, source: str, predictions: bool, device: torch.device | str) -> Subject:
+def _open(name: str, source: str, predictions: bool, device: torch.device | str) -> EvaluatedModel:
     network: Any
     state_names: tuple[str, ...]
     heard = None
@@ -117,7 +209,9 @@ def _open(name: str, source: str, predictions: bool, device: torch.device | str)
         state_names = ("cnn", *(f"layer {k + 1}" for k in range(network.num_layers)))
     network = network.eval().to(device)
     shown = predictions and kind == "student" and network.heads is not None
-    subject = Subject(name, source, kind, network, state_names, size, _digest(network, state_names), shown, heard)
+    subject = EvaluatedModel(
+        name, source, kind, network, state_names, size, _digest(network, state_names), shown, heard
+    )
     return _probed(subject, device)
 
 
@@ -140,7 +234,7 @@ def _digest(network: nn.Module, state_names: Sequence[str]) -> str:
 _SILENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
 
-def _probed(subject: Subject, device: torch.device | str) -> Subject:
+def _probed(subject: EvaluatedModel, device: torch.device | str) -> EvaluatedModel:
     """Listen to two seconds: refuse another frame rate, and learn the shape of the features."""
     seconds = 2
     wave = torch.zeros(1, seconds * SAMPLE_RATE, device=device)

@@ -24,6 +24,13 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def _cell(value: Any) -> Any:
+    """A value for a spreadsheet: six decimals, and no text that it would take for a formula."""
+    if isinstance(value, str):
+        return f"'{value}" if value[:1] in "=+-@\t\r" and value else value
+    return round(value, 6) if isinstance(value, float) else value
+
+
 def write_tables(out: Path, result: dict[str, Any]) -> None:
     """Write `results.jsonl` and `results.csv`."""
     table = rows(result)
@@ -32,5 +39,5 @@ def write_tables(out: Path, result: dict[str, Any]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in table)
     write_text(out / "results.csv", text.getvalue())

@@ -3,7 +3,7 @@
 A task file is YAML:
 
     name: intents
-    kind: slots                          # classification | slots | ctc | verification | enhancement
+    kind: slots                          # classification | slots | frames | ctc | verification | enhancement | unlabelled
     slots: [action, object, location]    # all of them right = correct
     source: fluent_speech_commands:data/fluent_speech_commands   # or a manifest, or a folder
     train: {where: {split: train}}
@@ -15,135 +15,28 @@ Every split may name a `source` and `root` of its own. Relative paths start at t
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
-
+from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import Recording
 from ..errors import UserError, closest
-from ..files import digest
+from ..files import unique_name
+from ..models.frames import GRID
 from ..randomness import fraction
 from .fairness import check_answers, check_overlap, remark_speakers
-from .options import Options, load_options
+from .options import load_options
 from .phones import FOLDINGS
-from .sources import fingerprint, matches, read_source, value_of
+from .sources import matches, read_source, value_of
+from .task_file import PARTS, Example, SplitConfig, Task, TaskConfig
 
-Kind = Literal["classification", "slots", "ctc", "verification", "enhancement"]
-PARTS = ("train", "valid", "test")
-
-
-class SplitConfig(Options):
-    """Where the utterances of one split are."""
-
-    source: str | None = None  # None: the task's
-    root: str | None = None
-    where: dict[str, Any] = Field(default_factory=dict)  # field: value, or field: [values]; all must hold
-    hold_out: Annotated[float, Field(gt=0, lt=1)] | None = None  # valid only: this share of the training speakers
-    limit: Annotated[int, Field(ge=1)] | None = None  # at most so many, balanced over labels, always the same ones
-
-
-class TaskConfig(Options):
-    """A task file."""
-
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    title: str | None = None
-    kind: Kind
-    source: str | None = None
-    root: str | None = None
-    label: str = "label"  # classification: the field with the class; dots enter nested fields
-    slots: tuple[str, ...] = ()  # slots: one field each; a single field that holds a mapping stands for all its keys
-    speaker: str = "speaker"  # the field that says who speaks: splits must not share it, and statistics resample it
-    text: str = "text"  # ctc: a string, a list of units, or a list of [start, end, unit]
-    units: Literal["characters", "phones"] = "characters"
-    fold: str | None = None  # ctc: a named folding of phones, such as timit39
-    folds: str | None = None  # cross-validation: every value of this field is the test part once, the others train
-    train: SplitConfig = SplitConfig(where={"split": "train"})
-    valid: SplitConfig = SplitConfig(where={"split": "valid"})
-    test: SplitConfig = SplitConfig(where={"split": "test"})
-    level_dbfs: Annotated[float, Field(ge=-60, le=-10)] | None = None  # RMS level every utterance is brought to
-    min_seconds: Annotated[float, Field(ge=0.1)] = 0.1
-    max_seconds: Annotated[float, Field(gt=0.1)] = 29.0  # longer utterances are cut
-    measures: tuple[Literal["si_sdr", "stoi", "pesq", "dnsmos"], ...] | None = None  # enhancement; None: all installed
-    trials: Annotated[int, Field(ge=10)] = (
-        20_000  # verification: pairs compared, half of them of one speaker if possible
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> TaskConfig:
-        if self.kind == "slots" and not self.slots:
-            raise ValueError("a task of kind slots must list its slots")
-        if self.fold is not None and self.fold not in FOLDINGS:
-            raise ValueError(f"fold must be one of {', '.join(FOLDINGS)}")
-        if self.train.hold_out or self.test.hold_out:
-            raise ValueError("hold_out belongs to valid")
-        if self.folds and self.kind not in ("classification", "slots", "ctc"):
-            raise ValueError(f"a task of kind {self.kind} has no folds")
-        return self
-
-    @property
-    def speakers_are_classes(self) -> bool:
-        """Closed-set speaker identification: the one task whose test speakers must be known from training."""
-        return self.kind == "classification" and self.label == "speaker"
-
-
-@dataclass(frozen=True)
-class Example:
-    """One utterance with its answer: a class per slot, the units of a transcript, or nothing (enhancement)."""
-
-    recording: Recording
-    target: tuple[str, ...]
-
-    @property
-    def id(self) -> str:
-        return self.recording.id
-
-    @property
-    def cluster(self) -> str:
-        """The unit that statistics resample: the speaker, or the utterance itself where no speaker is known."""
-        return self.recording.speaker or f"utterance {self.id}"
-
-
-@dataclass(frozen=True)
-class Task:
-    """A loaded and checked task. `classes` has the sorted answers of training per slot (ctc: one list of all units)."""
-
-    config: TaskConfig
-    train: tuple[Example, ...]
-    valid: tuple[Example, ...]
-    test: tuple[Example, ...]
-    slots: tuple[str, ...] = ()
-    classes: tuple[tuple[str, ...], ...] = ()
-    notes: tuple[str, ...] = field(default=(), compare=False)
-    fold_of: str | None = None  # the task file that this is one fold of
-
-    @property
-    def name(self) -> str:
-        return self.config.name
-
-    @property
-    def report_name(self) -> str:
-        """The name in the report, where all folds of a task are one."""
-        return self.fold_of or self.name
-
-    @property
-    def title(self) -> str:
-        return self.config.title or self.report_name
-
-    def part(self, name: str) -> tuple[Example, ...]:
-        return getattr(self, name)  # type: ignore[no-any-return]
-
-    @cached_property
-    def fingerprints(self) -> dict[str, str]:
-        """A digest of the audio of each part: what the features of that part depend on, besides model and condition."""
-        shape = [self.config.level_dbfs, self.config.max_seconds]
-        return {name: digest([shape, fingerprint(e.recording for e in self.part(name))]) for name in PARTS}
+__all__ = ["Example", "SplitConfig", "Task", "TaskConfig", "build_task", "families", "load_folds", "load_task"]
 
 
 def load_task(path: str | Path, allow_overlap: bool = False, cache: Path | None = None) -> Task:
@@ -166,7 +59,11 @@ def _read_config(path: str | Path) -> tuple[TaskConfig, Path]:
 
 
 def load_folds(task: str | Path | TaskConfig, allow_overlap: bool = False, cache: Path | None = None) -> list[Task]:
-    """The tasks behind a task file (or its values): one, or one per value of its `folds`, called ``name-value``."""
+    """The tasks behind a task file (or its values): one, or one per fold, called ``name-0``, … or ``name-value``.
+
+    With ``folds: N`` the speakers are dealt into N folds, always the same ones; an utterance without a speaker counts as one.
+    Every utterance is tested once, by heads that never had its speaker.
+    """
     config, folder = (task, Path()) if isinstance(task, TaskConfig) else _read_config(task)
     if config.folds is None:
         return [build_task(config, folder, allow_overlap, cache)]
@@ -174,27 +71,44 @@ def load_folds(task: str | Path | TaskConfig, allow_overlap: bool = False, cache
     base = {name: getattr(config, name) if name in config.model_fields_set else SplitConfig() for name in PARTS}
     if "valid" not in config.model_fields_set:
         base["valid"] = SplitConfig(hold_out=0.2)
-    whole = _select(config.model_copy(update={"train": base["train"]}), "train", _cached_reader(folder, cache))
-    values = sorted({str(value) for r in whole if (value := value_of(r, config.folds)) is not None})
+    read = _cached_reader(folder, cache)
+    parts = {name: _select(config.model_copy(update={name: part}), name, read)
+             for name, part in base.items() if part.hold_out is None}  # fmt: skip
+    fold_of = _folding(config, [r for recordings in parts.values() for r in recordings])
+    values = sorted({fold_of(r) for r in parts["test"]} - {None}, key=str)
     if len(values) < 2:
         raise UserError(
-            f"The field '{config.folds}' of the task {config.name} has fewer than two values: no folds can be made."
+            f"'folds' of the task {config.name} makes fewer than two test parts: name a field with more values, or give "
+            "utterances of more speakers."
         )
     tasks = []
     for value in values:
-        others = [other for other in values if other != value]
-        wheres = {"train": others, "valid": others, "test": value}
-        parts = {
-            name: part.model_copy(update={"where": {**part.where, config.folds: wheres[name]}})
-            for name, part in base.items()
-        }
-        fold = config.model_copy(update={"name": f"{config.name}-{value}", "folds": None, **parts})
-        tasks.append(replace(build_task(fold, folder, allow_overlap, cache), fold_of=config.name))
-    if len({task.classes for task in tasks}) > 1 and config.kind != "ctc":
+        own = {name: [r for r in part if (fold_of(r) == value) is (name == "test") and fold_of(r) is not None]
+               for name, part in parts.items()}  # fmt: skip
+        fold = config.model_copy(update={"name": f"{config.name}-{unique_name(str(value))}", "folds": None, **base})
+        tasks.append(replace(_assemble(fold, own, allow_overlap), fold_of=config.name))
+    if len({task.classes for task in tasks}) > 1 and config.kind in ("classification", "slots"):
         raise UserError(
             f"The folds of the task {config.name} do not have the same answers in training: leave out the rare ones."
         )
     return tasks
+
+
+def _folding(config: TaskConfig, recordings: Sequence[Recording]) -> Callable[[Recording], str | int | None]:
+    """Which fold an utterance belongs to; None: to no test part."""
+    if isinstance(config.folds, str):
+        field = config.folds
+        return lambda recording: None if (value := value_of(recording, field)) is None else str(value)
+    count = config.folds or 1
+    speakers = sorted({_speaker(r) for r in recordings}, key=lambda speaker: fraction("fold", speaker))
+    if len(speakers) < count:
+        raise UserError(f"The task {config.name} has {len(speakers)} speakers for {count} folds: ask for fewer.")
+    number = {speaker: k % count for k, speaker in enumerate(speakers)}
+    return lambda recording: number[_speaker(recording)]
+
+
+def _speaker(recording: Recording) -> str:
+    return recording.speaker or f"utterance {recording.id}"
 
 
 def build_task(
@@ -204,9 +118,14 @@ def build_task(
     read = _cached_reader(folder, cache)
     parts: dict[str, list[Recording]] = {}
     for name in PARTS:
-        if not (name == "train" and config.kind == "enhancement") and not (name == "valid" and _no_valid(config)):
+        if name == "test" or (config.has_heads and getattr(config, name).hold_out is None):
             parts[name] = _select(config, name, read)
-    if config.valid.hold_out is not None and config.kind != "enhancement":
+    return _assemble(config, parts, allow_overlap)
+
+
+def _assemble(config: TaskConfig, parts: dict[str, list[Recording]], allow_overlap: bool) -> Task:
+    """The task with these recordings in its parts, checked."""
+    if config.valid.hold_out is not None and config.has_heads:
         parts["train"], parts["valid"] = _hold_out(parts["train"], config.valid.hold_out, config.speakers_are_classes)
     for name, recordings in parts.items():
         if not recordings:
@@ -221,10 +140,6 @@ def build_task(
     task = Task(config, train, valid, test, tuple(name.rpartition(".")[2] for name in slots), classes)
     notes = [*check_answers(task), *check_overlap(task, allow_overlap), *remark_speakers(task)]
     return replace(task, notes=tuple(notes))
-
-
-def _no_valid(config: TaskConfig) -> bool:
-    return config.valid.hold_out is not None or config.kind == "enhancement"
 
 
 def _cached_reader(folder: Path, cache: Path | None) -> Callable[[str, str | None], list[Recording]]:
@@ -268,7 +183,7 @@ def _hold_out(recordings: list[Recording], share: float, by_utterance: bool) -> 
     """Give `share` of the training speakers (or utterances) to validation: always the same ones, at least one."""
 
     def unit(recording: Recording) -> str:
-        return f"utterance {recording.id}" if by_utterance or not recording.speaker else recording.speaker
+        return f"utterance {recording.id}" if by_utterance else _speaker(recording)
 
     units = sorted({unit(r) for r in recordings}, key=lambda u: fraction("hold out", u))
     if len(units) < 2:
@@ -293,10 +208,12 @@ def _slot_fields(config: TaskConfig, parts: dict[str, list[Recording]]) -> tuple
 
 
 def _target(config: TaskConfig, slots: Sequence[str], recording: Recording) -> tuple[str, ...]:
-    if config.kind == "enhancement":
+    if not config.has_heads:
         return ()
     if config.kind == "ctc":
         return _units(config, recording)
+    if config.kind == "frames":
+        return _frame_units(config, recording)
     answers = []
     for name in slots:
         value = value_of(recording, name)
@@ -309,12 +226,35 @@ def _target(config: TaskConfig, slots: Sequence[str], recording: Recording) -> t
     return tuple(answers)
 
 
-def _units(config: TaskConfig, recording: Recording) -> tuple[str, ...]:
+def _transcript(config: TaskConfig, recording: Recording) -> Any:
     value = value_of(recording, config.text)
     if value is None:
         raise UserError(
             f"Utterance {recording.id} of the task {config.name} has no field '{config.text}': correct 'text' in the task file."
         )
+    return value
+
+
+def _frame_units(config: TaskConfig, recording: Recording) -> tuple[str, ...]:
+    """The unit at the centre of every frame of the models' grid, "" where there is none."""
+    folding = FOLDINGS[config.fold] if config.fold else {}
+    frames = max(0, (round(recording.seconds * SAMPLE_RATE) - GRID.field) // GRID.stride + 1)
+    units = [""] * frames
+    try:
+        for start, end, unit in _transcript(config, recording):
+            first, last = (math.ceil((float(t) * SAMPLE_RATE - GRID.offset) / GRID.stride) for t in (start, end))
+            for frame in range(max(0, first), min(last, frames)):
+                units[frame] = folding.get(str(unit), str(unit))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"The field '{config.text}' of utterance {recording.id} of the task {config.name} must be a list of "
+            "[start, end, unit] with times in seconds."
+        ) from error
+    return tuple(units)
+
+
+def _units(config: TaskConfig, recording: Recording) -> tuple[str, ...]:
+    value = _transcript(config, recording)
     if isinstance(value, str):
         if config.units == "characters":
             return tuple(" ".join(re.sub(r"[^\w' ]+|_", " ", value.lower()).split()))
@@ -338,6 +278,17 @@ def _limit(examples: list[Example], limit: int | None) -> list[Example]:
 
 
 def _classes(config: TaskConfig, train: list[Example], slots: int) -> tuple[tuple[str, ...], ...]:
-    if config.kind == "ctc":
-        return (tuple(sorted({unit for e in train for unit in e.target})),)
+    if config.kind in ("ctc", "frames"):
+        return (tuple(sorted({unit for e in train for unit in e.target} - {""})),)
     return tuple(tuple(sorted({e.target[k] for e in train})) for k in range(slots))
+
+
+def families(folds: Sequence[Task]) -> list[list[Task]]:
+    """Tasks that share a list of audio together, since they share its features, which two processes must not write at once."""
+    found: list[tuple[set[str], list[Task]]] = []
+    for task in folds:
+        heard = {str(value) for value in task.fingerprints.values()}
+        related = [family for family in found if family[0] & heard]
+        found = [family for family in found if family not in related]
+        found.append((heard.union(*(f[0] for f in related)), [*(t for f in related for t in f[1]), task]))
+    return [tasks for _, tasks in found]

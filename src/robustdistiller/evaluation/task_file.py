@@ -1,0 +1,141 @@
+"""A downstream task as values: its file, its utterances with their answers, and its parts for training, selection and test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ..audio.manifest import Recording
+from ..errors import printable
+from ..files import digest
+from .options import Options
+from .phones import FOLDINGS
+from .sources import fingerprint
+
+Kind = Literal["classification", "slots", "frames", "ctc", "verification", "enhancement", "unlabelled"]
+PARTS = ("train", "valid", "test")
+
+
+class SplitConfig(Options):
+    """Where the utterances of one split are."""
+
+    source: str | None = None  # None: the task's
+    root: str | None = None
+    where: dict[str, Any] = Field(default_factory=dict)  # field: value, or field: [values]; all must hold
+    hold_out: Annotated[float, Field(gt=0, lt=1)] | None = None  # valid only: this share of the training speakers
+    limit: Annotated[int, Field(ge=1)] | None = None  # at most so many, balanced over labels, always the same ones
+
+
+class TaskConfig(Options):
+    """A task file."""
+
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=80)]
+    title: Annotated[str, Field(max_length=200)] | None = None
+    kind: Kind
+    source: str | None = None
+    root: str | None = None
+    label: str = "label"  # classification: the field with the class; dots enter nested fields
+    slots: tuple[str, ...] = ()  # slots: one field each; a single field that holds a mapping stands for all its keys
+    speaker: str = "speaker"  # the field that says who speaks: splits must not share it, and statistics resample it
+    text: str = (
+        "text"  # ctc: a string, a list of units, or a list of [start, end, unit]; frames: the latter, in seconds
+    )
+    units: Literal["characters", "phones"] = "characters"
+    fold: str | None = None  # ctc, frames: a named folding of phones, such as timit39
+    # Cross-validation: so many folds of speakers, or a field, each of whose values is the test part once; the others train.
+    folds: Annotated[int, Field(ge=2, le=100)] | str | None = None
+    train: SplitConfig = SplitConfig(where={"split": "train"})
+    valid: SplitConfig = SplitConfig(where={"split": "valid"})
+    test: SplitConfig = SplitConfig(where={"split": "test"})
+    level_dbfs: Annotated[float, Field(ge=-60, le=-10)] | None = None  # RMS level every utterance is brought to
+    min_seconds: Annotated[float, Field(ge=0.1)] = 0.1
+    max_seconds: Annotated[float, Field(gt=0.1)] = 29.0  # longer utterances are cut
+    measures: tuple[Literal["si_sdr", "stoi", "pesq", "dnsmos"], ...] | None = None  # enhancement; None: all installed
+    trials: Annotated[int, Field(ge=10)] = (
+        20_000  # verification: pairs compared, half of them of one speaker if possible
+    )
+
+    @field_validator("title")
+    @classmethod
+    def _one_line(cls, title: str | None) -> str | None:
+        return printable(title) if title else title
+
+    @model_validator(mode="after")
+    def _check(self) -> TaskConfig:
+        if self.kind == "slots" and not self.slots:
+            raise ValueError("a task of kind slots must list its slots")
+        if self.fold is not None and self.fold not in FOLDINGS:
+            raise ValueError(f"fold must be one of {', '.join(FOLDINGS)}")
+        if self.train.hold_out or self.test.hold_out:
+            raise ValueError("hold_out belongs to valid")
+        if self.folds is not None and self.kind not in ("classification", "slots", "frames", "ctc"):
+            raise ValueError(f"a task of kind {self.kind} has no folds")
+        if isinstance(self.folds, int) and self.speakers_are_classes:
+            raise ValueError("who speaks cannot be told of speakers that training never had: leave out folds")
+        return self
+
+    @property
+    def speakers_are_classes(self) -> bool:
+        """Closed-set speaker identification: the one task whose test speakers must be known from training."""
+        return self.kind == "classification" and self.label == "speaker"
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether heads are trained for it; else the label-free score, or the student's own enhancement, is all there is."""
+        return self.kind not in ("enhancement", "unlabelled")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One utterance with its answer: a class per slot, a unit per frame ("" for none), those of a transcript, or nothing."""
+
+    recording: Recording
+    target: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return self.recording.id
+
+    @property
+    def cluster(self) -> str:
+        """The unit that statistics resample: the speaker, or the utterance itself where no speaker is known."""
+        return self.recording.speaker or f"utterance {self.id}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A loaded and checked task. `classes` has the sorted answers of training per slot (ctc, frames: one list of all units)."""
+
+    config: TaskConfig
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+    test: tuple[Example, ...]
+    slots: tuple[str, ...] = ()
+    classes: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    fold_of: str | None = None  # the task file that this is one fold of
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def report_name(self) -> str:
+        """The name in the report, where all folds of a task are one."""
+        return self.fold_of or self.name
+
+    @property
+    def title(self) -> str:
+        return self.config.title or self.report_name
+
+    def part(self, name: str) -> tuple[Example, ...]:
+        return getattr(self, name)  # type: ignore[no-any-return]
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """A digest of the audio of each part: what the features of that part depend on, besides model and condition."""
+        shape = [self.config.level_dbfs, self.config.max_seconds]
+        return {name: digest([shape, fingerprint(e.recording for e in self.part(name))]) for name in PARTS}
