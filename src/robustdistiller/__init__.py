@@ -18,7 +18,9 @@ _WHERE = {
     "prepare": "audio.prepare",
     "read_audio": "audio.io",
     "write_audio": "audio.io",
+    "Contaminator": "acoustics.contaminator",
     "Environment": "acoustics.scene",
+    "EnvironmentConfig": "config",
     "contaminate": "acoustics.scene",
     "contaminate_file": "acoustics.contamination",
     "Student": "models.student",
@@ -34,12 +36,13 @@ __all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
     from .acoustics.contamination import contaminate_file
+    from .acoustics.contaminator import Contaminator
     from .acoustics.scene import Environment, contaminate
     from .apply import enhance_files, extract_features
     from .audio.io import read_audio, write_audio
     from .audio.manifest import Recording
     from .audio.prepare import prepare
-    from .config import Recipe, load_recipe
+    from .config import EnvironmentConfig, Recipe, load_recipe
     from .errors import UserError
     from .models.student import Student, load_student
     from .models.teacher import Teacher, load_teacher

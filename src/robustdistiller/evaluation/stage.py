@@ -342,7 +342,7 @@ def _binned(bank: RoomBank, ids: Sequence[str], bins: Sequence[Bin]) -> dict[Bin
     found: dict[Bin, list[str]] = {place: [] for place in bins}
     for name in ids:
         try:
-            t60 = bank.load(name).t60
+            t60 = bank.t60(name)
         except AudioError as error:
             logger.warning("Room response %s is passed over: %s", name, error)
             continue
