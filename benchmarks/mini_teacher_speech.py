@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from robustdistiller.audio.espeak import speak
 from robustdistiller.audio.io import SAMPLE_RATE, write_audio
 from robustdistiller.errors import UserError
 from robustdistiller.files import write_jsonl
 from robustdistiller.randomness import generator
+from robustdistiller.synthetic.espeak import speak
 
 
 def _words(text: str) -> list[str]:

@@ -8,11 +8,21 @@ import pytest
 import robustdistiller
 
 PACKAGE = Path(robustdistiller.__file__).parent
-ORDER = ["audio", "acoustics", "models", "objectives", "training"]
+ORDER = ["audio", "synthetic", "acoustics", "models", "objectives", "training"]
 ALLOWED = {room: {*ORDER[: position + 1], "assets"} for position, room in enumerate(ORDER)}
-ALLOWED["evaluation"] = {"assets", "audio", "acoustics", "models", "objectives", "evaluation"}
+ALLOWED["evaluation"] = {"assets", "audio", "synthetic", "acoustics", "models", "objectives", "evaluation"}
 ALLOWED["report"] = {"assets", "audio", "acoustics", "evaluation", "report"}
-ALLOWED["deployment"] = {"assets", "audio", "acoustics", "models", "objectives", "evaluation", "deployment", "runtime"}
+ALLOWED["deployment"] = {
+    "assets",
+    "audio",
+    "synthetic",
+    "acoustics",
+    "models",
+    "objectives",
+    "evaluation",
+    "deployment",
+    "runtime",
+}
 ALLOWED["runtime"] = {"runtime"}
 LIGHT = ["", "cli", "config", "errors", "files", "audio.io", "audio.manifest", "audio.prepare", "audio.batching"]
 

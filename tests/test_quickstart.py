@@ -5,8 +5,8 @@ import json
 import pytest
 
 from robustdistiller import quickstart as module
-from robustdistiller.audio.spoken import Size
 from robustdistiller.config import load_recipe
+from robustdistiller.synthetic.spoken import Size
 
 pytest.importorskip("espeakng_loader")
 pytest.importorskip("matplotlib")

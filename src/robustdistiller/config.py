@@ -131,7 +131,7 @@ class NoiseMix(Section):
     pink: NonNegative = 0.0
     brown: NonNegative = 0.0
     babble: NonNegative = 0.0
-    hum: NonNegative = 0.0  # these seven are synthesised, see acoustics/synthetic_noise.py
+    hum: NonNegative = 0.0  # these seven are synthesised, see synthetic/noises.py
     engine: NonNegative = 0.0
     rain: NonNegative = 0.0
     wind: NonNegative = 0.0

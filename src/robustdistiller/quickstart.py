@@ -20,7 +20,6 @@ import torch
 from .acoustics.scene import Environment, contaminate, fixed_scene
 from .audio.io import SAMPLE_RATE, write_audio
 from .audio.manifest import Recording, read_manifest
-from .audio.spoken import build_corpus
 from .config import EnvironmentConfig, NoiseMix, load_recipe
 from .deployment.export import Exported, ExportOptions, export_student
 from .errors import need
@@ -32,6 +31,7 @@ from .objectives.enhancement import si_sdr
 from .report.markdown import write_summary
 from .report.page import write_page
 from .report.reading import Result, read_result
+from .synthetic.spoken import build_corpus
 from .training.loop import Observer, distill
 
 ROBUST, PLAIN = "mini-robust", "mini-distilhubert"

@@ -62,7 +62,12 @@ def test_synthetic_noise_takes_no_share_of_recordings(folders: Path, caplog: pyt
 def test_recorded_and_simulated_rooms_are_both_drawn(folders: Path) -> None:
     rooms = [
         contaminate_file(
-            folders / "speech.wav", folders / "o.wav", (), [str(folders / "rirs"), "simulated"], seed=seed
+            folders / "speech.wav",
+            folders / "o.wav",
+            (),
+            [str(folders / "rirs"), "simulated"],
+            seed=seed,
+            overwrite=True,
         ).room
         for seed in range(12)
     ]

@@ -15,7 +15,7 @@ from robustdistiller.acoustics import clips
 from robustdistiller.acoustics.clips import FADE, Clips
 from robustdistiller.acoustics.convolution import high_pass
 from robustdistiller.acoustics.effects import band_limit
-from robustdistiller.acoustics.noise import NoiseBank, NoiseDraw, Voice, coloured
+from robustdistiller.acoustics.noise import SYNTHETIC_KINDS, NoiseBank, NoiseDraw, Voice, coloured
 from robustdistiller.audio.manifest import Recording
 from robustdistiller.config import NoiseMix
 from robustdistiller.errors import AudioError, UserError
@@ -251,3 +251,13 @@ def test_equal_ids_of_different_files_are_both_heard(make_recording: Make) -> No
     bank = NoiseBank(twins)
     assert len(bank) == 2
     assert len({bank.draw(generator(i), 0.5, "recorded").source for i in range(20)}) == 2
+
+
+@pytest.mark.parametrize("kind", SYNTHETIC_KINDS)
+def test_a_synthetic_noise_is_its_plain_values(kind: str) -> None:
+    bank = NoiseBank(kinds=NoiseMix(recorded=0, **{"white": 0, kind: 1.0}))
+    draw = bank.draw(generator("draw", 3), 1.0)
+    wave = bank.fetch([draw], RATE)
+    assert draw.kind == kind and wave.dtype == np.float32
+    np.testing.assert_array_equal(bank.fetch([NoiseDraw.from_dict(draw.to_dict())], RATE), wave)
+    assert power(wave) == pytest.approx(1.0, rel=1e-3)

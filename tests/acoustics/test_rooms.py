@@ -12,7 +12,7 @@ from acoustics_material import RATE, Make, synthetic_response
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustdistiller.acoustics.rooms import RoomBank, direct_path, measure_t60, prepare_response, simulate_room
+from robustdistiller.acoustics.rooms import RoomBank, direct_path, measure_t60, prepare_rir, simulate_room
 from robustdistiller.audio.manifest import Recording
 from robustdistiller.audio.rir import LEAD
 from robustdistiller.errors import AudioError, UserError
@@ -108,7 +108,7 @@ def test_simulated_rooms_are_repeatable_and_differ_between_splits_seeds_and_posi
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_recorded_response_is_trimmed_to_its_direct_path(delay: int, sign: float) -> None:
     raw = synthetic_response(np.random.default_rng(0), delay, 0.4, sign)
-    response = prepare_response(raw)
+    response = prepare_rir(raw)
     assert response.direct == min(delay, LEAD) == np.argmax(response.samples)
     tail = raw[delay : delay + len(response.samples) - response.direct] * sign
     kept = response.samples[response.direct :]
@@ -118,20 +118,20 @@ def test_a_recorded_response_is_trimmed_to_its_direct_path(delay: int, sign: flo
 
 def test_a_very_long_response_is_cut_without_a_click() -> None:
     rng = np.random.default_rng(0)
-    response = prepare_response(np.concatenate([[5.0], 0.1 * rng.standard_normal(10 * RATE)]))
+    response = prepare_rir(np.concatenate([[5.0], 0.1 * rng.standard_normal(10 * RATE)]))
     assert 1.99 * RATE < len(response.samples) <= 2 * RATE
     assert abs(response.samples[-20:]).max() < 0.2 * abs(response.samples[-500:-300]).max()
 
 
 def test_a_response_of_one_sample_only_scales() -> None:
-    response = prepare_response(np.array([-0.3]))
+    response = prepare_rir(np.array([-0.3]))
     assert response.samples.tolist() == [1.0] and response.direct == 0 and response.t60 is None
 
 
 @pytest.mark.parametrize("bad", [np.zeros(500), np.zeros(0), np.array([0.0, np.nan, 1.0]), np.array([np.inf])])
 def test_an_unusable_response_is_refused(bad: np.ndarray) -> None:
     with pytest.raises(AudioError):
-        prepare_response(bad)
+        prepare_rir(bad)
 
 
 def test_unusable_responses_are_passed_over(make_recording: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -179,7 +179,7 @@ def test_shipped_task_examples_are_valid():
 
 
 def test_the_synthetic_intents_are_made_on_demand_and_share_no_voice(tmp_path, monkeypatch):
-    from robustdistiller.audio import spoken
+    from robustdistiller.synthetic import spoken
 
     pytest.importorskip("espeakng_loader")
     monkeypatch.setitem(spoken.SIZES, "tasks", spoken.Size((0, 0), (14, 14, 14), (3, 2, 3)))

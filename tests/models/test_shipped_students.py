@@ -15,9 +15,9 @@ STUDENTS = [name for name in shipped() if (asset(name) / "heads.json").is_file()
 @pytest.fixture(scope="module")
 def sentence():
     pytest.importorskip("espeakng_loader")
-    from robustdistiller.audio.speakers import speakers
-    from robustdistiller.audio.texts import sentence
     from robustdistiller.randomness import generator
+    from robustdistiller.synthetic.speakers import speakers
+    from robustdistiller.synthetic.texts import sentence
 
     speaker = next(iter(speakers("test", 1, 0)))
     return torch.from_numpy(speaker.say(sentence(generator(0, "sentence", 0))).wave)[None]

@@ -13,7 +13,7 @@ from ..files import write_json
 from ..outputs import claim_file, is_audio_of, is_json_with, software
 from ..randomness import fraction, generator
 from .curriculum import snr_at
-from .noise import MADE, NoiseBank
+from .noise import SYNTHETIC_KINDS, NoiseBank
 from .rooms import RoomBank
 from .scene import LONGEST_HOURS, Environment, Scene, contaminate, fixed_scene
 
@@ -33,7 +33,7 @@ def contaminate_file(
 ) -> Scene:
     """Contaminate the file `speech` into `out`, and write the scene beside it as JSON.
 
-    `noise` and `rooms` are sources as for training (folders, manifests, corpora); `noise` may also name a made kind
+    `noise` and `rooms` are sources as for training (folders, manifests, corpora); `noise` may also name a synthetic kind
     (white, pink, brown, rain, hum, music, …), and `rooms` "simulated". What is given is heard: noise at `snr_db` (drawn
     from `config.snr_db` if None), the room, or both. Everything drawn depends on `seed` and the name of the file;
     `progress` follows the scan of the sources; `overwrite` lets an earlier output be replaced. Raises `UserError`.
@@ -52,8 +52,8 @@ def contaminate_file(
     wave = read_audio(speech)
     utterance = Path(speech).name
 
-    made = [name for name in noise if name in MADE and not Path(name).exists()]
-    folders = [name for name in noise if name not in made]
+    synthetic = [name for name in noise if name in SYNTHETIC_KINDS and not Path(name).exists()]
+    folders = [name for name in noise if name not in synthetic]
     if "babble" in folders and not Path("babble").exists():
         raise UserError("Babble is mixed from the training speech, and here is none: pass a folder of talk as --noise.")
     bank = NoiseBank(
@@ -74,7 +74,7 @@ def contaminate_file(
         len(wave) / SAMPLE_RATE,
         seed,
         snr_db,
-        [*made, *(["recorded"] if folders else [])] or None,
+        [*synthetic, *(["recorded"] if folders else [])] or None,
         room_bank.draw(generator(seed, utterance, "room")) if rooms else None,
         config.noise_in_room,
     )

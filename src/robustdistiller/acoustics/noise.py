@@ -18,15 +18,15 @@ from ..audio.manifest import Recording
 from ..config import NoiseMix
 from ..errors import AudioError, UserError, closest
 from ..randomness import generator
+from ..synthetic.noises import SYNTHETIC_NOISES
 from .clips import FRAME, Clips, Complaints, by_id, looped
 from .convolution import LOWEST_HZ, fft_size, irfft, powers, rfft
-from .synthetic_noise import SYNTHETIC_NOISES
 
 log = logging.getLogger(__name__)
 
 SLOPES = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls as 1 / f ** slope
-MADE = (*SLOPES, *SYNTHETIC_NOISES)  # the kinds that need no recordings
-KINDS = ("recorded", "babble", *MADE)
+SYNTHETIC_KINDS = (*SLOPES, *SYNTHETIC_NOISES)  # the kinds that need no recordings
+KINDS = ("recorded", "babble", *SYNTHETIC_KINDS)
 SILENCE = 1e-14  # power, -140 dB of full scale: below, there is nothing to hear and no SNR to speak of
 QUIET = 1e-6  # -60 dB: a stretch so far below its own recording's level is a pause, not a noise
 TRIES = 5
@@ -47,7 +47,7 @@ class NoiseDraw:
     kind: str
     source: str | None = None  # id of the recording
     offset: float = 0.0  # seconds into the recording
-    seed: int = 0  # of the made kinds
+    seed: int = 0  # of the synthetic kinds
     voices: tuple[Voice, ...] = ()  # of babble
     note: str | None = None  # what had to be replaced, and why
 
@@ -102,7 +102,7 @@ class NoiseBank:
         if weights and not usable:
             raise UserError(
                 f"There are no recordings for {' and '.join(weights)} noise: pass --noise with a folder of them, "
-                "or choose made noises, e.g. --set environment.noise_kinds='{recorded: 0, white: 1, pink: 1}'."
+                "or choose synthetic ones, e.g. --set environment.noise_kinds='{recorded: 0, white: 1, pink: 1}'."
             )
         for kind in weights.keys() - usable.keys():
             log.warning("No recordings for %s noise: its share goes to %s.", kind, ", ".join(usable))

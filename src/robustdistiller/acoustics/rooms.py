@@ -8,14 +8,14 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..audio.manifest import Recording
-from ..audio.rir import READ, Response, direct_path, measure_t60, prepare_response
+from ..audio.rir import READ, RIR, direct_path, measure_t60, prepare_rir
 from ..errors import AudioError, UserError, closest
 from ..randomness import generator
 from .cache import ByteCache
 from .clips import Complaints, by_id
 from .simulation import TWO_POSITIONS, simulate_room
 
-__all__ = ["Response", "RoomBank", "direct_path", "measure_t60", "prepare_response", "simulate_room"]
+__all__ = ["RIR", "RoomBank", "direct_path", "measure_t60", "prepare_rir", "simulate_room"]
 
 TRIES = 20
 
@@ -38,7 +38,7 @@ class RoomBank:
             self._rooms.setdefault(recording.group or id, []).append(id)
         self._share = simulated_share
         self._passed_over = Complaints("Room response")
-        self._cache: ByteCache[tuple[Response, ...]] = ByteCache(cache_mb * 2**20)
+        self._cache: ByteCache[tuple[RIR, ...]] = ByteCache(cache_mb * 2**20)
 
     @classmethod
     def simulated(
@@ -67,7 +67,7 @@ class RoomBank:
         """The ids of all responses, recorded ones first."""
         return self._recorded_ids + self._simulated_ids
 
-    def load(self, id: str) -> Response:
+    def load(self, id: str) -> RIR:
         """The response `id`. Raises `UserError` if it is unknown, `AudioError` if it cannot be used."""
         if id in self._simulated:
             split, seed, number, position, t60_range = self._simulated[id]
@@ -93,9 +93,9 @@ class RoomBank:
         elif not os.path.isfile(recording.path):
             raise AudioError(f"{recording.path} does not exist any more.", "missing")
 
-    def _read(self, recording: Recording) -> Response:
+    def _read(self, recording: Recording) -> RIR:
         try:
-            return prepare_response(recording.load(0.0, READ))
+            return prepare_rir(recording.load(0.0, READ))
         except AudioError as error:
             raise AudioError(f"{recording.path}: {error}", error.reason) from error
 

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.signal
 
 from ..audio.io import SAMPLE_RATE
-from ..audio.rir import LEAD, Response, measure_t60
+from ..audio.rir import LEAD, RIR, measure_t60
 from .convolution import fft_size, irfft, rfft
 
 SOUND = 343.0  # m/s
@@ -33,7 +33,7 @@ MOST_ABSORBING = 0.6  # share of the energy that a wall may swallow
 
 def simulate_room(
     rng: np.random.Generator, t60_range: tuple[float, float], positions: int = TWO_POSITIONS
-) -> tuple[Response, ...]:
+) -> tuple[RIR, ...]:
     """Responses from `positions` places of a random room to one microphone in it, with their measured T60.
 
     The target T60 is uniform in `t60_range` (seconds, from 0.1 on); source and microphone are 0.5 to 4 m apart. Each
@@ -67,7 +67,7 @@ def simulate_room(
             if np.argmax(np.abs(samples)) == LEAD and abs((measure_t60(samples, LEAD) or 0) / target - 1) < TOLERANCE:
                 break
         samples = (samples / math.copysign(math.sqrt(float(np.sum(samples**2))), samples[LEAD])).astype(np.float32)
-        responses.append(Response(samples, LEAD, measure_t60(samples, LEAD)))
+        responses.append(RIR(samples, LEAD, measure_t60(samples, LEAD)))
     return tuple(responses)
 
 

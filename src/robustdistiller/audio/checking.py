@@ -24,7 +24,7 @@ from ..files import write_jsonl
 from .corpora import Role
 from .io import SAMPLE_RATE, UNKNOWN, mono_blocks, opened
 from .manifest import Recording
-from .rir import READ, prepare_response
+from .rir import READ, prepare_rir
 
 MIN_SECONDS: dict[Role, float] = {"speech": 0.1, "noise": 0.1, "rooms": 0.01}
 
@@ -160,7 +160,7 @@ def _decoded(recording: Recording, role: Role) -> Recording:
     if clipped > _CLIPPED * frames:
         extra["clipped"] = round(clipped / frames, 4)
     if role == "rooms":
-        extra["t60"] = prepare_response(recording.load(0.0, READ)).t60
+        extra["t60"] = prepare_rir(recording.load(0.0, READ)).t60
     return recording
 
 

@@ -19,7 +19,7 @@ FRONT = SAMPLE_RATE // 1000  # samples (1 ms) within which the largest amplitude
 
 
 @dataclass(frozen=True)
-class Response:
+class RIR:
     """A room impulse response: `samples` (L,) float32, unit energy; `direct` is the index that becomes lag 0."""
 
     samples: np.ndarray
@@ -31,7 +31,7 @@ class Response:
         return self.samples.nbytes
 
 
-def prepare_response(wave: np.ndarray) -> Response:
+def prepare_rir(wave: np.ndarray) -> RIR:
     """Make a recorded impulse response usable: trimmed around its direct path, positive there, of unit energy.
 
     `wave` is (L,) at 16 kHz. Raises `AudioError` when it is empty, all zero, or holds samples that are not numbers.
@@ -51,7 +51,7 @@ def prepare_response(wave: np.ndarray) -> Response:
     left = np.cumsum(kept[::-1] ** 2)[::-1]
     kept = kept[: max(peak - first + 1, int(np.count_nonzero(left > INAUDIBLE * left[0])))]
     kept *= np.sign(kept[peak - first]) / np.sqrt(np.sum(kept**2))
-    return Response(kept.astype(np.float32), peak - first, t60)
+    return RIR(kept.astype(np.float32), peak - first, t60)
 
 
 def direct_path(response: np.ndarray) -> int:

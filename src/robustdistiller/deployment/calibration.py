@@ -86,8 +86,8 @@ def _clips(recordings: Sequence[Recording], count: int, seconds: float, seed: in
 
 
 def _spoken(count: int, seconds: float, seed: int) -> list[tuple[str, np.ndarray]]:
-    from ..audio.speakers import speakers
-    from ..audio.texts import sentence
+    from ..synthetic.speakers import speakers
+    from ..synthetic.texts import sentence
 
     try:
         return [

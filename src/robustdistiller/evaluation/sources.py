@@ -47,7 +47,7 @@ def read_source(
 
 def _synthetic(task: str, cache: Path | None) -> list[Recording]:
     """A task of the built-in spoken corpus, made once into `cache`; it is the same everywhere."""
-    from ..audio.spoken import TASKS, build_corpus
+    from ..synthetic.spoken import TASKS, build_corpus
 
     if task not in TASKS:
         raise UserError(f"There is no synthetic task '{task}': choose {', '.join(TASKS)}.{closest(task, TASKS)}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..acoustics.cache import ByteCache
-from ..acoustics.noise import MADE, NoiseBank
+from ..acoustics.noise import SYNTHETIC_KINDS, NoiseBank
 from ..acoustics.rooms import RoomBank
 from ..acoustics.scene import Environment, Scene, fixed_scene
 from ..audio.corpora import Role
@@ -178,7 +178,7 @@ class ConditionRenderer:
     def made_noises(self) -> set[str]:
         """The kinds of noise that are made, of speech or from nothing, in conditions marked unseen."""
         kinds = (item.kind for _, item in self._noises.values() if not item.seen)
-        return {kind for kind in kinds if kind in MADE or kind == "babble"}
+        return {kind for kind in kinds if kind in SYNTHETIC_KINDS or kind == "babble"}
 
     def digest(self, condition: Condition, task: Task, part: str) -> str:
         """Of everything that decides how the utterances of a part of a task sound under a condition."""

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustdistiller.acoustics.synthetic_noise import SYNTHETIC_NOISES
 from robustdistiller.randomness import generator
+from robustdistiller.synthetic.noises import SYNTHETIC_NOISES
 
 RATE = 16_000
 

@@ -13,13 +13,13 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustdistiller.audio import espeak
 from robustdistiller.audio.manifest import read_manifest
-from robustdistiller.audio.speakers import ACCENTS, VARIANTS, Manner, speakers
-from robustdistiller.audio.spoken import STYLES, TASKS, Size, build_corpus
-from robustdistiller.audio.texts import ACTIONS, KEYWORDS, LOCATIONS, OTHER_WORDS, intent, sentence
 from robustdistiller.errors import UserError
 from robustdistiller.randomness import generator
+from robustdistiller.synthetic import espeak
+from robustdistiller.synthetic.speakers import ACCENTS, VARIANTS, Manner, speakers
+from robustdistiller.synthetic.spoken import STYLES, TASKS, Size, build_corpus
+from robustdistiller.synthetic.texts import ACTIONS, KEYWORDS, LOCATIONS, OTHER_WORDS, intent, sentence
 
 voices = pytest.mark.skipif(not espeak.available(), reason="espeakng_loader is not installed")
 TINY = Size(sentences=(8, 3), utterances=(14, 14, 14), speakers=(5, 3, 4))
@@ -82,7 +82,7 @@ def test_no_other_word_is_a_keyword():
 def test_what_is_said_does_not_depend_on_what_was_said_before():
     voice = "en-us+f3"
     program = (
-        "import hashlib; from robustdistiller.audio.espeak import speak;"
+        "import hashlib; from robustdistiller.synthetic.espeak import speak;"
         f"print(hashlib.sha256(speak({TEXT!r}, {voice!r}).wave.tobytes()).hexdigest())"
     )
     fresh = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
@@ -199,7 +199,7 @@ def test_the_corpus_is_a_function_of_its_seed_whatever_the_workers(corpus, tmp_p
 
 @voices
 def test_a_finished_corpus_is_opened_not_made_again(corpus, monkeypatch):
-    monkeypatch.setattr("robustdistiller.audio.spoken._make", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("robustdistiller.synthetic.spoken._make", lambda *_: pytest.fail("made again"))
     assert build_corpus(corpus.folder.parent, seed=3, size=TINY) == corpus
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.fft
 
+from ..audio.io import SAMPLE_RATE
 from ..randomness import generator
 from .espeak import Speech, speak
-from .io import SAMPLE_RATE
 
 ACCENTS = (
     *("en-us", "en", "en-gb-x-rp", "en-gb-scotland"),

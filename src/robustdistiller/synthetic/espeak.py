@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import soxr
 
+from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, closest, need
-from .io import SAMPLE_RATE
 
 Interval = tuple[float, float, str]  # start (s), end (s), symbol
 

@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, closest
 from ..files import digest, disk_error, read_json, write_json, write_jsonl
 from ..randomness import generator
 from .espeak import Interval, Speech
-from .io import SAMPLE_RATE
 from .speakers import Manner, Speaker, speakers
 from .texts import ACTIONS, CARRIERS, KEYWORDS, LOCATIONS, OTHER_WORDS, intent, sentence
 

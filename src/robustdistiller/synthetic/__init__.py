@@ -1,0 +1,1 @@
+"""The built-in corpus: synthetic voices that read sentences, and noises that need no files."""
