@@ -36,6 +36,7 @@ from side_by_side import Job, run_all
 
 from robustdistiller.audio.manifest import Recording, read_manifest, write_manifest
 from robustdistiller.files import replacing_folder, write_text
+from robustdistiller.outputs import claim_workplace
 from robustdistiller.randomness import generator
 
 HERE = Path(__file__).parent
@@ -169,6 +170,7 @@ def training_jobs(
             name = "-".join(filter(None, [row, tag, str(seed)]))
             scans = out / "runs" / name / "manifests" / "cache"
             if not scans.exists():
+                claim_workplace(scans.parents[1], "distill", ())
                 scans.parent.mkdir(parents=True, exist_ok=True)
                 (out / "scans").mkdir(exist_ok=True)
                 scans.symlink_to((out / "scans").resolve())
