@@ -58,8 +58,8 @@ TASKS = {
     "keywords": ("speech_commands_v2_testset", "Keyword spotting", {"kind": "classification"}, ("valid", 0.6)),
     "intents": (
         "picovoice_barista",
-        "Intent, all slots",
-        {"kind": "slots", "slots": ["multi"], "speaker": "speaker_cluster"},
+        "Coffee orders",
+        {"kind": "slots", "slots": ["slots"], "speaker": "speaker_cluster"},
         ("train", 0.25),
     ),
     "emotion": ("ravdess", "Emotion recognition", {"kind": "classification", "level_dbfs": -26}, ("train", 0.3)),
@@ -68,10 +68,13 @@ TASKS = {
 }  # fmt: skip
 SPEAKERS = {"name": "speakers", "title": "Speaker identification", "source": "speakers.jsonl", "kind": "classification",
             "label": "speaker", "level_dbfs": -26}  # fmt: skip
+SPOKEN = {"name": "spoken-intents", "title": "Intents, synthetic voices", "kind": "slots", "slots": ["slots"],
+          "source": "synthetic:intents", "train": {"where": {"split": "train"}, "limit": 2000},
+          "valid": {"where": {"split": "valid"}, "limit": 300}}  # fmt: skip
 SENTENCES = ("Kids are talking by the door", "Dogs are sitting by the door")
 FOLDS = {"emotion": 6, "phones": 6}  # where the test is all that there is, every sentence once
 LIMIT = 80  # test utterances of the tasks whose utterances are long
-CONDITIONS = {"all": "conditions.yaml", "few": "few.yaml"}
+CONDITIONS = {"all": "conditions.yaml", "few": "few.yaml", "main": "main.yaml"}
 
 
 def prepare(data: Path, out: Path, espeak: Path | None = None) -> None:
@@ -97,6 +100,9 @@ def prepare(data: Path, out: Path, espeak: Path | None = None) -> None:
             if part == "test" and name in FOLDS:
                 task = {"name": name, "title": title, "source": f"{name}.jsonl", **fields, "folds": FOLDS[name]}
             write_text(out / f"{name}-{part}.yaml", yaml.safe_dump(task, sort_keys=False))
+    for part, heads in (("valid", {"valid": {"hold_out": 0.15}}), ("test", {})):
+        task = {**SPOKEN, **heads, "test": {"where": {"split": part}, "limit": 500}}
+        write_text(out / f"spoken-intents-{part}.yaml", yaml.safe_dump(task, sort_keys=False))
     write_manifest(out / "speakers.jsonl", [replace(r, split=None) for r in _read(data / "tasks" / "ravdess")])
     for part, take in (("valid", 1), ("test", 2)):
         learnt, asked = ({"text": sentence} for sentence in SENTENCES)
@@ -255,7 +261,7 @@ def main() -> None:
     third = verbs.add_parser("evaluate")
     third.add_argument("--models", nargs="+", default=[])
     third.add_argument("--rows", nargs="+", default=[], help="rows, with all their seeds, as one model each")
-    third.add_argument("--tasks", nargs="+", default=["keywords"], choices=[*TASKS, "speakers"])
+    third.add_argument("--tasks", nargs="+", default=["keywords"], choices=[*TASKS, "spoken-intents", "speakers"])
     third.add_argument("--part", choices=("valid", "test"), required=True)
     third.add_argument("--reference")
     third.add_argument("--conditions", choices=CONDITIONS, default="all")
