@@ -46,15 +46,27 @@ def make_checkpoint(kind: str, folder: Path, stable: bool = False, normalize: bo
         return folder
     if kind == "data2vec-audio":
         values.update(num_conv_pos_embeddings=5, conv_pos_kernel_size=19)
+    if kind == "sew-d":
+        values.update(position_buckets=16, max_position_embeddings=32)
+    if kind in ("sew", "sew-d"):  # 13 convolutions
+        values.update(conv_dim=(32,) * 13)
+    if kind == "wav2vec2-bert":
+        del values["conv_dim"], values["num_conv_pos_embeddings"], values["num_conv_pos_embedding_groups"]
+        hf.SeamlessM4TFeatureExtractor(feature_size=80, padding_value=1.0).save_pretrained(folder)
     config_class, model_class = {
         "hubert": (hf.HubertConfig, hf.HubertModel),
         "wav2vec2": (hf.Wav2Vec2Config, hf.Wav2Vec2Model),
         "wavlm": (hf.WavLMConfig, hf.WavLMModel),
+        "wav2vec2-conformer": (hf.Wav2Vec2ConformerConfig, hf.Wav2Vec2ConformerModel),
+        "wav2vec2-bert": (hf.Wav2Vec2BertConfig, hf.Wav2Vec2BertModel),
+        "sew": (hf.SEWConfig, hf.SEWModel),
+        "sew-d": (hf.SEWDConfig, hf.SEWDModel),
+        "unispeech": (hf.UniSpeechConfig, hf.UniSpeechModel),
         "unispeech-sat": (hf.UniSpeechSatConfig, hf.UniSpeechSatModel),
         "data2vec-audio": (hf.Data2VecAudioConfig, hf.Data2VecAudioModel),
     }[kind]
     model_class(config_class(**values)).save_pretrained(folder)
-    if normalize is not None:
+    if normalize is not None and kind != "wav2vec2-bert":
         hf.Wav2Vec2FeatureExtractor(do_normalize=normalize, return_attention_mask=False).save_pretrained(folder)
     return folder
 

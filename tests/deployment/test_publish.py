@@ -62,7 +62,7 @@ def test_what_is_no_student_is_not_published(folder, tmp_path):
         with pytest.raises(UserError, match=sentence):
             push_to_hub(place, repository, api=hub)
     (folder / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(UserError, match="Cannot load"):
+    with pytest.raises(UserError, match="cut or damaged"):
         push_to_hub(folder, "me/model", api=hub)
     assert not hub.calls
 

@@ -2,39 +2,60 @@
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoFeatureExtractor, AutoModel
 
 from robustdistiller.models.encoder import SpeechEncoder, conv_grid, normalize_wave
 from robustdistiller.models.frames import GRID, FrameGrid, align_frames
 from robustdistiller.models.hub import load_encoder
 
+# kind, and fields of its config that change what is computed
 FAMILIES = [
-    ("hubert", False), ("hubert", True), ("wav2vec2", False), ("wav2vec2", True), ("wavlm", False), ("wavlm", True),
-    ("unispeech-sat", False), ("data2vec-audio", False),
+    ("hubert", {}), ("hubert", {"stable": True}), ("hubert", {"conv_pos_batch_norm": True}), ("wav2vec2", {}),
+    ("wav2vec2", {"stable": True}), ("wav2vec2", {"stable": True, "adapter_attn_dim": 8}), ("wavlm", {}),
+    ("wavlm", {"stable": True}), ("unispeech", {}), ("unispeech", {"stable": True}), ("unispeech-sat", {}),
+    ("data2vec-audio", {}), ("wav2vec2-conformer", {}), ("wav2vec2-conformer", {"position_embeddings_type": "rotary"}),
+    ("wav2vec2-conformer", {"position_embeddings_type": "relative", "feat_extract_norm": "layer"}), ("wav2vec2-bert", {}),
+    ("wav2vec2-bert", {"position_embeddings_type": "relative"}), ("sew", {}), ("sew", {"conv_dim": (32,) * 12 + (64,)}),
+    ("sew-d", {}),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "stable"), FAMILIES)
-def test_states_equal_those_of_transformers(checkpoint, voice, kind, stable):
-    folder = checkpoint(kind, stable=stable)
-    wave = torch.tensor(voice(0.7))[None]
+@pytest.mark.parametrize(("kind", "fields"), FAMILIES)
+@pytest.mark.parametrize("samples", [11_200, 11_000 + 320])
+def test_every_layer_equals_that_of_transformers(checkpoint, voice, kind, fields, samples):
+    folder = checkpoint(kind, **fields)
+    wave = torch.tensor(voice(1.0))[None, :samples]
     encoder = load_encoder(folder).eval()
+    model = AutoModel.from_pretrained(folder).eval()
+    given = wave
+    if kind == "wav2vec2-bert":
+        features = AutoFeatureExtractor.from_pretrained(folder)(
+            wave[0].numpy(), sampling_rate=16_000, return_tensors="pt"
+        )
+        given = features.input_features[:, : int(features.attention_mask.sum())]
     with torch.no_grad():
-        reference = AutoModel.from_pretrained(folder).eval()(wave, output_hidden_states=True)
+        reference = model(given, output_hidden_states=True)
         ours = encoder(wave)
-    assert len(ours.states) == len(reference.hidden_states) == 4
-    torch.testing.assert_close(ours.states[-1], reference.last_hidden_state, atol=1e-5, rtol=0)
-    for layer in (1, 2):
-        torch.testing.assert_close(ours.states[layer], reference.hidden_states[layer], atol=1e-5, rtol=0)
-    assert ours.lengths.tolist() == [reference.last_hidden_state.shape[1]]
+    states = list(reference.hidden_states)
+    assert len(ours.states) == len(states) == 4
+    frames = int(ours.lengths)
+    assert frames == (
+        reference.last_hidden_state.shape[1] // 2 * 2 if "sew" in kind else reference.last_hidden_state.shape[1]
+    )
+    # v5 of transformers collects the sum before the last norm; the last state is the model's output here.
+    states[-1] = reference.last_hidden_state[:, :frames]
+    for layer in (1, 2, 3):
+        theirs = states[layer].repeat_interleave(2, 1) if "sew" in kind and layer < 3 else states[layer]
+        assert theirs.std() > 1e-3
+        torch.testing.assert_close(ours.states[layer], theirs, atol=2e-4 if kind == "wav2vec2-bert" else 1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("kind", "stable"), [*FAMILIES, ("whisper", False)])
+@pytest.mark.parametrize(("kind", "fields"), [*FAMILIES, ("whisper", {})])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_padding_never_changes_a_valid_frame(checkpoint, voice, kind, stable, normalize):
-    encoder = load_encoder(checkpoint(kind, stable=stable)).eval()
-    encoder.normalize = normalize and kind != "whisper"
-    waves = [torch.tensor(voice(seconds, seed)) for seed, seconds in enumerate((0.5, 2.0, 0.03))]
+def test_padding_never_changes_a_valid_frame(checkpoint, voice, kind, fields, normalize):
+    encoder = load_encoder(checkpoint(kind, **fields)).eval()
+    encoder.normalize = normalize and kind not in ("whisper", "wav2vec2-bert")
+    waves = [torch.tensor(voice(seconds, seed)) for seed, seconds in enumerate((0.5, 1.03, 0.05))]
     lengths = torch.tensor([len(wave) for wave in waves])
     batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
     with torch.no_grad():
@@ -78,7 +99,7 @@ def test_gradient_of_the_convolutions_is_scaled(checkpoint, voice):
     folder = checkpoint("hubert")
     gradients = []
     for factor in (1.0, 0.1):
-        encoder = SpeechEncoder(AutoModel.from_pretrained(folder), grad_mult=factor).train()
+        encoder = SpeechEncoder(AutoModel.from_pretrained(folder, layerdrop=0.0), grad_mult=factor).train()
         for module in encoder.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

@@ -16,6 +16,7 @@ from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.errors import UserError
 from robustdistiller.models import pruning
 from robustdistiller.models.heads import EnhancementHead, stft
+from robustdistiller.models.hub import SUPPORTED
 from robustdistiller.models.initialise import PruningPlan
 from robustdistiller.models.student import build_student, load_student
 from robustdistiller.models.teacher import load_teacher
@@ -28,7 +29,7 @@ def build(checkpoint, kind="hubert", enhancement=SMALL, stable=False, normalize=
     return teacher, *build_student(teacher, StudentConfig(**fields), enhancement)
 
 
-@pytest.mark.parametrize("kind", ["hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat", "whisper"])
+@pytest.mark.parametrize("kind", SUPPORTED)
 @pytest.mark.parametrize("normalize", [False, True])
 def test_a_student_folder_opens_in_plain_transformers(checkpoint, voice, tmp_path, kind, normalize):
     _, student, _ = build(checkpoint, kind, normalize=normalize)

@@ -196,7 +196,7 @@ class Watch:
             + f", {rooms} rooms"
         )
         self.bars.line(
-            f"teacher {t.name} {t.num_parameters / 1e6:.1f} M, layers {', '.join(map(str, t.layers))} -> student "
+            f"teacher {t.name} ({t.source}) {t.num_parameters / 1e6:.1f} M, layers {', '.join(map(str, t.layers))} -> student "
             f"{s.num_parameters / 1e6:.2f} M ({plan.initialisation})"
         )
         self.bars.line(

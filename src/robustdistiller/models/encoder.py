@@ -1,10 +1,10 @@
 """Wave → hidden states: any `transformers` convolutional speech encoder, made independent of padding.
 
-HuBERT, wav2vec 2.0, WavLM, data2vec-audio and UniSpeech-SAT share one build: a convolutional feature extractor, a
-projection, a convolutional position embedding and Transformer layers. In the base models the first convolution is followed
-by a GroupNorm over *time*, so that zero padding changes every frame of an utterance (44 % when 4 s are padded to 12 s), even
-with an attention mask. `SpeechEncoder` passes lengths, not masks, from stage to stage, normalises over valid frames only, and
-gives for an utterance in any batch what it gives for the utterance alone.
+HuBERT, wav2vec 2.0, WavLM, data2vec-audio, UniSpeech and UniSpeech-SAT share one build: a convolutional feature extractor, a
+projection, a convolutional position embedding and Transformer layers; Wav2Vec2-Conformer has Conformer layers instead. In the
+base models the first convolution is followed by a GroupNorm over *time*, so that zero padding changes every frame of an
+utterance (44 % when 4 s are padded to 12 s), even with an attention mask. `SpeechEncoder` passes lengths, not masks, from
+stage to stage, normalises over valid frames only, and gives for an utterance in any batch what it gives for it alone.
 
 Shape legend: B utterances, T samples, F frames, C convolution channels, D hidden.
 """
@@ -40,7 +40,7 @@ class EncoderOutput:
 
 
 @dataclass
-class _LayerCapture:
+class LayerCapture:
     """What one pass through the Transformer tells and asks of the hooks: valid (B, F) or None, and every layer's output."""
 
     valid: Tensor | None
@@ -49,11 +49,11 @@ class _LayerCapture:
 
 # Threads may share an encoder, so that what belongs to one call is bound to its context and not to the modules.
 _FIRST_LENGTHS: ContextVar[Tensor | None] = ContextVar("first_lengths", default=None)
-_CAPTURE: ContextVar[_LayerCapture | None] = ContextVar("capture", default=None)
+CAPTURE: ContextVar[LayerCapture | None] = ContextVar("capture", default=None)
 
 
 @contextmanager
-def _bound(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+def bound(variable: ContextVar[Any], value: Any) -> Iterator[None]:
     token = variable.set(value)
     try:
         yield
@@ -61,13 +61,13 @@ def _bound(variable: ContextVar[Any], value: Any) -> Iterator[None]:
         variable.reset(token)
 
 
-def _capture_output(module: nn.Module, args: Any, output: Any) -> None:
-    if (capture := _CAPTURE.get()) is not None:
+def capture_output(module: nn.Module, args: Any, output: Any) -> None:
+    if (capture := CAPTURE.get()) is not None:
         capture.outputs[module] = output[0] if isinstance(output, tuple) else output
 
 
 def _silence_padding(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    capture = _CAPTURE.get()
+    capture = CAPTURE.get()
     if capture is None or capture.valid is None:
         return args
     return (args[0] * capture.valid[:, None], *args[1:])  # (B, D, F)
@@ -121,42 +121,59 @@ def normalize_wave(wave: Tensor, lengths: Tensor) -> Tensor:
 class SpeechEncoder(nn.Module):
     """A convolutional speech encoder of `transformers` with lengths in and lengths out.
 
-    model: a HubertModel, Wav2Vec2Model, WavLMModel, Data2VecAudioModel or UniSpeechSatModel
+    model: a HubertModel, Wav2Vec2Model, WavLMModel, Data2VecAudioModel, UniSpeechModel, UniSpeechSatModel or
+    Wav2Vec2ConformerModel
     normalize: whether the input is brought to zero mean and unit variance first
     grad_mult: factor on the gradient that reaches the convolutions
     """
 
+    source = ""  # the files that it was read from
+
     def __init__(self, model: Any, normalize: bool = False, grad_mult: float = 1.0):
         super().__init__()
-        missing = [part for part in ("feature_extractor", "feature_projection", "encoder") if not hasattr(model, part)]
+        missing = [part for part in ("feature_extractor", "encoder") if not hasattr(model, part)]
         if missing:
             raise UserError(
-                f"A {type(model).__name__} is not a convolutional speech encoder (it has no {missing[0]}): use HuBERT, "
-                "WavLM, wav2vec 2.0, data2vec-audio, UniSpeech-SAT or Whisper."
+                f"A {type(model).__name__} is not a convolutional speech encoder (it has no {missing[0]}): use one of "
+                "docs/teachers.md."
             )
         self.model = model
         self.normalize = normalize
         self.grad_mult = grad_mult
         config = self.model.config
         self.kernels, self.strides = tuple(config.conv_kernel), tuple(config.conv_stride)
-        self.grid = conv_grid(self.kernels, self.strides)
+        self.grid = self.conv_grid = conv_grid(self.kernels, self.strides)
         # In training mode `transformers` would otherwise ask for a gradient on the waveform itself, which is wasted work
         # and fails on tensors that are not leaves.
         self.model.feature_extractor._requires_grad = False
         first = self.model.feature_extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
             first.layer_norm = LengthAwareGroupNorm(first.layer_norm)
-        for layer in self.model.encoder.layers:
-            layer.register_forward_hook(_capture_output)
-        # data2vec stacks several position convolutions: padding must be silent before each, not only before the first.
-        for part in getattr(getattr(self.model.encoder, "pos_conv_embed", None), "layers", ()):
+        for layer in getattr(*self._stack()):
+            layer.register_forward_hook(capture_output)
+        for part in self._past_padding():
             part.register_forward_pre_hook(_silence_padding)
-        # "Stable" (pre-norm) encoders normalise after the last layer: that output, not the raw sum, is the last state.
-        self.final_norm = bool(getattr(config, "do_stable_layer_norm", False))
+        # "Stable" (pre-norm) encoders normalise after the last layer: that output, not the raw sum, is the last state. So
+        # do conformers, whose layers end in a norm of their own.
+        self.pre_norm = bool(getattr(config, "do_stable_layer_norm", False))
+        self.final_norm = self.pre_norm or config.model_type == "wav2vec2-conformer"
+
+    def _stack(self) -> tuple[Any, str]:
+        """Where the layers are: a module and the name of its list."""
+        return self.model.encoder, "layers"
+
+    def _past_padding(self) -> list[nn.Module]:
+        """The convolutions that padding, silent when the encoder begins, would reach as something else than zeros."""
+        position = getattr(self.model.encoder, "pos_conv_embed", None)
+        found = [*getattr(position, "layers", ())]  # the second to fifth of data2vec
+        if getattr(position, "batch_norm", None) is not None:  # a HuBERT with conv_pos_batch_norm
+            found.append(position.conv)
+        layers = getattr(*self._stack())
+        return found + [layer.conv_module.depthwise_conv for layer in layers if hasattr(layer, "conv_module")]
 
     @property
     def num_layers(self) -> int:
-        return len(self.model.encoder.layers)
+        return len(getattr(*self._stack()))
 
     @property
     def hidden_size(self) -> int:
@@ -169,7 +186,8 @@ class SpeechEncoder(nn.Module):
     def truncate(self, layers: int) -> None:
         """Drop the Transformer layers above `layers`, with the final normalisation if it no longer follows its layer."""
         if layers < self.num_layers:
-            self.model.encoder.layers = self.model.encoder.layers[:layers]
+            holder, name = self._stack()
+            setattr(holder, name, getattr(holder, name)[:layers])
             self.final_norm = False
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None, chunking: Chunking | None = None) -> EncoderOutput:
@@ -196,9 +214,8 @@ class SpeechEncoder(nn.Module):
         if self.training and self.grad_mult != 1.0:
             cnn = _ScaleGradient.apply(cnn, self.grad_mult)
         cnn = cnn.transpose(1, 2)  # (B, F, C)
-        projected = self.model.feature_projection(cnn)
-        projected = projected[0] if isinstance(projected, tuple) else projected  # (B, F, D)
-        frames = self.grid.count(lengths)
+        projected = self._project(cnn)  # (B, F, D)
+        frames = self.conv_grid.count(lengths)
         valid = mask_from_lengths(frames, cnn.shape[1]) if padded else None
         if chunking is not None:
             layers = chunked_layers(self.model.encoder, projected, valid, chunking)
@@ -206,17 +223,21 @@ class SpeechEncoder(nn.Module):
             layers = self.transform(projected, valid)
         return EncoderOutput((projected, *layers), cnn, frames)
 
+    def _project(self, cnn: Tensor) -> Tensor:
+        projected = self.model.feature_projection(cnn)
+        return projected[0] if isinstance(projected, tuple) else projected
+
     def _convolve(self, wave: Tensor, lengths: Tensor | None) -> Tensor:
         norm = getattr(self.model.feature_extractor.conv_layers[0], "layer_norm", None)
         if lengths is None or not isinstance(norm, LengthAwareGroupNorm):
             return self.model.feature_extractor(wave)
-        with _bound(_FIRST_LENGTHS, FrameGrid(self.strides[0], 0, self.kernels[0]).count(lengths)):
+        with bound(_FIRST_LENGTHS, FrameGrid(self.strides[0], 0, self.kernels[0]).count(lengths)):
             return self.model.feature_extractor(wave)
 
     def transform(self, projected: Tensor, valid: Tensor | None) -> list[Tensor]:
         """Run the Transformer and collect the output of every layer, whatever the version of `transformers` returns."""
-        encoder, capture = self.model.encoder, _LayerCapture(valid, {})
-        with _bound(_CAPTURE, capture):
+        encoder, capture = self.model.encoder, LayerCapture(valid, {})
+        with bound(CAPTURE, capture):
             # The encoder zeroes padded frames in place; the projected features themselves are a state that we keep.
             out = encoder(projected if valid is None else projected.clone(), attention_mask=valid)
         outputs = [capture.outputs[layer] for layer in encoder.layers]
@@ -227,7 +248,7 @@ class SpeechEncoder(nn.Module):
     def __reduce__(self) -> Any:
         """Pickle and copy by configuration and weights: a parametrised module, the position convolution, cannot be pickled."""
         values = dict(
-            kind=type(self.model), config=self.model.config, normalize=self.normalize, grad_mult=self.grad_mult,
+            made=type(self), kind=type(self.model), config=self.model.config, normalize=self.normalize, grad_mult=self.grad_mult,
             layers=self.num_layers, training=self.training, state=self.state_dict(),
             frozen=[name for name, parameter in self.named_parameters() if not parameter.requires_grad],
         )  # fmt: skip
@@ -235,7 +256,7 @@ class SpeechEncoder(nn.Module):
 
 
 def _rebuilt(values: dict[str, Any]) -> SpeechEncoder:
-    encoder = SpeechEncoder(values["kind"](values["config"]), values["normalize"], values["grad_mult"])
+    encoder: SpeechEncoder = values["made"](values["kind"](values["config"]), values["normalize"], values["grad_mult"])
     encoder.truncate(values["layers"])
     encoder.load_state_dict(values["state"], assign=True)
     for name, parameter in encoder.named_parameters():

@@ -1,4 +1,4 @@
-"""Foreign checkpoints come in here: a hub name or a folder in the hub's layout → a `SpeechEncoder` or `WhisperEncoder`."""
+"""Foreign checkpoints come in here: a model's name or folder → an encoder, waveforms in and hidden states out."""
 
 from __future__ import annotations
 
@@ -6,103 +6,146 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..assets import located
 from ..errors import UserError
 from ..files import read_json
-from .config_limits import check_finite, check_folder, check_values, check_weights
+from .config_limits import check_finite, check_values
 from .encoder import SpeechEncoder
+from .repository import CONFIGS, FORMATS, ModelFiles, locate
+from .squeezed import SqueezedEncoder
+from .w2v_bert import W2vBertEncoder
+from .weights import Weights, check_agreement, fill, match, open_weights
 from .whisper import WhisperEncoder
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED = ("hubert", "wavlm", "wav2vec2", "data2vec-audio", "unispeech-sat", "whisper")
+Encoder = SpeechEncoder | WhisperEncoder | W2vBertEncoder
+
+SUPPORTED = (
+    "hubert", "wavlm", "wav2vec2", "wav2vec2-conformer", "wav2vec2-bert", "data2vec-audio", "unispeech", "unispeech-sat",
+    "sew", "sew-d", "whisper",
+)  # fmt: skip
+FROM_LOG_MEL = ("whisper", "wav2vec2-bert")
 
 
-def load_encoder(name: str | os.PathLike[str]) -> SpeechEncoder | WhisperEncoder:
-    """Load any supported encoder in float32 with its input normalisation; weights only from safetensors.
+def load_encoder(name: str | os.PathLike[str] | ModelFiles) -> Encoder:
+    """Load any supported encoder in float32, with its input normalisation and without the heads or adapters beside it.
 
-    Raises `UserError` for a folder that is no checkpoint, an unsupported model type, or a hub that cannot be reached.
+    Args:
+        name: see `repository.locate`; or what it gave.
+
+    Raises:
+        UserError: a name or folder that is no checkpoint, an unsupported kind of model, weights that do not fit its config.
     """
-    name = located(name)
-    local = os.path.isdir(name)
-    if local and not (Path(name) / "config.json").is_file():
-        raise UserError(f"The folder {name} holds no config.json: give a model folder in the Hugging Face layout.")
-    if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise UserError(
-            f"There is no model folder {name}: check the path, or give a hub name such as facebook/hubert-base-ls960."
-        )
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
-
-    if local:
-        check_folder(Path(name))
-    with quiet_transformers(), _one_sentence(name):
-        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        # A config may name attention kernels, which would be fetched and run.
-        config._attn_implementation = None
+    files = name if isinstance(name, ModelFiles) else locate(name)
+    config = _read_config(files)
+    extractor = _read_extractor(files)
     kind = config.model_type
-    if kind not in SUPPORTED:
+    if kind in FROM_LOG_MEL and extractor is None:
         raise UserError(
-            f"{name} is a '{kind}' model, which is no speech encoder known here: use one of {', '.join(SUPPORTED)}."
+            f"{files.name} has no preprocessor_config.json, which its log-mel input needs: add the file of its hub page."
         )
-    if kind != "whisper":
-        config.apply_spec_augment = False
-        config.layerdrop = 0.0
-        config.add_adapter = False
-    with quiet_transformers(), _one_sentence(name):
-        if local:
-            check_weights(config, Path(name))
-        # The checkpoint may be half precision; targets are computed from float32 masters, see autocast in `Teacher`.
-        model, report = AutoModel.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, use_safetensors=True,
-            trust_remote_code=False,
-        )  # fmt: skip
-        has_extractor = _has_preprocessor(name, local)
-        extractor: Any = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False) if has_extractor else None
-        if extractor is not None:
-            check_values({"feature_size": extractor.feature_size, "sampling_rate": extractor.sampling_rate}, name)
-    missing = [
-        key for key in report["missing_keys"] if not key.startswith("decoder.") and "masked_spec_embed" not in key
-    ]
-    if missing:
-        raise UserError(
-            f"The weights of {name} lack {len(missing)} tensors of its config ({missing[0]}, …): download it again."
-        )
-    check_finite(model, name)
-    if kind == "whisper":
-        if extractor is None:
-            raise UserError(
-                f"{name} has no preprocessor_config.json, which Whisper's log-mel needs: add the file of its hub page."
-            )
-        with _one_sentence(name):
-            return WhisperEncoder(model, extractor)
     if extractor is None:
-        logger.warning("%s has no preprocessor_config.json: its input is taken as it is, without normalisation", name)
+        logger.warning("%s has no preprocessor_config.json: its input is taken as it is, unnormalised", files.name)
     elif extractor.sampling_rate != 16_000:
-        raise UserError(f"{name} expects {extractor.sampling_rate} Hz; only encoders for 16 000 Hz can be distilled.")
+        raise UserError(
+            f"{files.name} expects {extractor.sampling_rate} Hz; only encoders for 16 000 Hz can be distilled."
+        )
     normalize = getattr(extractor, "do_normalize", False)
     if not isinstance(normalize, bool):
         raise UserError(
-            f"The preprocessor_config.json of {name} says do_normalize: {normalize!r:.40}: write true or false."
+            f"The preprocessor_config.json of {files.name} says do_normalize: {normalize!r:.40}: write true or false."
         )
-    with _one_sentence(name):
-        return SpeechEncoder(model, normalize)
+    model = _build(config, _open(files), files.name)
+    with _one_sentence(files.name):
+        if kind in FROM_LOG_MEL:
+            encoder: Encoder = (WhisperEncoder if kind == "whisper" else W2vBertEncoder)(model, extractor)
+        else:
+            made = SqueezedEncoder if kind in ("sew", "sew-d") else SpeechEncoder
+            encoder = made(model, normalize=normalize)
+    encoder.source = files.source
+    return encoder
 
 
-def _has_preprocessor(name: str, local: bool) -> bool:
-    if local:
-        file = Path(name) / "preprocessor_config.json"
-        if file.is_file():
-            read_json(file, "preprocessor config")
-            return True
-        return False
-    from transformers.utils import cached_file
+def _read_config(files: ModelFiles) -> Any:
+    from transformers import AutoConfig
 
-    return cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False) is not None
+    values = read_json(files.folder / "config.json", "model config")
+    check_values(values, f"{files.folder / 'config.json'}")
+    if "quantization_config" in values:
+        raise UserError(f"The weights of {files.name} are quantised: give the model in 16 or 32 bits.")
+    with quiet_transformers(), _one_sentence(files.name):
+        config: Any = AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
+    if config.model_type not in SUPPORTED:
+        raise UserError(
+            f"{files.name} is a '{config.model_type}' model, which is no speech encoder known here: use one of "
+            f"{', '.join(SUPPORTED)}."
+        )
+    # A config may name attention kernels, which would be fetched and run.
+    config._attn_implementation = None
+    if config.model_type != "whisper":
+        config.apply_spec_augment = False
+        config.layerdrop = 0.0
+        # An adapter lowers the frame rate, and what stands before it is there for it.
+        config.add_adapter = config.use_intermediate_ffn_before_adapter = False
+    return config
+
+
+def _read_extractor(files: ModelFiles) -> Any:
+    from transformers import AutoFeatureExtractor
+
+    found = [files.folder / name for name in CONFIGS if (files.folder / name).is_file()]
+    for file in found:
+        check_values(read_json(file, "preprocessor config"), str(file))
+    if not found:
+        return None
+    with quiet_transformers(), _one_sentence(files.name):
+        extractor: Any = AutoFeatureExtractor.from_pretrained(
+            files.folder, trust_remote_code=False, local_files_only=True
+        )
+        check_values({"feature_size": extractor.feature_size, "sampling_rate": extractor.sampling_rate}, files.name)
+    return extractor
+
+
+def _open(files: ModelFiles) -> Weights:
+    weights = open_weights(files.folder / name for name in files.weights)
+    other = files.folder / FORMATS[1]
+    if files.weights[0] != FORMATS[1] and other.is_file():
+        try:
+            pickled = open_weights([other])
+        except UserError as error:
+            logger.warning("%s is passed over beside %s: %s", FORMATS[1], files.weights[0], error)
+        else:
+            check_agreement(weights, pickled, str(files.folder))
+    return weights
+
+
+def _build(config: Any, weights: Weights, name: str) -> nn.Module:
+    """The model of a config with these weights in float32, whatever their precision; memory is taken when they fit."""
+    from transformers import AutoModel
+    from transformers.initialization import no_init_weights
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder as WhisperModel
+
+    def build() -> Any:
+        return (
+            WhisperModel(config)
+            if config.model_type == "whisper"
+            else AutoModel.from_config(config, dtype=torch.float32)
+        )
+
+    with quiet_transformers(), _one_sentence(name):
+        with torch.device("meta"):
+            described = build()
+        found = match(described, weights, name)
+        with no_init_weights():
+            model = build()
+        fill(model, found, name)
+    check_finite(model, name)
+    return model.eval()
 
 
 @contextlib.contextmanager
@@ -130,6 +173,6 @@ def _one_sentence(name: str) -> Iterator[None]:
     except Exception as error:  # the loaders raise a dozen types: OSError, ValueError, SafetensorError, KeyError, …
         first = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"Cannot load the model {name} ({first[:160]}): check the name or the folder (config.json, model.safetensors, "
-            "preprocessor_config.json), or the way to the hub."
+            f"Cannot load the model {name} ({first[:160]}): check its config.json and preprocessor_config.json, or copy or "
+            "download them again."
         ) from error

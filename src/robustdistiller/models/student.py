@@ -7,14 +7,12 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..assets import located
 from ..config import EnhancementConfig, StreamingConfig, StudentConfig
 from ..errors import UserError
 from ..files import read_json, replacing_folder, write_json, write_text
@@ -24,12 +22,12 @@ from .config_limits import check_finite, check_values
 from .encoder import EncoderOutput, SpeechEncoder
 from .frames import GRID, checked_batch, mask_from_lengths
 from .heads import Enhancement, EnhancementHead, PredictionHeads
-from .hub import load_encoder, quiet_transformers
+from .hub import Encoder, load_encoder, quiet_transformers
 from .initialise import Initialisation, copyable_state, initialise
 from .layer_norm import fit_layer_norm
+from .repository import locate
 from .streaming import Chunking, check_streamable, draw_chunking, operating_point, split_operating_point
 from .teacher import Teacher
-from .whisper import WhisperEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -270,7 +268,7 @@ def _mismatch(mine: Any, theirs: Any) -> str:
     return ""
 
 
-def _build_model(source: SpeechEncoder | WhisperEncoder, config: StudentConfig) -> nn.Module:
+def _build_model(source: Encoder, config: StudentConfig) -> nn.Module:
     from transformers import HubertConfig, HubertModel, WavLMConfig, WavLMModel
 
     theirs: Any = source.model.config if isinstance(source, SpeechEncoder) else HubertConfig()
@@ -330,12 +328,12 @@ def _build_model(source: SpeechEncoder | WhisperEncoder, config: StudentConfig) 
         ) from error
 
 
-def _attention_heads(source: SpeechEncoder | WhisperEncoder) -> int:
+def _attention_heads(source: Encoder) -> int:
     config: Any = source.model.config
     return int(getattr(config, "encoder_attention_heads", None) or config.num_attention_heads)
 
 
-def _feed_forward(source: SpeechEncoder | WhisperEncoder) -> int:
+def _feed_forward(source: Encoder) -> int:
     config: Any = source.model.config
     return int(getattr(config, "encoder_ffn_dim", None) or config.intermediate_size)
 
@@ -348,8 +346,8 @@ def _position_groups(hidden: int) -> int:
 def load_student(folder: str | os.PathLike[str]) -> Student:
     """Open a student folder, or a shipped student such as ``mini-robust`` by its name, in evaluation mode.
 
-    A plain HuBERT or WavLM folder or hub name opens without heads. ``folder@160+80`` is a streaming student as it hears a
-    stream with chunks of 160 ms and a look-ahead of 80 ms.
+    Of the hub, a name or name@revision. A plain HuBERT or WavLM opens without heads. ``folder@160+80`` is a streaming student
+    as it hears a stream with chunks of 160 ms and a look-ahead of 80 ms.
 
     Raises `UserError` for a folder that is not a student or whose parts do not fit together.
     """
@@ -360,16 +358,18 @@ def load_student(folder: str | os.PathLike[str]) -> Student:
             raise UserError(f"{name} was not trained to stream: leave @{point[0]}+{point[1]} out.")
         student.chunking = operating_point(student.streaming, *point)
         return student
-    folder = located(folder)
-    encoder = load_encoder(folder)
+    files = locate(folder, also=(HEADS, HEADS_CONFIG))
+    encoder = load_encoder(files)
     if not isinstance(encoder, SpeechEncoder):
-        raise UserError(f"{folder} is a Whisper model, not a student: give the folder that `distill` wrote.")
+        raise UserError(
+            f"{folder} is a teacher that hears log-mel, not a student: give the folder that `distill` wrote."
+        )
     if encoder.grid != GRID:
         raise UserError(
             f"The model in {folder} has a frame every {encoder.grid.stride} samples of {encoder.grid.field}: a student has one "
             f"every {GRID.stride} of {GRID.field}."
         )
-    path = Path(folder)
+    path = files.folder
     if not (path / HEADS_CONFIG).is_file():
         return Student(encoder, name=str(folder)).eval()
     config = read_json(path / HEADS_CONFIG, "heads description")

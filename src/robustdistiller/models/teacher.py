@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import UserError
-from .encoder import SpeechEncoder
 from .frames import GRID, align_frames
-from .hub import load_encoder
+from .hub import Encoder, load_encoder
 from .precision import autocast, pick_precision
-from .whisper import WhisperEncoder
 
 
 @dataclass
@@ -33,7 +31,7 @@ class Teacher(nn.Module):
 
     def __init__(
         self,
-        encoder: SpeechEncoder | WhisperEncoder,
+        encoder: Encoder,
         layers: tuple[int, ...] | None = None,
         name: str = "teacher",
         precision: str = "auto",
@@ -42,6 +40,7 @@ class Teacher(nn.Module):
     ):
         super().__init__()
         self.name = name
+        self.source = encoder.source
         self.num_layers = encoder.num_layers
         self.num_parameters = sum(p.numel() for p in encoder.parameters())
         self.layers = tuple(layers) if layers else scaled_layers(self.num_layers)
@@ -63,9 +62,7 @@ class Teacher(nn.Module):
         self.normalize = encoder.normalize
         self.precision = precision
         # Pre-norm encoders carry an unnormalised residual stream with a few huge dimensions.
-        self.target_norm = (
-            "layer" if target_norm == "layer" or (target_norm == "auto" and encoder.final_norm) else "none"
-        )
+        self.target_norm = "layer" if target_norm == "layer" or (target_norm == "auto" and encoder.pre_norm) else "none"
         self.encoder = encoder
         self.requires_grad_(False)
         super().train(False)
@@ -117,7 +114,7 @@ def load_teacher(
     target_norm: str = "auto",
     average: int = 1,
 ) -> Teacher:
-    """Load a teacher by hub name or from a folder: HuBERT, WavLM, wav2vec 2.0, data2vec-audio, UniSpeech-SAT or Whisper.
+    """Load a teacher by hub name or from a folder: any of docs/teachers.md.
 
     layers: 1-based target layers (None: 4, 8, 12 scaled to the depth); precision: auto, fp32, bf16 or fp16.
     Raises `UserError` for a model that cannot be loaded or a layer that it does not have.

@@ -29,8 +29,9 @@ class WhisperEncoder(nn.Module):
     """
 
     grid = FrameGrid(stride=320, offset=0, field=1)
-    final_norm = True
+    final_norm = pre_norm = True
     normalize = False
+    source = ""  # the files that it was read from
     mel_filters: Tensor
     window: Tensor
 

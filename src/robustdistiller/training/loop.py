@@ -161,15 +161,15 @@ def _distill(
     if teacher is None and recipe.teacher.model is None:
         raise UserError("The recipe names no teacher: give --teacher with a hub name or a model folder.")
     earlier = inherited(recipe)
-    with accelerator.main_process_first():  # the others then read what the first one scanned
-        materials = gather(recipe, run, _reporter(observer) if main else None, rank)
-    if materials.spool is not None:
-        resources.callback(materials.spool.close)
-    if teacher is None:
+    if teacher is None:  # before hours of speech are scanned
         wanted = recipe.teacher
         teacher = load_teacher(
             str(wanted.model), wanted.layers, wanted.precision, None, wanted.target_norm, wanted.average
         )
+    with accelerator.main_process_first():  # the others then read what the first one scanned
+        materials = gather(recipe, run, _reporter(observer) if main else None, rank)
+    if materials.spool is not None:
+        resources.callback(materials.spool.close)
     teacher.stop_at_highest().to(device)
     chosen = recipe.teacher
     cache = TargetCache(chosen.cache, chosen.cache_gb, teacher, device) if chosen.cache is not None else None
