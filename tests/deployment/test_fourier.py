@@ -25,7 +25,7 @@ def test_analysis_equals_the_stft_and_synthesis_inverts_it(samples, seed):
 
 def test_the_first_block_is_convolution_norm_and_activation(checkpoint):
     from robustdistiller.deployment.graph import FirstBlock
-    from robustdistiller.models.encoder import _FIRST_LENGTHS, _bound
+    from robustdistiller.models.encoder import _FIRST_LENGTHS, bound
     from robustdistiller.models.frames import FrameGrid
     from robustdistiller.models.hub import load_encoder
 
@@ -38,7 +38,7 @@ def test_the_first_block_is_convolution_norm_and_activation(checkpoint):
     wave[2] *= 1e-4  # the norm's epsilon counts here
     lengths = torch.tensor([5000, 3210, 4999])
     frames = FrameGrid(5, 0, 10).count(lengths)
-    with torch.no_grad(), _bound(_FIRST_LENGTHS, frames):
+    with torch.no_grad(), bound(_FIRST_LENGTHS, frames):
         wanted, found = block(wave[:, None]), made(wave, lengths)
     for k, count in enumerate(frames.tolist()):
         torch.testing.assert_close(found[k, :, :count], wanted[k, :, :count], atol=2e-5, rtol=1e-4)

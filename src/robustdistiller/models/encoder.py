@@ -248,8 +248,8 @@ class SpeechEncoder(nn.Module):
     def __reduce__(self) -> Any:
         """Pickle and copy by configuration and weights: a parametrised module, the position convolution, cannot be pickled."""
         values = dict(
-            made=type(self), kind=type(self.model), config=self.model.config, normalize=self.normalize, grad_mult=self.grad_mult,
-            layers=self.num_layers, training=self.training, state=self.state_dict(),
+            made=type(self), kind=type(self.model), config=self.model.config, normalize=self.normalize,
+            grad_mult=self.grad_mult, layers=self.num_layers, training=self.training, state=self.state_dict(),
             frozen=[name for name, parameter in self.named_parameters() if not parameter.requires_grad],
         )  # fmt: skip
         return _rebuilt, (values,)
