@@ -50,7 +50,7 @@ def trace(module: nn.Module, inputs: Inputs, outputs: Sequence[str]) -> Any:
             module.eval(),
             tuple(example for _, example, _ in inputs),
             dynamo=True,
-            dynamic_shapes=shapes,
+            dynamic_shapes=shapes if any(shapes.values()) else None,
             input_names=[name for name, _, _ in inputs],
             output_names=list(outputs),
             opset_version=OPSET,

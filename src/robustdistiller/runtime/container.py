@@ -19,7 +19,7 @@ from ..errors import UserError
 
 KEY = "robustdistiller"
 FORMAT = 1
-KINDS = {"encoder": "Encoder", "enhancer": "Enhancer", "classifier": "Classifier"}
+KINDS = {"encoder": "Encoder", "enhancer": "Enhancer", "classifier": "Classifier", "stream": "Stream"}
 
 _METADATA, _TOP_FIELDS = 14, frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})  # of onnx.ModelProto
 _LONGEST = 1 << 20  # bytes of a metadata entry that are believed
@@ -34,7 +34,7 @@ class Description:
     normalize: whether the graph brings its input to zero mean and unit variance (nothing is left to the caller)
     labels: the answers of a classifier by slot; weights: SHA-256 of the student's model.safetensors
     parameters: of the whole graph; macs_per_second: of the encoder, for a second of audio out of five
-    measured: what the export measured, see docs/deployment.md
+    measured: what the export measured, see docs/deployment.md; stream: of a streaming step, see deployment/stream_export.py
     """
 
     kind: str
@@ -54,6 +54,7 @@ class Description:
     macs_per_second: float = 0.0
     version: str = ""
     measured: dict[str, Any] = dataclasses.field(default_factory=dict)
+    stream: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self, digest: str) -> str:
         """The metadata entry of a file whose other bytes have the SHA-256 `digest`."""

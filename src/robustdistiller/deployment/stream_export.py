@@ -1,0 +1,110 @@
+"""``encoder.stream.onnx``: one step of a streaming student, proved equal to the chunk-masked offline pass before it is written.
+
+What the file says of itself under `stream`: chunk and look_ahead in frames of 20 ms, left (frames of attention before the
+chunk), latency in seconds, silence (zeros before the first sample), start (the first frame's number), and the name, shape and
+type of every tensor of the state, in the order of the graph's inputs behind `wave` and `end` and of its outputs behind `states`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..models.streaming import ENDLESS, Chunking
+from ..models.student import Student
+from ..runtime.container import Description
+from ..runtime.stream import Stream
+from .onnx_file import trace
+from .parity import Measured, _cosine, varied_audio
+from .stream_graph import StreamGraph
+
+Waves = Sequence[NDArray[np.float32]]
+CUTS = (160, 1, 4000, 777, 16_000)  # samples of a chunk, in turn: nothing may depend on them
+
+
+def stream_description(network: StreamGraph) -> dict[str, Any]:
+    """What a driver needs to know beside the graph; plain values."""
+    c = network.chunking
+    state = {
+        name: [list(value.shape), "int64" if value.dtype == torch.int64 else "float32"]
+        for name, value in zip(network.state_names, network.initial_state(), strict=True)
+    }
+    return {
+        "chunk": c.chunk, "look_ahead": c.look_ahead, "left": c.left, "latency": c.latency, "silence": network.silence,
+        "start": network.start, "state": state,
+    }  # fmt: skip
+
+
+def trace_stream(network: StreamGraph) -> Any:
+    """The step as an `onnx.ModelProto` whose shapes are all fixed."""
+    wave = torch.zeros(1, network.chunking.chunk * 320)
+    state = zip(network.state_names, network.initial_state(), strict=True)
+    inputs = [("wave", wave, ()), ("end", torch.tensor([ENDLESS]), ()), *((name, value, ()) for name, value in state)]
+    return trace(network, inputs, ["states", *(f"next {name}" for name in network.state_names)])
+
+
+class SessionEngine:
+    """An ONNX Runtime session, or a network in PyTorch, as the engine of a `Stream`; `fed` keeps its inputs if it is a list."""
+
+    def __init__(self, model: Any, fed: list[dict[str, Any]] | None = None):
+        self.model, self.fed = model, fed
+
+    def run(self, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        if self.fed is not None:
+            self.fed.append({name: value.copy() for name, value in feeds.items()})
+        if isinstance(self.model, torch.nn.Module):
+            dtype = next(self.model.parameters()).dtype
+            given = [torch.from_numpy(np.array(value)) for value in feeds.values()]
+            with torch.no_grad():
+                made = self.model(*(x.to(dtype) if x.is_floating_point() else x for x in given))
+            return [x.numpy() for x in made]
+        return self.model.run(None, feeds)  # type: ignore[no-any-return]
+
+
+def open_stream(description: Description, model: Any, fed: list[dict[str, Any]] | None = None) -> Stream:
+    """A stream of a model that is no file: a network in PyTorch, or a session."""
+    stream = Stream.__new__(Stream)
+    stream._open(description, SessionEngine(model, fed))
+    return stream
+
+
+def streamed(stream: Stream, wave: NDArray[np.float32], cuts: Sequence[int] = CUTS) -> NDArray[np.float32]:
+    """The states (S, F, D) of a recording (T,) that is pushed in pieces of `cuts` samples, over and over."""
+    parts, at, turn = [], 0, 0
+    while at < len(wave):
+        size = cuts[turn % len(cuts)]
+        parts.append(stream.push(wave[at : at + size]).states)
+        at, turn = at + size, turn + 1
+    parts.append(stream.close().states)
+    return np.concatenate(parts, 1)
+
+
+def compare_stream(description: Description, model: Any, student: Student, chunking: Chunking, real: Waves, seed: int) -> Measured:
+    """A stream against the chunk-masked offline pass of `student` (in float64) on noise, voices, silence and `real`."""
+    student.chunking = chunking
+    worst, samples = 0.0, 0
+    predictions = len(description.states) > len(student.states_names)
+    for wave, lengths in varied_audio(real, seed):
+        for row, length in zip(wave, lengths.tolist(), strict=True):
+            found = streamed(open_stream(description, model), row[:length].numpy())
+            wanted = student.states(row[None, :length].double(), predictions=predictions)[0][0].numpy()
+            for mine, theirs in zip(found, wanted, strict=True):
+                difference = float(np.abs(mine - theirs).max()) / max(1.0, float(np.sqrt(np.square(theirs).mean())))
+                worst = max(worst, difference) if np.isfinite(difference) else float("inf")
+            samples += length
+    return Measured(error=worst, seconds=samples / 16_000)
+
+
+def stream_fidelity(description: Description, fp32: Any, int8: Any, waves: Waves) -> Measured:
+    """An int8 stream against that in float32, frame by frame."""
+    pairs = [[streamed(open_stream(description, model), wave) for model in (fp32, int8)] for wave in waves]
+    joined = np.concatenate([_cosine(*pair) for pair in pairs], 1)
+    return Measured(
+        cosine=tuple(float(c) for c in joined.mean(1)),
+        lowest=float(np.quantile(joined, 0.01, axis=1).min()),
+        seconds=sum(map(len, waves)) / 16_000,
+    )
