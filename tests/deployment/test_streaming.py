@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from robustdistiller.errors import AudioError
 from robustdistiller.runtime import Classifier, Encoder, Enhancer
-from robustdistiller.runtime.streaming import Cutter, Stream, Windows
+from robustdistiller.runtime.streaming import Cutter, WindowedStream, Windows
 
 rules = st.builds(
     Windows,
@@ -117,7 +117,7 @@ def test_latency_and_overhead_are_stated(exported):
 
 
 def test_what_is_no_audio_stops_a_stream():
-    stream = Stream(Windows(0, 1, 0, 1, 1), lambda window: window.last, 16_000)
+    stream = WindowedStream(Windows(0, 1, 0, 1, 1), lambda window: window.last, 16_000)
     assert stream.push(np.zeros(0, np.float32)) == [] and stream.push(np.zeros(2, np.float32)) == [1, 2]
     with pytest.raises(AudioError):
         stream.push(np.array([np.nan], np.float32))

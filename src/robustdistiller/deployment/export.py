@@ -3,6 +3,7 @@
     OUT/encoder.onnx          waveform → hidden states
     OUT/enhancer.onnx         waveform → enhanced waveform           (enhance)
     OUT/<task>.onnx           waveform → probabilities of labels     (task)
+    OUT/*.stream.onnx         a chunk and a state → states or probabilities, and the next state   (STUDENT@160+160)
     OUT/*.int8.onnx           the same in 8 bits                     (int8)
     OUT/export.json           what was measured
 
@@ -31,6 +32,7 @@ from ..errors import UserError, need
 from ..evaluation.subjects import open_models
 from ..files import replacing_folder, write_json
 from ..models.frames import GRID
+from ..models.streaming import split_operating_point
 from ..models.student import Student, load_student
 from ..runtime.container import Description
 from .calibration import calibration_waves
@@ -39,6 +41,8 @@ from .graph import ClassifierHead, EncoderGraph, EnhancerHead, Level, graph_stat
 from .onnx_file import join, renamed, trace, write_model
 from .parity import AGREEMENT, COSINE, TOLERANCE, Measured, Reference, compare, fidelity, varied_audio
 from .quantise import FRONT_END, quantise
+from .stream_export import StreamJob, trace_stream
+from .stream_graph import DetectorGraph, StreamGraph
 from .task_head import TaskHead, labelled_audio, read_head
 
 logger = logging.getLogger(__name__)
@@ -104,6 +108,7 @@ class _Job:
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     task: str = ""
     states: tuple[str, ...] = ()
+    stream: StreamJob | None = None
 
 
 def export_student(
@@ -117,7 +122,8 @@ def export_student(
     fp32 files must equal PyTorch within 1e-4 on noise, voice-like and real audio of many lengths, alone and in batches.
     int8 files must keep a mean cosine of 0.999 with fp32 on the valid frames of contaminated speech in every state, a
     classifier its answers on 99.5 % of it, or its accuracy within 0.5 point where `task_file` gives labels; where they do
-    not, parts of them stay in float32 (`SPARED`).
+    not, parts of them stay in float32 (`SPARED`). ``folder@160+80`` exports one step of a streaming student instead, with
+    chunks of 160 ms and a look-ahead of 80 ms.
     Raises `UserError` for a folder that is no student, a head that does not belong to it, or a limit that is not kept.
     """
     out = Path(out)
@@ -129,7 +135,11 @@ def export_student(
     head = _matching_head(options, str(student), loaded) if options.task else None
     predictions = options.predictions or (head is not None and len(head.states) > len(loaded.states_names))
     report("tracing", 0, 1)
-    jobs = _trace(str(student), loaded, options, predictions, head)
+    if loaded.chunking is None:
+        jobs = _trace(str(student), loaded, options, predictions, head)
+    else:
+        jobs = _trace_stream(str(student), loaded, options, predictions, head)
+    student = split_operating_point(str(student))[0]
     report("tracing", 1, 1)
     real, told = _audio(str(student), options)
     labelled = labelled_audio(options.task_file, head) if options.task_file and head else None
@@ -168,7 +178,8 @@ def _write(
     calibration, held_out = real[: -len(real) // 3 or None], real[-len(real) // 3 :]
     report(f"checking {job.name}", 0, 1)
     fp32 = _session(job.model)
-    measured = compare(fp32, job.reference, varied_audio(held_out, options.seed))
+    audio = varied_audio(held_out, options.seed)
+    measured = job.stream.compare(fp32, audio) if job.stream else compare(fp32, job.reference, audio)
     fp32_path = folder / f"{job.name}.onnx"
     description = replace(
         about,
@@ -177,6 +188,7 @@ def _write(
         labels=job.labels,
         task=job.task,
         states=job.states,
+        stream=job.stream.description.stream if job.stream else {},
         parameters=_parameters(job.model),
         measured=measured.to_dict(),
     )
@@ -189,10 +201,11 @@ def _write(
     done = [Exported(out / fp32_path.name, description, measured, fp32_path.stat().st_size, short)]
     if not options.int8:
         return done
+    heard = job.stream.steps(fp32, calibration) if job.stream else calibration
     for spared, nodes in list(SPARED.items())[list(SPARED).index(first) :]:
-        model = quantise(job.model, calibration, nodes, lambda k, n: report(f"calibrating {job.name}", k, n))
+        model = quantise(job.model, heard, nodes, lambda k, n: report(f"calibrating {job.name}", k, n))
         int8 = _session(model)
-        measured = fidelity(fp32, int8, held_out, job.kind)
+        measured = job.stream.fidelity(fp32, int8, held_out) if job.stream else fidelity(fp32, int8, held_out, job.kind)
         measured.spared = spared
         short = _shortfall(job, measured)
         if job.kind == "classifier" and labelled is not None and head is not None:
@@ -288,6 +301,31 @@ def _trace(
     if head is not None:
         jobs.append(_classifier(head, encoder, wave, lengths, states, valid, features))
     return jobs
+
+
+def _trace_stream(
+    folder: str, loaded: Student, options: ExportOptions, predictions: bool, head: TaskHead | None
+) -> list[_Job]:
+    """The step of a streaming student, and that of its head if there is one."""
+    if options.enhance or options.last:
+        raise UserError("A stream has all states and no enhancement head: leave --enhance and --last out.")
+    chunking = loaded.chunking
+    assert chunking is not None
+    jobs = []
+    for part in (None, head)[: 1 if head is None else 2]:
+        fresh = load_student(folder)
+        network = StreamGraph(fresh, chunking, predictions) if part is None else DetectorGraph(fresh, chunking, part)
+        stream = StreamJob(network, loaded, part)
+        name, labels, task = ("encoder", {}, "") if part is None else (part.task, part.labels, part.task)
+        jobs.append(
+            _Job(f"{name}.stream", stream.description.kind, trace_stream(network), _no_reference, labels, task,
+                 stream.description.states, stream)
+        )  # fmt: skip
+    return jobs
+
+
+def _no_reference(wave: Tensor, lengths: Tensor) -> Sequence[Tensor]:
+    raise NotImplementedError("a stream is compared by its StreamJob")
 
 
 def _classifier(

@@ -40,7 +40,7 @@ Floats = NDArray[np.float32]
 
 def quantise(
     model: Any,
-    waves: Sequence[Floats],
+    waves: Sequence[Floats | dict[str, NDArray[Any]]],
     keep: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Any:
@@ -108,13 +108,18 @@ def quantisable(graph: Any, keep: Sequence[str] = ()) -> list[Any]:
     ]
 
 
-def feeds(wave: Floats) -> dict[str, NDArray[Any]]:
-    """The inputs of a graph for one utterance (T,)."""
-    return {"wave": wave[None], "lengths": np.array([len(wave)], np.int64)}
+def feeds(wave: Floats | dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The inputs of a graph for one utterance (T,); those of a stream's step are given as they are."""
+    return wave if isinstance(wave, dict) else {"wave": wave[None], "lengths": np.array([len(wave)], np.int64)}
 
 
 def _ranges(
-    path: str, graph: Any, nodes: Sequence[Any], waves: Sequence[Floats], options: Any, progress: Progress | None
+    path: str,
+    graph: Any,
+    nodes: Sequence[Any],
+    waves: Sequence[Floats | dict[str, NDArray[Any]]],
+    options: Any,
+    progress: Progress | None,
 ) -> dict[str, tuple[float, float]]:
     """Lowest and highest value of every activation that is stored in 8 bits."""
     import onnx

@@ -2,37 +2,41 @@
 
 What the file says of itself under `stream`: chunk and look_ahead in frames of 20 ms, left (frames of attention before the
 chunk), latency in seconds, silence (zeros before the first sample), start (the first frame's number), and the name, shape and
-type of every tensor of the state, in the order of the graph's inputs behind `wave` and `end` and of its outputs behind `states`.
+type of every tensor of the state, in the order of the graph's inputs behind `wave` and `end`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ..models.streaming import ENDLESS, Chunking
+from ..models.frames import GRID
+from ..models.streaming import ENDLESS
 from ..models.student import Student
 from ..runtime.container import Description
 from ..runtime.stream import Stream
 from .onnx_file import trace
-from .parity import Measured, _cosine, varied_audio
-from .stream_graph import StreamGraph
+from .parity import Measured, _cosine
+from .stream_graph import StreamGraph, pooled_scores
+from .task_head import TaskHead
 
 Waves = Sequence[NDArray[np.float32]]
 CUTS = (160, 1, 4000, 777, 16_000)  # samples of a chunk, in turn: nothing may depend on them
+CALIBRATION_STEPS = 256
 
 
 def stream_description(network: StreamGraph) -> dict[str, Any]:
     """What a driver needs to know beside the graph; plain values."""
     c = network.chunking
-    state = {
-        name: [list(value.shape), "int64" if value.dtype == torch.int64 else "float32"]
+    state = [
+        [name, list(value.shape), "int64" if value.dtype == torch.int64 else "float32"]
         for name, value in zip(network.state_names, network.initial_state(), strict=True)
-    }
+    ]
     return {
         "chunk": c.chunk, "look_ahead": c.look_ahead, "left": c.left, "latency": c.latency, "silence": network.silence,
         "start": network.start, "state": state,
@@ -44,7 +48,7 @@ def trace_stream(network: StreamGraph) -> Any:
     wave = torch.zeros(1, network.chunking.chunk * 320)
     state = zip(network.state_names, network.initial_state(), strict=True)
     inputs = [("wave", wave, ()), ("end", torch.tensor([ENDLESS]), ()), *((name, value, ()) for name, value in state)]
-    return trace(network, inputs, ["states", *(f"next {name}" for name in network.state_names)])
+    return trace(network, inputs, [network.output, *(f"next {name}" for name in network.state_names)])
 
 
 class SessionEngine:
@@ -83,28 +87,52 @@ def streamed(stream: Stream, wave: NDArray[np.float32], cuts: Sequence[int] = CU
     return np.concatenate(parts, 1)
 
 
-def compare_stream(description: Description, model: Any, student: Student, chunking: Chunking, real: Waves, seed: int) -> Measured:
-    """A stream against the chunk-masked offline pass of `student` (in float64) on noise, voices, silence and `real`."""
-    student.chunking = chunking
-    worst, samples = 0.0, 0
-    predictions = len(description.states) > len(student.states_names)
-    for wave, lengths in varied_audio(real, seed):
-        for row, length in zip(wave, lengths.tolist(), strict=True):
-            found = streamed(open_stream(description, model), row[:length].numpy())
-            wanted = student.states(row[None, :length].double(), predictions=predictions)[0][0].numpy()
-            for mine, theirs in zip(found, wanted, strict=True):
-                difference = float(np.abs(mine - theirs).max()) / max(1.0, float(np.sqrt(np.square(theirs).mean())))
-                worst = max(worst, difference) if np.isfinite(difference) else float("inf")
-            samples += length
-    return Measured(error=worst, seconds=samples / 16_000)
+class StreamJob:
+    """How a step is checked and calibrated.
 
+    network: what was traced; student: the reference, at its operating point; head: of a detector, else None
+    """
 
-def stream_fidelity(description: Description, fp32: Any, int8: Any, waves: Waves) -> Measured:
-    """An int8 stream against that in float32, frame by frame."""
-    pairs = [[streamed(open_stream(description, model), wave) for model in (fp32, int8)] for wave in waves]
-    joined = np.concatenate([_cosine(*pair) for pair in pairs], 1)
-    return Measured(
-        cosine=tuple(float(c) for c in joined.mean(1)),
-        lowest=float(np.quantile(joined, 0.01, axis=1).min()),
-        seconds=sum(map(len, waves)) / 16_000,
-    )
+    def __init__(self, network: StreamGraph, student: Student, head: TaskHead | None = None):
+        self.student, self.head = student, head
+        self.description = Description(
+            kind="stream" if head is None else "detector", precision="fp32", student="", sampling_rate=16_000,
+            stride=GRID.stride, field=GRID.field, normalize=False, states=network.names if head is None else (network.output,),
+            hidden=network.width, stream=stream_description(network),
+        )  # fmt: skip
+
+    def reference(self, wave: Tensor) -> NDArray[np.float64]:
+        """What the stream must give for (T,), by the chunk-masked offline pass: states (S, F, D), or scores (1, F, classes)."""
+        wanted = len(self.head.states) if self.head else len(self.description.states)
+        states = self.student.states(wave[None].double(), predictions=wanted > len(self.student.states_names))[0]
+        return (states[0] if self.head is None else pooled_scores(self.head, states)).numpy()  # type: ignore[no-any-return]
+
+    def compare(self, model: Any, audio: Iterator[tuple[Tensor, Tensor]]) -> Measured:
+        """A stream of `model` against `reference` on every recording of `audio`, alone, in pieces of many sizes."""
+        worst, samples = 0.0, 0
+        for wave, lengths in audio:
+            for row, length in zip(wave, lengths.tolist(), strict=True):
+                found = streamed(open_stream(self.description, model), row[:length].numpy())
+                for mine, theirs in zip(found, self.reference(row[:length]), strict=True):
+                    difference = np.abs(mine - theirs).max() / max(1.0, np.sqrt(np.square(theirs).mean()))
+                    worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
+                samples += length
+        return Measured(error=worst, seconds=samples / 16_000)
+
+    def steps(self, model: Any, waves: Waves) -> list[dict[str, Any]]:
+        """The inputs of some of the steps of these recordings, to set ranges with."""
+        fed: list[dict[str, Any]] = []
+        for wave in waves:
+            streamed(open_stream(self.description, model, fed), wave)
+        return fed[:: max(1, len(fed) // CALIBRATION_STEPS)]
+
+    def fidelity(self, fp32: Any, int8: Any, waves: Waves) -> Measured:
+        """An int8 stream against that in float32, frame by frame: cosines of states, or equal answers."""
+        pairs = [[streamed(open_stream(self.description, model), wave) for model in (fp32, int8)] for wave in waves]
+        seconds = sum(map(len, waves)) / 16_000
+        if self.head is not None:
+            same = [a.argmax(-1) == b.argmax(-1) for a, b in pairs]
+            return Measured(agreement=float(np.concatenate(same, 1).mean()), seconds=seconds)
+        joined = np.concatenate([_cosine(*pair) for pair in pairs], 1)
+        lowest = float(np.quantile(joined, 0.01, axis=1).min())
+        return Measured(cosine=tuple(float(c) for c in joined.mean(1)), lowest=lowest, seconds=seconds)

@@ -10,16 +10,22 @@ Shapes: C frames of a chunk, R of look-ahead, K the position kernel, N layers, D
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import UserError
 from ..models.frames import GRID
 from ..models.streaming import MASKED, Chunking, check_streamable
 from ..models.student import Student
 from .graph import graph_states, prepare_encoder
+from .task_head import TaskHead
+
+WINDOW = 50
+"""Frames that a detector averages: a second, as long as a spoken keyword."""
 
 
 class StreamGraph(nn.Module):
@@ -30,8 +36,11 @@ class StreamGraph(nn.Module):
     The student must be freshly loaded: it is changed.
     """
 
+    output = "states"
+
     def __init__(self, student: Student, chunking: Chunking, predictions: bool = False):
         super().__init__()
+        self.width = student.hidden_size
         check_streamable(student.encoder.model, student.encoder.normalize)
         self.encoder = prepare_encoder(student.encoder)
         self.names = graph_states(student, predictions)
@@ -91,7 +100,7 @@ class StreamGraph(nn.Module):
             states.append(x)
         made = torch.stack(states, 1)
         if self.heads is not None:
-            made = torch.cat([made, self.heads(x)], 1)
+            made = torch.cat([made, self.heads(states)], 1)
         state = (*tails, projected[:, c.chunk :], torch.stack(new_keys), torch.stack(new_values), position + c.chunk)
         return (made, *state)
 
@@ -131,3 +140,47 @@ class StreamGraph(nn.Module):
         x = layer.layer_norm(x + attention.out_proj(heard))
         x = layer.final_layer_norm(x + layer.feed_forward(x))
         return x, keys[size:], values[size:]
+
+
+class DetectorGraph(StreamGraph):
+    """The same with a head of the benchmark behind it: probabilities (1, 1, C, classes) of the last `WINDOW` frames.
+
+    As in the benchmark's utterances, the head reads the mean of the states; here of the window that ends with each frame.
+    """
+
+    output = "probabilities"
+
+    def __init__(self, student: Student, chunking: Chunking, head: TaskHead):
+        super().__init__(student, chunking, len(head.states) > len(student.states_names))
+        if len(head.labels) != 1 or head.level is not None:
+            raise UserError("Only a head of one slot, trained without level_dbfs, can listen to a stream.")
+        self.head, self.depth = copy.deepcopy(head.head), self.width
+        self.width = len(next(iter(head.labels.values())))
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        return (*super().state_names, "window")
+
+    def initial_state(self) -> list[Tensor]:
+        """The state before the audio: silence in the window."""
+        return [*super().initial_state(), torch.zeros(1, len(self.names), WINDOW - 1, self.depth)]
+
+    def forward(self, wave: Tensor, end: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        *state, window = state  # type: ignore[assignment]
+        position, (states, *after) = state[-1], super().forward(wave, end, *state)
+        number = position - self.chunking.look_ahead + torch.arange(self.chunking.chunk)
+        states = states * ((number >= 0) & (number < end))[:, None]
+        window = torch.cat([window, states], 2)  # (1, S, WINDOW - 1 + C, D)
+        total = functional.avg_pool1d(window.flatten(0, 1).transpose(1, 2), WINDOW, 1) * WINDOW  # (S, D, C)
+        mean = total / (number + 1).clamp(1, WINDOW)
+        scores = self.head(mean.permute(2, 0, 1))[0].softmax(-1)  # (C, classes)
+        return (scores[None, None], *after, window[:, :, self.chunking.chunk :])
+
+
+def pooled_scores(head: TaskHead, states: Tensor) -> Tensor:
+    """What `DetectorGraph` computes, for all frames of a recording: states (1, S, F, D) → probabilities (1, F, classes)."""
+    total = states.cumsum(2)
+    total = total - functional.pad(total, (0, 0, WINDOW, 0))[:, :, : total.shape[2]]
+    mean = total / torch.arange(1, total.shape[2] + 1).clamp(max=WINDOW)[:, None]  # (1, S, F, D)
+    with torch.no_grad():
+        return head.head.to(mean.dtype)(mean[0].transpose(0, 1))[0].softmax(-1)[None]  # type: ignore[no-any-return]

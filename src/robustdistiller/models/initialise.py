@@ -43,11 +43,18 @@ class Initialisation:
     copied: list[str] = field(default_factory=list)
     pruned: list[str] = field(default_factory=list)
     random: list[str] = field(default_factory=list)
+    fitted: list[str] = field(default_factory=list)
     kept: PruningPlan = field(default_factory=PruningPlan)
 
     def __str__(self) -> str:
-        kinds = {"copied": self.copied, "pruned": self.pruned, "random": self.random}
+        kinds = {"copied": self.copied, "pruned": self.pruned, "fitted": self.fitted, "random": self.random}
         return ", ".join(f"{len(names)} tensors {kind}" for kind, names in kinds.items() if names)
+
+    def mark_fitted(self, prefix: str) -> None:
+        """Say of the tensors with this beginning that they were fitted afterwards."""
+        for names in (self.copied, self.pruned, self.random):
+            self.fitted += [name for name in names if name.startswith(prefix)]
+            names[:] = [name for name in names if not name.startswith(prefix)]
 
 
 def copyable_state(source: nn.Module, layers: Sequence[int]) -> dict[str, Tensor]:

@@ -250,8 +250,9 @@ def build_student(
             pruning.fit(encoder, source, replace(kept, channels=[]) if streams else kept, moments, clips, origins)
             if streams:
                 fit_layer_norm(encoder, source, clips, kept.channels)
+                report.mark_fitted("feature_")
             encoder.cpu()
-    if report.random and isinstance(source, SpeechEncoder) and config.init != "random" and not streams:
+    if report.random and isinstance(source, SpeechEncoder) and config.init != "random":
         logger.warning(
             "%d of the student's %d tensors start at random%s.",
             len(report.random), len(model.state_dict()), _mismatch(model.config, source.model.config),

@@ -10,6 +10,7 @@
         for features in stream.push(chunk):
             ...
 
+`Stream` is the exact stream of a streaming student, `Detector` one with a head that tells keywords.
 `Enhancer` cleans speech and `Classifier` answers with a label (a spoken command, say); both work on whole recordings and on
 streams. See docs/deployment.md for what a stream is equal to and how late it is.
 """
@@ -22,19 +23,23 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from .container import Description, describe
+from .detection import Detection, Detector, Trigger
 from .models import Answer, Classifier, Encoder, Enhancer, Features
 from .sound import SAMPLE_RATE, read_wave
-from .streaming import Stream
+from .stream import Stream
 
 __all__ = [
     "SAMPLE_RATE",
     "Answer",
     "Classifier",
     "Description",
+    "Detection",
+    "Detector",
     "Encoder",
     "Enhancer",
     "Features",
     "Stream",
+    "Trigger",
     "describe",
     "read_wave",
 ]

@@ -19,7 +19,13 @@ from ..errors import UserError
 
 KEY = "robustdistiller"
 FORMAT = 1
-KINDS = {"encoder": "Encoder", "enhancer": "Enhancer", "classifier": "Classifier", "stream": "Stream"}
+KINDS = {
+    "encoder": "Encoder",
+    "enhancer": "Enhancer",
+    "classifier": "Classifier",
+    "stream": "Stream",
+    "detector": "Detector",
+}
 
 _METADATA, _TOP_FIELDS = 14, frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})  # of onnx.ModelProto
 _LONGEST = 1 << 20  # bytes of a metadata entry that are believed

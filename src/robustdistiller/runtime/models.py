@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import AudioError
 from .engine import open_graph
 from .sound import Wave, check_wave
-from .streaming import Stream, Window, Windows, windows
+from .streaming import Window, WindowedStream, Windows, windows
 
 Floats = NDArray[np.float32]
 
@@ -104,13 +104,13 @@ class Encoder(_Model):
         states, frames = self._engine.run({"wave": padded, "lengths": lengths})
         return [Features(row[:, :count], self._times(0, int(count))) for row, count in zip(states, frames, strict=True)]
 
-    def stream(self, hop: float = 12.0, left: float = 0.5, right: float = 0.3) -> Stream[Features]:
+    def stream(self, hop: float = 12.0, left: float = 0.5, right: float = 0.3) -> WindowedStream[Features]:
         """Listen to chunks: every `hop` seconds of frames are heard with `left` and `right` seconds of context.
 
         A frame is late by at most hop + right; the computation grows by (left + right) / hop.
         """
         d = self.description
-        return Stream(self._windows(hop, left, right, d.stride, d.field), self._kept, self.rate)
+        return WindowedStream(self._windows(hop, left, right, d.stride, d.field), self._kept, self.rate)
 
     def _kept(self, window: Window) -> Features:
         states, frames = self._engine.run(_feeds(window.wave))
@@ -132,9 +132,9 @@ class Enhancer(_Model):
         wave = check_wave(wave, self.description.field)
         return np.concatenate([self._kept(window) for window in windows(wave, rate=self.rate)])
 
-    def stream(self, hop: float = 12.0, left: float = 0.5, right: float = 0.3) -> Stream[Wave]:
+    def stream(self, hop: float = 12.0, left: float = 0.5, right: float = 0.3) -> WindowedStream[Wave]:
         """Listen to chunks; the enhanced samples come in pieces that follow each other without a gap."""
-        return Stream(self._windows(hop, left, right, 1, 1), self._kept, self.rate)
+        return WindowedStream(self._windows(hop, left, right, 1, 1), self._kept, self.rate)
 
     def _kept(self, window: Window) -> Wave:
         wave = window.wave
@@ -157,7 +157,7 @@ class Classifier(_Model):
         wave = check_wave(wave, self.description.field)
         return self._answer(wave, len(wave) / self.rate)
 
-    def stream(self, window: float = 1.0, hop: float = 0.25) -> Stream[Answer]:
+    def stream(self, window: float = 1.0, hop: float = 0.25) -> WindowedStream[Answer]:
         """Listen to chunks: an answer for the last `window` seconds, every `hop` seconds, without latency beyond `hop`.
 
         The first answers hear less than a whole window. Each second of audio is heard window / hop times.
@@ -171,7 +171,7 @@ class Classifier(_Model):
             wave = part.wave if len(part.wave) >= field else np.pad(part.wave, (0, field - len(part.wave)))
             return self._answer(wave, part.last / self.rate)
 
-        return Stream(windows, work, self.rate)
+        return WindowedStream(windows, work, self.rate)
 
     def _answer(self, wave: Wave, time: float) -> Answer:
         outputs = self._engine.run(_feeds(wave))

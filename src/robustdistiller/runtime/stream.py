@@ -12,6 +12,7 @@ The file holds one step: a chunk of samples, and the tensors of the state before
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -44,6 +45,8 @@ class Stream:
         UserError: For another file, another rate, or a state of another file.
     """
 
+    kind = "stream"
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -52,7 +55,7 @@ class Stream:
         verify: bool = True,
         state: State | None = None,
     ):
-        description, engine = open_graph(path, "stream", threads=threads, verify=verify)
+        description, engine = open_graph(path, self.kind, threads=threads, verify=verify)
         self._open(description, engine, state)
         if rate != self.rate:
             raise AudioError(
@@ -65,8 +68,10 @@ class Stream:
         about = description.stream
         self.chunk, self.look_ahead, self.latency = about["chunk"], about["look_ahead"], about["latency"]
         self._step = self.chunk * description.stride
-        self._shapes = {name: (tuple(shape), np.dtype(kind)) for name, (shape, kind) in about["state"].items()}
-        self._closed, self._clock = False, None
+        self._shapes = {name: (tuple(shape), np.dtype(kind)) for name, shape, kind in about["state"]}
+        self._file = json.dumps([description.weights, description.precision, about], sort_keys=True)
+        self._closed = False
+        self._clock: float | None = None
         self._state: State = {name: np.zeros(shape, kind) for name, (shape, kind) in self._shapes.items()}
         self._state["position"][:] = about["start"]
         self._samples = 0  # of the audio so far
@@ -85,7 +90,7 @@ class Stream:
             **{name: value.copy() for name, value in self._state.items()},
             "waiting": self._waiting[: self._filled].copy(),
             "samples": np.array(self._samples),
-            "file": np.array(f"{self.description.weights} {self.description.precision} {self.description.stream}"),
+            "file": np.array(self._file),
         }
 
     def _restore(self, state: State) -> None:

@@ -129,7 +129,7 @@ class Cutter:
         return window
 
 
-class Stream(Generic[T]):
+class WindowedStream(Generic[T]):
     """A model that listens: `push` chunks, `close` at the end; both give what is ready.
 
     latency: seconds between the first sample of a frame and its appearance, at worst, without the time to compute it

@@ -1,0 +1,126 @@
+"""Keywords in endless audio: the scores of a detector's stream, smoothed, with a threshold and a refractory time.
+
+from robustdistiller.runtime import Detector
+
+detector = Detector("exported/keywords.stream.onnx", threshold=0.8)
+for chunk in microphone:
+    for detection in detector.push(chunk):           # label, score, time
+        ...
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+from .models import Features
+from .stream import Stream
+
+BACKGROUND = ("silence", "_silence_", "unknown", "_unknown_", "other", "background")
+"""Labels that are no keyword."""
+
+
+class Detection(NamedTuple):
+    """A keyword: its label, its smoothed probability, and the second of the audio by which it was decided."""
+
+    label: str
+    score: float
+    time: float
+
+
+class Trigger:
+    """Scores in, detections out, frame by frame, whatever the cut: a moving average, a threshold, a refractory time.
+
+    Args:
+        labels: Of the columns of the scores.
+        threshold: The smoothed score from which a keyword is told.
+        smooth: Frames that the moving average spans.
+        refractory: Frames after a detection in which there is no other.
+        background: Labels that are never told.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        threshold: float = 0.5,
+        smooth: int = 10,
+        refractory: int = 50,
+        background: Sequence[str] = BACKGROUND,
+    ):
+        self.keywords = [k for k, label in enumerate(labels) if label not in background]
+        if not 0 < threshold <= 1 or smooth < 1 or refractory < 0 or not self.keywords:
+            raise UserError(
+                "A detector needs a threshold above 0 and up to 1, a smoothing of at least one frame, a refractory time that "
+                "is not negative, and a label that is no background: correct them."
+            )
+        self.threshold, self.smooth, self.refractory = threshold, smooth, refractory
+        self._last = np.zeros((smooth - 1, len(self.keywords)))
+        self._frame, self._quiet_until = 0, 0
+
+    def __call__(self, scores: NDArray[Any]) -> list[tuple[int, int, float]]:
+        """Scores (F, classes) of the next frames → (frame, column, smoothed score) of every detection."""
+        mine = np.concatenate([self._last, scores[:, self.keywords]])
+        smoothed = smooth_scores(mine, self.smooth)
+        found = []
+        for frame in np.flatnonzero(smoothed.max(1) >= self.threshold):
+            if self._frame + frame >= self._quiet_until:
+                best = int(smoothed[frame].argmax())
+                found.append((int(self._frame + frame), self.keywords[best], float(smoothed[frame, best])))
+                self._quiet_until = self._frame + int(frame) + self.refractory
+        self._last = mine[len(mine) - self.smooth + 1 :]
+        self._frame += len(scores)
+        return found
+
+
+def smooth_scores(scores: NDArray[Any], smooth: int) -> NDArray[np.float64]:
+    """The mean of the last `smooth` rows at every row that has so many: (F + smooth - 1, K) → (F, K)."""
+    if len(scores) < smooth:
+        return np.zeros((0, scores.shape[1]))
+    return np.lib.stride_tricks.sliding_window_view(scores.astype(np.float64), smooth, axis=0).mean(-1)  # type: ignore[no-any-return]
+
+
+class Detector(Stream):
+    """A `Stream` with a head: `push` and `close` give detections. smoothing and refractory in seconds.
+
+    threshold: from `robustdistiller detect`, for the false alarms an hour that are bearable
+    """
+
+    kind = "detector"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        threshold: float = 0.5,
+        smoothing: float = 0.2,
+        refractory: float = 1.0,
+        background: Sequence[str] = BACKGROUND,
+        threads: int | None = None,
+    ):
+        super().__init__(path, threads)
+        (self.labels,) = self.description.labels.values()
+        rate = self.rate / self.description.stride
+        self._trigger = Trigger(
+            self.labels, threshold, max(1, round(smoothing * rate)), round(refractory * rate), background
+        )
+        self.scores = np.zeros((0, len(self.labels)))
+
+    def push(self, chunk: Any, time: float | None = None) -> list[Detection]:  # type: ignore[override]
+        """Hear the next samples and tell the keywords in what they complete; `scores` (F, classes) holds its probabilities."""
+        return self._told(super().push(chunk, time))
+
+    def close(self) -> list[Detection]:  # type: ignore[override]
+        """Say that the audio ends here, and tell what is left."""
+        return self._told(super().close())
+
+    def _told(self, features: Features) -> list[Detection]:
+        self.scores, d = features.states[0], self.description
+        found = []
+        for frame, column, score in self._trigger(self.scores):
+            last = (frame // self.chunk + 1) * self.chunk - 1 + self.look_ahead  # that the frame's chunk has waited for
+            found.append(Detection(self.labels[column], score, (last * d.stride + d.field) / self.rate))
+        return found

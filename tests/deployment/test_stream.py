@@ -1,0 +1,173 @@
+"""Laws of the exact stream: equal to the chunk-masked offline pass for any cut, constant in memory, unharmed by bad input."""
+
+import numpy as np
+import pytest
+import torch
+
+from robustdistiller.config import EnhancementConfig, StreamingConfig, StudentConfig
+from robustdistiller.deployment.export import ExportOptions, export_student
+from robustdistiller.deployment.parity import voice_like
+from robustdistiller.deployment.stream_export import StreamJob, open_stream, streamed
+from robustdistiller.deployment.stream_graph import DetectorGraph, StreamGraph
+from robustdistiller.deployment.task_head import TaskHead
+from robustdistiller.errors import AudioError, UserError
+from robustdistiller.evaluation.heads import UtteranceHead
+from robustdistiller.models.streaming import Chunking
+from robustdistiller.models.student import build_student, load_student
+from robustdistiller.models.teacher import load_teacher
+from robustdistiller.runtime import Stream, Trigger
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint, tmp_path_factory):
+    """A streaming student with a position kernel of 16 frames."""
+    teacher = load_teacher(str(checkpoint("hubert")), layers=(1, 3))
+    config = StudentConfig(layers=2, position_kernel=16, streaming=StreamingConfig(left_ms=120))
+    student, _ = build_student(teacher, config, EnhancementConfig(enabled=False))
+    path = tmp_path_factory.mktemp("run") / "student"
+    student.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "onnx"
+    export_student(f"{folder}@80+40", out, ExportOptions(int8=True, force=True, clips=6))
+    return out
+
+
+def reference(folder, chunking, head=None):
+    student = load_student(folder).double()
+    student.chunking = chunking
+    fresh = load_student(folder).double()
+    network = StreamGraph(fresh, chunking) if head is None else DetectorGraph(fresh, chunking, head)
+    return StreamJob(network.double(), student, head), network
+
+
+@pytest.mark.parametrize(
+    ("chunking", "cuts"),
+    [
+        (Chunking(4, 2, 6), (320,)),  # a frame at a time
+        (Chunking(4, 2, 6), (1, 7, 4000)),
+        (Chunking(1, 0, 3), (160,)),
+        (Chunking(3, 11, 0), (16_000,)),  # a look-ahead beyond the kernel's, and no left context
+        (Chunking(5, 4, 100), (999,)),
+    ],
+)
+@pytest.mark.parametrize("samples", [399, 400, 1679, 24_001])
+def test_a_stream_is_the_chunk_masked_offline_pass(folder, chunking, cuts, samples):
+    job, network = reference(folder, chunking)
+    wave = voice_like(samples, 1) * (np.arange(samples) > samples // 3)  # silence, then a voice
+    found = streamed(open_stream(job.description, network), wave.astype(np.float32), cuts)
+    if samples < 400:
+        assert found.shape == (3, 0, 64)
+        return
+    wanted = job.reference(torch.from_numpy(wave.astype(np.float32)))
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, atol=1e-9)  # both in float64: equal but for the order of sums
+
+
+@pytest.mark.parametrize("precision", ["", ".int8"])
+def test_the_file_computes_what_pytorch_computes(folder, exported, precision):
+    stream = Stream(exported / f"encoder.stream{precision}.onnx")
+    assert (stream.chunk, stream.look_ahead, stream.latency) == (4, 2, pytest.approx((5 * 320 + 400) / 16_000))
+    wave = voice_like(40_123, 2)
+    found = streamed(stream, wave)
+    student = load_student(f"{folder}@80+40")
+    wanted = student.states(torch.from_numpy(wave)[None])[0][0].numpy()
+    if precision:
+        cosine = (found * wanted).sum(-1) / np.sqrt(np.square(found).sum(-1) * np.square(wanted).sum(-1))
+        assert cosine.mean() > 0.99
+    else:
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_times_and_latency_are_kept(exported):
+    stream, wave, heard = Stream(exported / "encoder.stream.onnx"), voice_like(32_000, 3), []
+    for end in range(160, len(wave) + 1, 160):
+        features = stream.push(wave[end - 160 : end])
+        heard += list(features.times)
+        # Every frame is out once its latency has passed, and none before its samples were heard.
+        assert all(time + 0.0125 <= end / 16_000 for time in features.times)
+        assert not len(features.times) or end / 16_000 <= features.times[0] - 0.0125 + stream.latency + 0.01
+    heard += list(stream.close().times)
+    np.testing.assert_allclose(heard, (np.arange(99) * 320 + 200) / 16_000)
+
+
+def test_the_state_stays_as_small_as_it_was_and_goes_on_elsewhere(exported):
+    stream, wave = Stream(exported / "encoder.stream.onnx"), voice_like(64_000, 4)
+    sizes = []
+    for start in range(0, 48_000, 1600):
+        stream.push(wave[start : start + 1600])
+        sizes.append(sum(value.nbytes for name, value in stream.state.items() if name not in ("waiting", "file")))
+    assert len(set(sizes)) == 1
+    other = Stream(exported / "encoder.stream.onnx", state=stream.state)
+    np.testing.assert_array_equal(stream.push(wave[48_000:]).states, other.push(wave[48_000:]).states)
+    np.testing.assert_array_equal(stream.close().states, other.close().states)
+
+
+def test_bad_input_is_one_sentence_and_harms_nothing(exported, folder, tmp_path):
+    path = exported / "encoder.stream.onnx"
+    stream, other, wave = Stream(path), Stream(path), voice_like(20_000, 5)
+    stream.push(wave[:8000], time=5.0)
+    other.push(wave[:8000])
+    nan = np.full(100, np.nan, np.float32)
+    for bad, told in (
+        ([], "floats|samples"),
+        (nan, "not numbers"),
+        (np.zeros(9, np.int16), "int16"),
+        (np.zeros((2, 9)), "shape"),
+    ):
+        with pytest.raises(AudioError, match=told):
+            stream.push(np.array(bad) if isinstance(bad, list) else bad)
+    for time in (5.9, 4.0, float("nan")):
+        with pytest.raises(AudioError, match="was due at"):
+            stream.push(wave[8000:], time=time)
+    np.testing.assert_array_equal(stream.push(wave[8000:], time=5.51).states, other.push(wave[8000:]).states)
+    state = stream.state
+    stream.close()
+    for act in (stream.close, lambda: stream.push(wave)):
+        with pytest.raises(AudioError, match="closed"):
+            act()
+    with pytest.raises(AudioError, match="8000 samples a second"):
+        Stream(path, rate=8000)
+    with pytest.raises(UserError, match="another file"):
+        Stream(exported / "encoder.stream.int8.onnx", state=state)
+    with pytest.raises(UserError, match="another file"):
+        Stream(path, state={"keys": state["keys"]})
+    with pytest.raises(UserError, match="damaged"):
+        Stream(path, state={**state, "keys": state["keys"][:, :1]})
+    student = load_student(folder)
+    student.streaming = None
+    student.save(tmp_path / "plain")
+    with pytest.raises(UserError, match="was not trained to stream"):
+        export_student(f"{tmp_path / 'plain'}@80+40", tmp_path / "out")
+
+
+def test_a_detector_scores_the_last_second(folder):
+    labels = ("no", "yes", "_unknown_")
+    torch.manual_seed(0)
+    head = UtteranceHead(3, 64, [3])
+    task = TaskHead(head.eval(), "words", {"word": labels}, None, ("cnn", "layer 1", "layer 2"), "")
+    job, network = reference(folder, Chunking(4, 2, 6), task)
+    wave = voice_like(40_000, 6)
+    found = streamed(open_stream(job.description, network), wave)
+    np.testing.assert_allclose(found, job.reference(torch.from_numpy(wave)), atol=1e-6)
+    student = load_student(f"{folder}@80+40")
+    states = student.states(torch.from_numpy(wave)[None])[0]
+    last = head(states[:, :, -50:].mean(2))[0].softmax(-1)  # as a clip's
+    np.testing.assert_allclose(found[0, -1], last[0].detach(), atol=1e-5)
+
+
+def test_a_trigger_is_the_same_for_any_cut():
+    rng = np.random.default_rng(0)
+    scores = rng.dirichlet(np.ones(4), 500)
+    scores[100:130] = (0.97, 0.01, 0.01, 0.01)
+    scores[200:230] = (0.01, 0.01, 0.01, 0.97)
+    make = lambda: Trigger(("yes", "no", "go", "_unknown_"), threshold=0.9, smooth=10, refractory=50)  # noqa: E731
+    whole, pieces = make()(scores), []
+    trigger = make()
+    for start in range(0, 500, 7):
+        pieces += trigger(scores[start : start + 7])
+    assert whole == pieces
+    assert [(frame // 10, column) for frame, column, _ in whole] == [(10, 0)]  # once, and never the background
