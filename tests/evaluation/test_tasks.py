@@ -44,6 +44,24 @@ def test_a_test_set_may_live_in_another_folder(words, tmp_path):
     assert len(split.test) == 18
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_cuts_of_lhotse_are_a_source_as_they_are(words, tmp_path, suffix):
+    lhotse = pytest.importorskip("lhotse")
+    rows = [r for r in read_manifest(words / "manifest.jsonl")]
+    cuts = []
+    for row in rows:
+        recording = lhotse.Recording.from_file(row.path, recording_id=row.id)
+        cut = recording.to_cut()
+        about = {"id": row.id, "recording_id": row.id, "start": 0, "duration": cut.duration}
+        cut.supervisions = [lhotse.SupervisionSegment(**about, speaker=row.speaker)]
+        cut.custom = {"label": row.label, "split": row.split}
+        cuts.append(cut)
+    lhotse.CutSet.from_cuts(cuts).to_file(str(tmp_path / f"cuts{suffix}"))
+    found = task(tmp_path / f"cuts{suffix}")
+    assert [len(found.part(p)) for p in ("train", "valid", "test")] == [72, 18, 18]
+    assert {e.recording.speaker for e in found.test} == {"s10", "s11"}
+
+
 def test_a_limit_is_balanced_over_answers_and_always_the_same(words):
     limited = task(words / "manifest.jsonl", train={"where": {"split": "train"}, "limit": 30})
     counts = [sum(e.target == (word,) for e in limited.train) for word in ("low", "middle", "high")]

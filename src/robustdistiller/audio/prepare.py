@@ -172,7 +172,7 @@ def _announced(source: _Source, role: Role) -> tuple[list[Recording], list[Skipp
         manifest = os.path.join(path, "manifest.jsonl")
         if source.corpus is None and os.path.isfile(manifest):
             log.info("%s: its manifest.jsonl is followed (folder:%s takes all its files)", path, path)
-            return _listed(manifest), []
+            return listed(manifest), []
         if any(name.startswith("cuts.") and ".jsonl" in name for name in os.listdir(path)):
             raise UserError(
                 f"{path} is a lhotse Shar folder, which cannot be read at random: unpack it with "
@@ -182,7 +182,7 @@ def _announced(source: _Source, role: Role) -> tuple[list[Recording], list[Skipp
         rows = scan_corpus(path, role, source.corpus, failed)[1]
         return _rows(rows), [Skipped(str(e.filename), "folder", f"it cannot be read: {e.strerror}") for e in failed]
     if path.endswith((".jsonl", ".jsonl.gz")):
-        return _listed(path, source.root), []
+        return listed(path, source.root), []
     if os.path.splitext(path)[1].lower() in SUFFIXES | MEDIA:
         return _rows([{"path": path, "id": Path(path).stem}]), []
     raise UserError(f"{path} is no folder, audio file or .jsonl manifest: give one of these.")
@@ -192,7 +192,8 @@ def _rows(rows: Sequence[dict[str, Any]]) -> list[Recording]:
     return [replace(recording_from_row({**row, "duration": 1.0}, row["path"]), seconds=math.inf) for row in rows]
 
 
-def _listed(file: str, root: str | None = None) -> list[Recording]:
+def listed(file: str, root: str | None = None) -> list[Recording]:
+    """The recordings of a manifest or of a file of lhotse cuts, all of which exist; `root`: where relative paths start."""
     if os.path.isfile(file) and is_cuts(file):
         recordings = read_cuts(file)
     else:

@@ -38,10 +38,10 @@ def read_source(
     base = next((p for p in (folder / root, Path(root)) if p.is_dir()), None) if root else None
     if root and base is None:
         raise UserError(f"There is no folder {root}, named as root of {place}: correct it.")
-    if path.suffix == ".jsonl":
-        return read_manifest(path, base, check_files=True)
-    from ..audio.prepare import prepare_all
+    from ..audio.prepare import listed, prepare_all
 
+    if path.name.endswith((".jsonl", ".jsonl.gz")) and not named:
+        return listed(str(path), None if base is None else str(base))
     return prepare_all([f"{corpus}:{path}" if named else str(path)], role, cache).recordings
 
 

@@ -1,248 +1,240 @@
-"""The pictures: accuracy against SNR and T60, clean against robust, layer weights, similarity per layer, confusions."""
+"""The pictures, as SVG with real text: the metric over SNR and T60, clean against contaminated, layer weights, confusions."""
 
 from __future__ import annotations
 
+import base64
+import functools
+import io
 import math
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from .reading import Measure, Result, size_text, unique
-from .svg import DASHES, PALETTE, Canvas, nice_ticks, shade
+from ..errors import need
+from ..files import replacing
+from .reading import PALETTE, Measure, Result, size_text, unique
 
-WIDTH, HEIGHT = 360.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 44.0, 12.0, 26.0, 42.0
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+MARKERS = "os^DXv*"
+LINES = ("-", "--", ":", "-.", (0, (4, 2)), (0, (1, 2)), (0, (8, 3)))
+PANEL = (3.6, 2.6)  # inches
+KINDS = {"clean": "clean", "noise": "noise", "reverb": "reverberation", "both": "noise in rooms"}
+STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "robustdistiller", "font.family": "sans-serif", "font.size": 9,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e8ec",
+    "text.parse_math": False, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False,
+}  # fmt: skip
 
-@dataclass(frozen=True)
-class Series:
-    """A line: (place on the x axis, value, low, high) with the model's index."""
-
-    name: str
-    index: int
-    points: list[tuple[float, float, float, float]]
-
-
-def line_chart(
-    title: str,
-    x_label: str,
-    y_label: str,
-    ticks: Sequence[tuple[float, str]],
-    series: Sequence[Series],
-    gap: float | None = None,
-    extent: tuple[float, float] | None = None,
-) -> str:
-    """Lines with interval bands.
-
-    gap: where the axis is interrupted (between the last SNR and "clean"); extent: what the y axis must cover, else the data.
-    """
-    canvas = Canvas(WIDTH, HEIGHT, f"{title}: {y_label} against {x_label}")
-    values = extent or tuple(value for one in series for point in one.points for value in point[2:])
-    levels = nice_ticks(min(values), max(values))
-    x = _scale([tick for tick, _ in ticks], LEFT + 10, WIDTH - RIGHT - 14)
-    y = _scale([levels[0], levels[-1]], HEIGHT - BOTTOM, TOP)
-    canvas.text((LEFT, 14), title, css="title")
-    _levels(canvas, levels, y)
-    for place, name in ticks:
-        canvas.line((x(place), HEIGHT - BOTTOM), (x(place), HEIGHT - BOTTOM + 4))
-        canvas.text((x(place), HEIGHT - BOTTOM + 16), name, "middle")
-    if gap is not None:
-        canvas.line((x(gap), TOP), (x(gap), HEIGHT - BOTTOM), style="stroke-dasharray:2 3")
-    canvas.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8), x_label, "middle", css="soft")
-    for one in series:
-        colour = PALETTE[one.index % len(PALETTE)]
-        if len(one.points) > 1:
-            upper = [(x(place), y(high)) for place, _, _, high in one.points]
-            lower = [(x(place), y(low)) for place, _, low, _ in reversed(one.points)]
-            canvas.band([*upper, *lower], colour)
-            dash = DASHES[one.index % len(DASHES)]
-            canvas.path([(x(place), y(value)) for place, value, _, _ in one.points], colour, dash)
-    for one in series:
-        for place, value, low, high in one.points:
-            canvas.marker((x(place), y(value)), one.index, 3.6, f"{one.name}: {value:.3g} [{low:.3g}, {high:.3g}]")
-    return canvas.render()
+P = ParamSpec("P")
+T = TypeVar("T")
+Place = tuple[float, str, str]
+"""Where on the axis, how it is written there, and the condition."""
 
 
-def snr_charts(result: Result, measure: Measure) -> list[str]:
-    """One chart per noise type: the metric against SNR, with clean speech at the right end."""
-    return [
-        _snr_chart(result, measure, f"{noise}", [c for c in result.of_kind("noise") if c["noise"] == noise])
-        for noise in unique(c["noise"] for c in result.of_kind("noise"))
-    ]
+def _styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """The function with our style of drawing. It raises `UserError` where matplotlib is missing."""
+
+    @functools.wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            import matplotlib
+        except ImportError as error:
+            raise need("matplotlib", "report", "A picture of results") from error
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
 
 
-def both_charts(result: Result, measure: Measure) -> list[str]:
-    """The same for noise in rooms, where a room has several SNRs."""
-    charts = []
-    rooms = unique((c["noise"], c["rooms"], tuple(c["t60"])) for c in result.of_kind("both"))
-    for noise, room, (low, high) in rooms:
-        cells = [
-            c for c in result.of_kind("both") if (c["noise"], c["rooms"], tuple(c["t60"])) == (noise, room, (low, high))
-        ]
-        if len(cells) > 1:
-            charts.append(_snr_chart(result, measure, f"{noise}, T60 {low:g}–{high:g} s ({room})", cells))
-    return charts
+@_styled
+def curves(result: Result, measure: Measure) -> str:
+    """A panel for every noise (over SNR), every source of rooms (over T60), and every room with noise."""
+    panels = [(noise, "SNR (dB)", _over_snr(result.of_kind("noise"), noise=noise))
+              for noise in unique(c["noise"] for c in result.of_kind("noise"))]  # fmt: skip
+    panels += [(f"reverberation ({rooms})", "T60 (s)", _over_t60([c for c in result.of_kind("reverb") if c["rooms"] == rooms]))
+               for rooms in unique(c["rooms"] for c in result.of_kind("reverb"))]  # fmt: skip
+    for noise, rooms, t60 in unique((c["noise"], c["rooms"], tuple(c["t60"])) for c in result.of_kind("both")):
+        places = _over_snr(result.of_kind("both"), noise=noise, rooms=rooms, t60=list(t60))
+        if len(places) > 2:
+            panels.append((f"{noise}, T60 {t60[0]:g}–{t60[1]:g} s ({rooms})", "SNR (dB)", places))
+    if not panels:
+        return ""
+    figure, axes = _panels(len(panels), sharey=True)
+    for axis, (title, label, places) in zip(axes, panels, strict=True):
+        _lines(axis, result, measure, places)
+        axis.set(title=title, xlabel=label)
+    for axis in axes[::3]:
+        axis.set_ylabel(measure.label)
+    return _embedded(figure, f"{measure.label} under noise and reverberation", axes[0])
 
 
-def t60_charts(result: Result, measure: Measure) -> list[str]:
-    """One chart per room source: the metric against the bins of T60, with clean speech at the left end."""
-    charts = []
-    for room in unique(c["rooms"] for c in result.of_kind("reverb")):
-        cells = sorted((c for c in result.of_kind("reverb") if c["rooms"] == room), key=lambda c: tuple(c["t60"]))
-        names = ["clean", *(c["name"] for c in cells)]
-        ticks = [(0.0, "dry"), *((float(k + 1), f"{c['t60'][0]:g}–{c['t60'][1]:g}") for k, c in enumerate(cells))]
-        series = _series(result, measure, list(enumerate(names)))
-        if series:
-            title = f"reverberation ({room})"
-            charts.append(line_chart(title, "T60 (s)", measure.label, ticks, series, 0.5, _extent(measure)))
-    return charts
+@_styled
+def write_means(result: Result, measure: Measure, path: str | os.PathLike[str]) -> None:
+    """Write one picture of a measure: over SNR, the mean of all noises, and over T60, the mean of all sources of rooms."""
+    noise, reverb = result.of_kind("noise"), result.of_kind("reverb")
+    by_snr = {snr: [c["name"] for c in noise if c["snr_db"] == snr] for snr in sorted({c["snr_db"] for c in noise})}
+    by_t60 = {t: [c["name"] for c in reverb if tuple(c["t60"]) == t] for t in sorted({tuple(c["t60"]) for c in reverb})}
+    groups = [("Noise, mean over its types", "SNR (dB)", {f"{snr:g}": names for snr, names in by_snr.items()})]
+    rooms = {f"{low:g}–{high:g}": by_t60[low, high] for low, high in sorted(by_t60, reverse=True)}
+    groups.append(("Rooms", "T60 (s)", rooms))
+    groups = [group for group in groups if group[2]]
+    if not groups:
+        return
+    figure, axes = _panels(len(groups), sharey=True, size=(4.5, 3.6))
+    for axis, (title, label, ticks) in zip(axes, groups, strict=True):
+        ticks = {**ticks, "clean": ["clean"]}
+        for model in measure.models:
+            found = [[f for name in names if (f := measure.get(model, name))] for names in ticks.values()]
+            heights = [measure.scaled(sum(f["value"] for f in fs) / len(fs)) if fs else math.nan for fs in found]
+            axis.plot(range(len(ticks)), heights, label=model, **_style(result.index(model)))
+        axis.set_xticks(range(len(ticks)), list(ticks))
+        axis.set(title=title, xlabel=label)
+    axes[0].set_ylabel(measure.label)
+    with replacing(path) as part:
+        _written(figure, part, measure.label, axes[0])
 
 
-def _snr_chart(result: Result, measure: Measure, title: str, cells: Sequence[dict[str, Any]]) -> str:
-    cells = sorted(cells, key=lambda c: float(c["snr_db"]))
-    levels = [float(c["snr_db"]) for c in cells]
-    step = (levels[-1] - levels[0]) / max(1, len(levels) - 1) or 5.0
-    clean = levels[-1] + 1.2 * step
-    places = [*zip(levels, (c["name"] for c in cells), strict=True), (clean, "clean")]
-    ticks = [*((level, f"{level:g}") for level in levels), (clean, "clean")]
-    series = _series(result, measure, places)
-    return line_chart(title, "SNR (dB)", measure.label, ticks, series, (levels[-1] + clean) / 2, _extent(measure))
-
-
-def _extent(measure: Measure) -> tuple[float, float]:
-    """One scale for all charts of a measure, so that they can be compared at a glance."""
-    own = [f for (_, condition), f in measure.figures.items() if not condition.startswith("mean:")]
-    return measure.scaled(min(f["low"] for f in own)), measure.scaled(max(f["high"] for f in own))
-
-
-def _series(result: Result, measure: Measure, places: Sequence[tuple[float, str]]) -> list[Series]:
-    series = []
-    for model in measure.models:
-        points = []
-        for place, condition in places:
-            figure = measure.get(model, condition)
-            if figure:
-                value, low, high = (measure.scaled(figure[key]) for key in ("value", "low", "high"))
-                points.append((float(place), value, low, high))
-        if points:
-            series.append(Series(model, result.index(model), points))
-    return series
-
-
-def scatter_chart(result: Result, measure: Measure) -> str | None:
+@_styled
+def scatter(result: Result, measure: Measure) -> str:
     """Clean against the average of all contaminated conditions; the marker's area grows with the model."""
     sizes = {m["name"]: int(m["num_parameters"]) for m in result.models}
-    pairs = [(m, measure.get(m, "clean"), measure.get(m, "mean:contaminated")) for m in measure.models]
-    dots = [(model, clean, robust) for model, clean, robust in pairs if clean and robust]
+    found = [(m, measure.get(m, "clean"), measure.get(m, "mean:contaminated")) for m in measure.models]
+    dots = [(model, clean, robust) for model, clean, robust in found if clean and robust]
     if not dots:
-        return None
-    canvas = Canvas(WIDTH, HEIGHT + 30, f"clean against contaminated {measure.label}")
-    bottom = HEIGHT + 30 - BOTTOM
-    across = [measure.scaled(clean[k]) for _, clean, _ in dots for k in ("low", "high")]
-    up = [measure.scaled(robust[k]) for _, _, robust in dots for k in ("low", "high")]
-    x_levels, y_levels = nice_ticks(min(across), max(across), 5), nice_ticks(min(up), max(up), 5)
-    x = _scale([x_levels[0], x_levels[-1]], LEFT + 8, WIDTH - RIGHT - 12)
-    y = _scale([y_levels[0], y_levels[-1]], bottom, TOP)
-    canvas.text((LEFT, 14), "clean against contaminated", css="title")
-    _levels(canvas, y_levels, y)
-    for level in x_levels:
-        canvas.line((x(level), bottom), (x(level), bottom + 4))
-        canvas.text((x(level), bottom + 16), f"{level:g}", "middle")
-    low, high = max(x_levels[0], y_levels[0]), min(x_levels[-1], y_levels[-1])
-    if low < high:  # the line of no loss, where both axes have it
-        canvas.line((x(low), y(low)), (x(high), y(high)), style="stroke-dasharray:3 3")
-        canvas.text((x(high) - 4, y(high) + 12), "no loss", "end", css="soft")
-    canvas.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT + 22), f"clean {measure.label}", "middle", css="soft")
-    canvas.text((11, (TOP + bottom) / 2), "mean of all contaminated", "middle", css="soft", turn=-90)
-    taken: list[tuple[float, float]] = []
+        return ""
+    figure, (axis,) = _panels(1, size=(4.8, 3.6))
     for model, clean, robust in dots:
-        at = (x(measure.scaled(clean["value"])), y(measure.scaled(robust["value"])))
-        colour = PALETTE[result.index(model) % len(PALETTE)]
-        for figure, horizontal in ((clean, True), (robust, False)):
-            ends = [measure.scaled(figure[key]) for key in ("low", "high")]
-            points = [(x(end), at[1]) if horizontal else (at[0], y(end)) for end in ends]
-            canvas.line(points[0], points[1], css="whisker", style=f"stroke:{colour}")
-        canvas.marker(at, result.index(model), 4 + 1.1 * math.sqrt(sizes.get(model, 0) / 1e6), model)
+        index, ends = result.index(model), []
+        for one in (clean, robust):
+            ends.append([[measure.scaled(one["value"] - one["low"])], [measure.scaled(one["high"] - one["value"])]])
+        x, y = measure.scaled(clean["value"]), measure.scaled(robust["value"])
+        axis.errorbar(x, y, ends[1], ends[0], color=PALETTE[index % 7], marker=MARKERS[index % 7],
+                      markersize=5 + math.sqrt(sizes.get(model, 0) / 1e6))  # fmt: skip
         words = f"{model}, {size_text(sizes[model])}" if sizes.get(model) else model
-        _label(canvas, at, words, taken, 4 + 1.1 * math.sqrt(sizes.get(model, 0) / 1e6))
-    return canvas.render()
+        axis.annotate(words, (x, y), (7, 5), textcoords="offset points")
+    axis.set(title="clean against contaminated", xlabel=f"clean {measure.label}", ylabel="mean of all contaminated")
+    ends = [max(axis.get_xlim()[0], axis.get_ylim()[0]), min(axis.get_xlim()[1], axis.get_ylim()[1])]
+    if ends[0] < ends[1]:  # the line of no loss, where both axes have it
+        axis.plot(ends, ends, color="#8b949e", linestyle=":", zorder=0)
+    return _embedded(figure, f"clean against contaminated {measure.label}")
 
 
-def _label(canvas: Canvas, at: tuple[float, float], words: str, taken: list[tuple[float, float]], clear: float) -> None:
-    """Write beside a marker, on the side where there is room, below or above what is already written."""
-    right = at[0] + clear + 6.2 * len(words) < WIDTH - 2
-    x = at[0] + clear + 4 if right else at[0] - clear - 4
-    y = at[1] - 6
-    while any(abs(y - other) < 12 and abs(x - ox) < 150 for ox, other in taken):
-        y += 12
-    taken.append((x, y))
-    canvas.text((x, y), words, "start" if right else "end", css="tag")
+@_styled
+def weights(heads: Sequence[dict[str, Any]], result: Result) -> str:
+    """Which states the heads read: a panel of bars for every model."""
+    heads = [head for head in heads if len(head["states"]) > 1]
+    if not heads:
+        return ""
+    figure, axes = _panels(len(heads), size=(3.6, 0.8 + 0.18 * max(len(head["states"]) for head in heads)))
+    for axis, head in zip(axes, heads, strict=True):
+        axis.barh(head["states"], head["weights"], color=PALETTE[result.index(head["model"]) % 7])
+        axis.invert_yaxis()
+        axis.set(title=head["model"])
+    return _embedded(figure, "weights of the states")
 
 
-def bar_chart(title: str, names: Sequence[str], values: Sequence[float], index: int) -> str:
-    """Horizontal bars of shares that sum to one."""
-    row, left = 17.0, 118.0
-    canvas = Canvas(WIDTH, 26 + row * len(names) + 4, title)
-    canvas.text((4, 14), title, css="title")
-    longest = max(values) or 1.0
-    for k, (name, value) in enumerate(zip(names, values, strict=True)):
-        y = 26 + row * k
-        canvas.text((left - 6, y + 11), name, "end")
-        canvas.box(left, y + 2, (WIDTH - left - 46) * value / longest, row - 5, PALETTE[index % len(PALETTE)])
-        canvas.text((left + (WIDTH - left - 46) * value / longest + 5, y + 11), f"{value:.2f}")
-    return canvas.render()
+@_styled
+def similarities(rows: Sequence[dict[str, Any]], result: Result) -> str:
+    """Cosine of clean and contaminated features per state, a panel for every model, a line for every kind of contamination."""
+    kinds = {c["name"]: c["kind"] for c in result.conditions}
+    models = [m for m in result.models if len(m["states"]) > 1 and any(row["model"] == m["name"] for row in rows)]
+    if not models:
+        return ""
+    figure, axes = _panels(len(models), sharey=True)
+    for axis, model in zip(axes, models, strict=True):
+        own = [row for row in rows if row["model"] == model["name"]]
+        for k, kind in enumerate(unique(kinds[row["condition"]] for row in own)):
+            found = [row["cosine"] for row in own if kinds[row["condition"]] == kind]
+            mean = [sum(column) / len(found) for column in zip(*found, strict=True)]
+            axis.plot(range(len(mean)), mean, label=KINDS[kind], **_style(k))
+        stride = -(-len(model["states"]) // 9)
+        names = [state.replace("layer ", "").replace("prediction of ", "p") for state in model["states"]]
+        axis.set_xticks(range(0, len(names), stride), names[::stride])
+        axis.set(title=model["name"], xlabel="state", ylabel="cosine")
+    return _embedded(figure, "similarity of clean and contaminated features", axes[0])
 
 
-def similarity_chart(title: str, states: Sequence[str], lines: dict[str, list[float]]) -> str:
-    """Similarity of clean and contaminated features per state, a line for each kind of contamination."""
-    series = [
-        Series(kind, k, [(float(i), value, value, value) for i, value in enumerate(values)])
-        for k, (kind, values) in enumerate(lines.items())
-    ]
-    short = [_short(state) for state in states]
-    stride = -(-len(short) // 9)
-    ticks = [(float(i), name if i % stride == 0 else "") for i, name in enumerate(short)]
-    return line_chart(title, "state", "similarity", ticks, series)
-
-
-def confusion_chart(title: str, classes: Sequence[str], counts: Sequence[Sequence[float]]) -> str:
+@_styled
+def confusions(entries: Sequence[dict[str, Any]], classes: dict[str, Sequence[str]]) -> str:
     """Rows are what was said, columns what was answered; shades and numbers are per cent of the row."""
-    longest = max(len(name) for name in classes)
-    left = min(110.0, 12 + 6.0 * longest)
-    cell = (WIDTH - left - 4) / len(classes)
-    top = 22 + min(80.0, 12 + 5.2 * longest)
-    canvas = Canvas(WIDTH, top + cell * len(classes) + 6, title)
-    canvas.text((4, 14), title, css="title")
-    small = f"font-size:{min(10.0, 0.42 * cell):.1f}px"
-    for k, name in enumerate(classes):
-        word = name if len(name) <= 17 else name[:16] + "…"
-        canvas.text((left - 4, top + cell * (k + 0.5) + 3.5), word, "end", style="font-size:10px")
-        canvas.text((left + cell * (k + 0.5) + 3, top - 5), word, turn=-60, style="font-size:10px")
-    for row, line in enumerate(counts):
-        total = sum(line)
-        for column, count in enumerate(line):
-            share = count / total if total else 0.0
-            background, ink = shade(share)
-            place = (left + cell * column, top + cell * row)
-            canvas.box(*place, cell - 0.6, cell - 0.6, background)
-            if share >= 0.005 and len(classes) <= 16:
-                centre = (place[0] + cell / 2, place[1] + cell / 2 + 3)
-                canvas.text(centre, f"{100 * share:.0f}", "middle", style=f"{small};fill:{ink}")
-    return canvas.render()
+    largest = max(len(classes[entry["slot"]]) for entry in entries)
+    side = 2.3 + 0.24 * largest
+    figure, axes = _panels(len(entries), size=(side, side))
+    for axis, entry in zip(axes, entries, strict=True):
+        names = [name if len(name) <= 17 else name[:16] + "…" for name in classes[entry["slot"]]]
+        shares = [[100 * count / max(1e-9, sum(row)) for count in row] for row in entry["counts"]]
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
+        axis.set_yticks(range(len(names)), names)
+        axis.grid(False)
+        axis.set(title=f"{entry['slot']}, {entry['condition']}")
+        for y, row in enumerate(shares if len(names) <= 16 else ()):
+            for x, share in enumerate(row):
+                if share >= 0.5:
+                    colour = "white" if share > 60 else "black"
+                    axis.text(x, y, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    return _embedded(figure, "what is taken for what")
 
 
-def _levels(canvas: Canvas, levels: Sequence[float], y: Callable[[float], float]) -> None:
-    """Horizontal grid lines with their values."""
-    for level in levels:
-        canvas.line((LEFT, y(level)), (canvas.width - RIGHT, y(level)), css="grid")
-        canvas.text((LEFT - 5, y(level) + 4), f"{level:g}", "end")
+def _over_snr(cells: Sequence[dict[str, Any]], **fixed: Any) -> list[Place]:
+    """The SNRs of the conditions that have the values `fixed`, and clean speech at the right end."""
+    chosen = [c for c in cells if all((list(c[k]) if k == "t60" else c[k]) == value for k, value in fixed.items())]
+    chosen = sorted(chosen, key=lambda c: float(c["snr_db"]))
+    levels = [float(c["snr_db"]) for c in chosen]
+    step = (levels[-1] - levels[0]) / max(1, len(levels) - 1) or 5.0
+    places = [(level, f"{level:g}", c["name"]) for level, c in zip(levels, chosen, strict=True)]
+    return [*places, (levels[-1] + 1.2 * step, "clean", "clean")]
 
 
-def _scale(domain: Sequence[float], start: float, end: float) -> Callable[[float], float]:
-    low, high = min(domain), max(domain)
-    span = high - low or 1.0
-    return lambda value: start + (value - low) / span * (end - start)
+def _over_t60(cells: Sequence[dict[str, Any]]) -> list[Place]:
+    """The bins of T60, and clean speech at the left end."""
+    ordered = sorted(cells, key=lambda c: tuple(c["t60"]))
+    return [(0.0, "clean", "clean"),
+            *((k + 1.0, f"{c['t60'][0]:g}–{c['t60'][1]:g}", c["name"]) for k, c in enumerate(ordered))]  # fmt: skip
 
 
-def _short(state: str) -> str:
-    return state.replace("layer ", "").replace("prediction of ", "p")
+def _lines(axis: Axes, result: Result, measure: Measure, places: Sequence[Place]) -> None:
+    """A line with its interval for every model."""
+    for model in measure.models:
+        found = [(place, figure) for place, _, name in places if (figure := measure.get(model, name))]
+        x = [place for place, _ in found]
+        value, low, high = ([measure.scaled(f[key]) for _, f in found] for key in ("value", "low", "high"))
+        style = _style(result.index(model))
+        axis.plot(x, value, label=model, **style)
+        axis.fill_between(x, low, high, color=style["color"], alpha=0.14, linewidth=0)
+    axis.set_xticks([place for place, _, _ in places], [tick for _, tick, _ in places])
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Colour, marker and dash: each alone tells models apart."""
+    return {"color": PALETTE[index % 7], "marker": MARKERS[index % 7], "linestyle": LINES[index % 7], "markersize": 5}
+
+
+def _panels(count: int, sharey: bool = False, size: tuple[float, float] = PANEL) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, three in a row."""
+    from matplotlib.figure import Figure
+
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=sharey, squeeze=False).flatten().tolist()
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
+
+
+def _written(figure: Figure, to: Any, title: str, legend: Axes | None) -> None:
+    if legend is not None:
+        handles, labels = legend.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(4, max(1, len(labels))))
+    figure.savefig(to, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
+
+
+def _embedded(figure: Figure, title: str, legend: Axes | None = None) -> str:
+    """The picture as a data address."""
+    stream = io.BytesIO()
+    _written(figure, stream, title, legend)
+    return f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode()}"

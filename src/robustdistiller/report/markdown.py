@@ -25,19 +25,19 @@ def render_summary(result: Result) -> str:
         "# Robustness benchmark",
         "",
         f"Heads trained on {settings['train_on']} speech, {settings['seeds']} seeds each; 95 % intervals from "
-        f"{settings['replicates']} bootstrap replicates over test speakers and head seeds. "
-        f"Differences are to {markdown(result.reference)}; * marks p < 0.05 after Holm's correction.",
+        f"{settings['replicates']} bootstrap replicates over test speakers, trainings and heads. "
+        f"In parentheses: the difference to {markdown(result.reference)}; * marks p < 0.05 after Holm's correction.",
         "",
         "| model | parameters | states shown to the heads |",
         "| --- | ---: | --- |",
         *(
-            f"| {markdown(m['name'])} | {size_text(m['num_parameters'])} | {markdown(', '.join(m['states']))} |"
+            f"| {markdown(m['name'])}{_trainings(m)} | {size_text(m['num_parameters'])} | {', '.join(m['states'])} |"
             for m in result.models
         ),
     ]
     for task in result.tasks:
         for measure in result.measures(task):
-            lines += ["", f"## {markdown(task['title'])}: {measure.label}", "", *_averages(result, measure)]
+            lines += ["", f"## {markdown(task['title'])}: {markdown(measure.label)}", "", *_averages(result, measure)]
             lines += ["", *_all(result, measure)]
         lines += _similarities(result, task)
     if result.values["notes"]:
@@ -55,7 +55,7 @@ def _averages(result: Result, measure: Measure) -> list[str]:
             figure = measure.get(model, name)
             text = measure.interval(figure) if figure else "–"
             if figure and "against" in figure:
-                text += f" ({measure.gain(figure)}{'*' if figure['significant'] else ''})"
+                text += f" ({measure.difference(figure)}{'*' if figure['significant'] else ''})"
             cells.append(text)
         lines.append(f"| {markdown(model)} | {' | '.join(cells)} |")
     return lines
@@ -74,19 +74,15 @@ def _all(result: Result, measure: Measure) -> list[str]:
 
 
 def _similarities(result: Result, task: dict[str, Any]) -> list[str]:
-    rows = task.get("similarity") or []
-    if not rows:
+    found = result.similarity(task)
+    if not found:
         return []
-    lines = ["", f"## {markdown(task['title'])}: similarity of clean and contaminated features", ""]
-    lines += [
-        "| model | cosine, all states | cosine, last state | CKA, all states | CKA, last state |",
-        "| --- |" + " ---: |" * 4,
-    ]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == model]
-        cells = []
-        for name in ("cosine", "cka"):
-            means = [sum(column) / len(own) for column in zip(*(row[name] for row in own), strict=True)]
-            cells += [f"{sum(means) / len(means):.3f}", f"{means[-1]:.3f}"]
-        lines.append(f"| {markdown(model)} | {' | '.join(cells)} |")
-    return lines
+    return [
+        "", f"## {markdown(task['title'])}: similarity of clean and contaminated features", "",
+        "| model | cosine, all states | cosine, last state | CKA, all states | CKA, last state |", "| --- |" + " ---: |" * 4,
+        *(f"| {markdown(model)} | {' | '.join(f'{value:.3f}' for value in values)} |" for model, values in found),
+    ]  # fmt: skip
+
+
+def _trainings(model: dict[str, Any]) -> str:
+    return f", {len(model['trainings'])} trainings" if "trainings" in model else ""
