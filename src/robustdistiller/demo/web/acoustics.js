@@ -1,6 +1,10 @@
 // The acoustic laws of the library, on Float32Arrays at 16 kHz: speech goes through a room with its direct path at lag 0
 // and keeps its level; noise is added at an SNR that is measured against the reverberant speech.
 export const RATE = 16000;
+const LOWEST_HZ = 20; // below is infrasound: no part of a level or an SNR
+const ORDER = 8; // of the high pass: 48 dB an octave
+const EDGE = RATE / 2; // samples that the high pass looks beyond either end
+const FADE = RATE / 50; // samples over which the end of a repeated noise fades into its beginning
 
 /** In-place radix-2 transform of `re + i·im` (Float64Arrays, a power of two long); `inverse` is scaled by 1/N. */
 export function fft(re, im, inverse = false) {
@@ -58,6 +62,32 @@ export function power(wave) {
   return wave.length ? sum / wave.length : 0;
 }
 
+/** `wave` without its mean and what lies below 20 Hz, in phase; continued by odd reflection beyond its ends. */
+export function highPass(wave) {
+  const edge = Math.min(EDGE, wave.length - 1);
+  const last = wave.length - 1;
+  const padded = new Float64Array(wave.length + 2 * edge);
+  padded.set(wave, edge);
+  for (let n = 1; n <= edge; n++) {
+    padded[edge - n] = 2 * wave[0] - wave[n];
+    padded[edge + last + n] = 2 * wave[last] - wave[last - n];
+  }
+  const mean = padded.reduce((sum, x) => sum + x, 0) / padded.length;
+  const size = powerOfTwo(padded.length);
+  const { re, im } = spectrum(padded.map((x) => x - mean), size);
+  for (let k = 0; k < size; k++) {
+    const hertz = Math.max((Math.min(k, size - k) * RATE) / size, 1e-3);
+    const gain = (1 + (LOWEST_HZ / hertz) ** (2 * ORDER)) ** -0.5;
+    re[k] *= gain;
+    im[k] *= gain;
+  }
+  fft(re, im, true);
+  return Float32Array.from(re.subarray(edge, edge + wave.length));
+}
+
+/** What levels and SNRs refer to: the mean square without the mean and infrasound. */
+export const audiblePower = (wave) => power(highPass(wave));
+
 /** `speech` as it sounds in a room: `response` {samples, direct}, as long as it was, at its own level. */
 export function inRoom(speech, response) {
   const size = powerOfTwo(speech.length + response.samples.length - 1);
@@ -68,24 +98,26 @@ export function inRoom(speech, response) {
   }
   fft(a.re, a.im, true);
   const wet = Float32Array.from(a.re.subarray(response.direct, response.direct + speech.length));
-  const level = power(wet);
-  return level > 0 ? scaled(wet, Math.sqrt(power(speech) / level)) : speech;
+  const level = audiblePower(wet);
+  return level > 0 ? scaled(wet, Math.sqrt(audiblePower(speech) / level)) : speech;
 }
 
-/** `noise` from its beginning, repeated with crossfades of equal power until it has `length` samples. */
+/** `noise` from its beginning, repeated until it has `length` samples; its end fades into its beginning at constant power. */
 export function looped(noise, length) {
   if (noise.length >= length) return noise.subarray(0, length);
-  const fade = Math.min(Math.round(0.05 * RATE), noise.length >> 1);
-  const out = new Float32Array(length);
-  for (let start = 0; start < length; start += noise.length - fade) {
-    for (let n = 0; n < noise.length && start + n < length; n++) {
-      const rising = start > 0 && n < fade ? Math.sin(((n + 0.5) / fade) * (Math.PI / 2)) : 1;
-      const left = noise.length - 1 - n;
-      const falling = left < fade ? Math.sin(((left + 0.5) / fade) * (Math.PI / 2)) : 1;
-      out[start + n] += rising * falling * noise[n];
-    }
+  const fade = Math.min(FADE, noise.length >> 2);
+  const period = noise.length - fade;
+  const end = noise.subarray(period);
+  const beginning = noise.subarray(0, fade);
+  const norm = Math.sqrt(power(end) * power(beginning)) * fade;
+  const correlation = norm > 0 ? end.reduce((sum, x, n) => sum + x * beginning[n], 0) / norm : 0;
+  const turn = Float32Array.from(noise.subarray(0, period));
+  for (let n = 0; n < fade; n++) {
+    const angle = ((n + 0.5) * Math.PI) / 2 / fade;
+    const mixed = end[n] * Math.cos(angle) + beginning[n] * Math.sin(angle);
+    turn[n] = mixed / Math.sqrt(Math.max(1 + correlation * Math.sin(2 * angle), 0.1));
   }
-  return out;
+  return Float32Array.from({ length }, (_, n) => (n < period ? noise[n] : turn[n % period]));
 }
 
 /**
@@ -98,7 +130,7 @@ export function contaminate(speech, { room = null, noise = null, snr = 0 }) {
   const part = looped(noise, speech.length);
   const level = power(part);
   if (!(level > 0)) return heard;
-  const gain = Math.sqrt(power(speech) / level) * 10 ** (-snr / 20);
+  const gain = Math.sqrt(audiblePower(speech) / level) * 10 ** (-snr / 20);
   return heard.map((x, n) => x + gain * part[n]);
 }
 

@@ -1,5 +1,5 @@
 // The page: choices → contaminated speech → pictures, sound, and every model's answer.
-import { RATE, contaminate } from "./acoustics.js";
+import { RATE, contaminate, highPass } from "./acoustics.js";
 import { Player, decode, record } from "./audio.js";
 import { drawSpectrogram } from "./spectrogram.js";
 
@@ -223,7 +223,7 @@ function listen() {
   on("noise-file", "change", async () => {
     const [file] = find("noise-file").files;
     if (!file) return;
-    sounds.set(file.name, await decode(await file.arrayBuffer(), file.name));
+    sounds.set(file.name, highPass(await decode(await file.arrayBuffer(), file.name)));
     find("noise").append(element("option", { value: file.name, textContent: file.name }));
     find("noise").value = file.name;
     await chooseNoise();

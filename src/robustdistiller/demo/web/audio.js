@@ -1,5 +1,5 @@
 // Files and the microphone → mono Float32Array at 16 kHz, and one player.
-import { RATE, power } from "./acoustics.js";
+import { RATE, audiblePower } from "./acoustics.js";
 
 const LONGEST = 15; // seconds that are kept: the page computes everything anew at every change
 const SHORTEST = 400; // samples of one frame
@@ -44,16 +44,16 @@ export async function record(seconds) {
 export function mixed(channels) {
   if (channels.length === 1) return channels[0];
   const mean = channels[0].map((_, n) => channels.reduce((sum, channel) => sum + channel[n], 0) / channels.length);
-  const powers = channels.map(power);
+  const powers = channels.map(audiblePower);
   const loudest = powers.indexOf(Math.max(...powers));
-  return power(mean) < CANCELLED * powers[loudest] ? channels[loudest] : mean;
+  return audiblePower(mean) < CANCELLED * powers[loudest] ? channels[loudest] : mean;
 }
 const CANCELLED = 0.05; // share of the loudest channel's power below which the mean of the channels has cancelled
 
 function checked(wave, name) {
   if (wave.length < SHORTEST) throw new Error(`${name} is shorter than one frame (25 ms): give a longer one.`);
   if (!wave.every(Number.isFinite)) throw new Error(`${name} holds samples that are not numbers.`);
-  if (!(power(wave) > 1e-10)) throw new Error(`${name} is silent: give another one.`);
+  if (!(audiblePower(wave) > 1e-10)) throw new Error(`${name} is silent: give another one.`);
   return new Float32Array(wave);
 }
 
