@@ -23,6 +23,7 @@ ALLOWED["deployment"] = {
     "deployment",
     "runtime",
 }
+ALLOWED["demo"] = {"audio", "synthetic", "acoustics", "deployment", "evaluation", "demo"}
 ALLOWED["runtime"] = {"runtime"}
 LIGHT = ["", "cli", "config", "errors", "files", "audio.io", "audio.manifest", "audio.prepare", "audio.batching"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from .acoustics.scene import Environment, contaminate, fixed_scene
 from .audio.io import SAMPLE_RATE, write_audio
 from .audio.manifest import Recording, read_manifest
 from .config import EnvironmentConfig, NoiseMix, load_recipe
+from .demo.site import build_site, engine_available
 from .deployment.export import Exported, ExportOptions, export_student
-from .errors import need
+from .errors import UserError, need
 from .evaluation.benchmark import Settings, evaluate
 from .evaluation.tasks import TaskConfig
 from .models.student import Student, load_student
@@ -33,6 +35,8 @@ from .report.page import write_page
 from .report.reading import Result, read_result
 from .synthetic.spoken import build_corpus
 from .training.loop import Observer, distill
+
+log = logging.getLogger(__name__)
 
 ROBUST, PLAIN = "mini-robust", "mini-distilhubert"
 TEACHER = "mini-hubert"
@@ -47,6 +51,7 @@ class Quickstart:
     page: Path
     student: Path
     exported: Path
+    demo: Path | None  # the page to play with in a browser, where its engine could be fetched
     result: Result
     sentence: str
     seconds: float
@@ -90,6 +95,7 @@ def quickstart(
     )  # fmt: skip
     student = load_student(folder / ROBUST / "student")
     files = _export(folder, progress)
+    demo = _demo(models[:3], corpus.tasks["keywords"], folder, seed, progress)
     held_out = [r for r in read_manifest(corpus.speech) if r.split == "valid"]
     sections = [
         _sizes(student),
@@ -102,7 +108,7 @@ def quickstart(
     sentence = _sentence(result)
     page = write_page(folder / "benchmark", folder / "report.html", sections, sentence)
     seconds = time.monotonic() - begun
-    return Quickstart(page, folder / ROBUST / "student", folder / "onnx", result, sentence, seconds)
+    return Quickstart(page, folder / ROBUST / "student", folder / "onnx", demo, result, sentence, seconds)
 
 
 def _part(progress: Callable[[str, int, int], None] | None, what: str) -> Callable[[int, int], None] | None:
@@ -137,6 +143,24 @@ def _export(folder: Path, progress: Callable[[str, int, int], None] | None) -> l
     """The robust student as ONNX: features, commands, enhanced speech; checked against PyTorch."""
     options = ExportOptions(enhance=True, task=str(folder / "benchmark" / "heads" / "keywords" / "robust.safetensors"))
     return export_student(folder / ROBUST / "student", folder / "onnx", options, progress)
+
+
+def _demo(
+    models: list[str], commands: Path, folder: Path, seed: int, progress: Callable[[str, int, int], None] | None
+) -> Path | None:
+    """The page on which to hear the noise and watch the models answer; it needs an engine from the npm registry."""
+    page = folder / "demo" / "index.html"
+    if page.is_file():
+        return page
+    if not engine_available():
+        return None
+    spoken = [recording for recording in read_manifest(commands) if recording.split == "test"]
+    try:
+        heads = [folder / "benchmark" / "heads" / "keywords"]
+        return build_site(models, heads, folder / "demo", spoken, seed=seed, progress=progress)
+    except UserError as error:
+        log.warning("No demo page: %s", error)
+        return None
 
 
 def _exported(files: list[Exported]) -> str:

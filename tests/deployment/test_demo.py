@@ -31,6 +31,7 @@ MISSING = [
     )
     if not there
 ]  # fmt: skip
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 in_browser = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} is missing")
 
 

@@ -19,7 +19,7 @@ import typer
 from .. import __version__
 from ..errors import UserError
 from ..memory import keep_freed_memory
-from . import audio, data, deployment, distillation, evaluation, process, recipes, teachers
+from . import audio, data, demo, deployment, distillation, evaluation, process, recipes, teachers
 from .output import Notes, complain
 from .progress import is_main_process
 
@@ -34,7 +34,7 @@ app = typer.Typer(
     "the program; 2 a mistake in the input or the surroundings, told in a sentence; 130 interrupted, 143 terminated: what "
     "was saved stays.",
 )
-for group in (distillation, audio, data, evaluation, deployment, recipes, teachers):
+for group in (distillation, audio, data, evaluation, deployment, demo, recipes, teachers):
     group.register(app)
 
 

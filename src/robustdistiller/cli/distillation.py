@@ -22,7 +22,16 @@ RUN_FILES = (
     "target_cache.json", "tensorboard",
 )  # fmt: skip
 PRETRAINING_FILES = ("model", "checkpoints", "pretrain.json", "metrics.jsonl")
-QUICKSTART_FILES = ("corpus", "mini-robust", "mini-distilhubert", "benchmark", "onnx", "enhancement", "report.html")
+QUICKSTART_FILES = (
+    "corpus",
+    "mini-robust",
+    "mini-distilhubert",
+    "benchmark",
+    "onnx",
+    "enhancement",
+    "demo",
+    "report.html",
+)
 FEW = 10
 """With fewer held-out recordings than this, the choice of the best weights is a matter of chance."""
 
@@ -144,6 +153,8 @@ def quickstart(
         done = run(out, full, seed, lambda name: Watch(bars, load_recipe(name)), bars.show)
     show_averages(out / "benchmark")
     say("", done.sentence, "", f"student: {done.student}", f"for devices: {done.exported}", f"page: {done.page}")
+    if done.demo is not None:
+        say(f"to hear and see: python -m http.server -b 127.0.0.1 -d {done.demo.parent}")
     say(f"{done.seconds / 60:.1f} minutes")
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import os
 import shutil
 import subprocess
 import tempfile
@@ -24,17 +25,17 @@ from typing import Any
 
 import numpy as np
 
-from ..acoustics.noise import MADE, NoiseBank
+from ..acoustics.noise import SYNTHETIC_KINDS, NoiseBank
 from ..acoustics.rooms import RoomBank
 from ..audio.io import SAMPLE_RATE, write_audio
 from ..audio.manifest import Recording
-from ..audio.speakers import speakers
 from ..deployment.export import Exported, ExportOptions, export_student
 from ..deployment.task_head import TaskHead, read_head
 from ..errors import UserError
-from ..evaluation.subjects import Subject, open_subjects
+from ..evaluation.subjects import EvaluatedModel, open_models
 from ..files import replacing_folder, write_json
 from ..randomness import generator
+from ..synthetic.speakers import speakers
 
 T60_SECONDS = tuple(round(0.2 + 0.1 * k, 1) for k in range(14))  # the places of the room slider after "dry"
 UTTERANCES, LONGEST = 12, 12.0  # how many, and seconds of each
@@ -76,8 +77,6 @@ def build_site(
     """
     report = progress or (lambda what, done, total: None)
     out = Path(out)
-    if out.is_dir() and any(out.iterdir()) and not (out / "site.json").is_file():
-        raise UserError(f"The folder {out} holds something else than a demo site: choose another --out.")
     shown = [(subject, _heads_of(subject, paths)) for subject, paths in _matched(models, heads)]
     utterances = list(_recorded(speech)) or list(_spoken([head for _, found in shown for head in found.values()], seed))
     with replacing_folder(out) as folder:
@@ -98,13 +97,17 @@ def build_site(
                     _sound(folder, f"speech/{n:02d}.wav", wave) | {"title": title, "about": about}
                     for n, (title, about, wave) in enumerate(utterances)
                 ],
-                "noises": [
-                    _sound(folder, f"noise/{kind}.wav", wave) | {"title": kind} for kind, wave in _noises(seed)
-                ],
+                "noises": [_sound(folder, f"noise/{kind}.wav", wave) | {"title": kind} for kind, wave in _noises(seed)],
                 "rooms": list(_rooms(folder, seed, report)),
             },
         )
     return out / "index.html"
+
+
+def engine_available() -> bool:
+    """Whether the engine is in the cache already or npm is there to fetch it."""
+    with as_file(files(__package__) / "web") as web:
+        return _cached_engine(web).is_dir() or shutil.which("npm") is not None
 
 
 def serve(site: str | Path, port: int = 0) -> http.server.ThreadingHTTPServer:
@@ -127,14 +130,14 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
-def _matched(models: Sequence[str], heads: Sequence[str | Path]) -> list[tuple[Subject, list[Path]]]:
+def _matched(models: Sequence[str], heads: Sequence[str | Path]) -> list[tuple[EvaluatedModel, list[Path]]]:
     """Each model with its heads. Raises `UserError` for a head of no model, and a model without a head."""
     paths: list[Path] = []
     for head in map(Path, heads):
         paths += sorted(head.rglob("*.safetensors")) if head.is_dir() else [head]
     if not paths:
         raise UserError("There is no head to show: give --task RESULTS/heads/TASK of a folder that `evaluate` wrote.")
-    subjects = open_subjects(models)
+    subjects = open_models(models)
     own = {path: read_head(path).model for path in paths}
     found = [(subject, [path for path in paths if own[path] == subject.digest]) for subject in subjects]
     for subject, mine in found:
@@ -143,17 +146,19 @@ def _matched(models: Sequence[str], heads: Sequence[str | Path]) -> list[tuple[S
     return found
 
 
-def _heads_of(subject: Subject, paths: list[Path]) -> dict[str, tuple[Path, TaskHead]]:
+def _heads_of(subject: EvaluatedModel, paths: list[Path]) -> dict[str, tuple[Path, TaskHead]]:
     heads: dict[str, tuple[Path, TaskHead]] = {}
     for path in paths:
         head = read_head(path)
         if head.task in heads:
-            raise UserError(f"{subject.name} has two heads for {head.task}, {heads[head.task][0]} and {path}: give one.")
+            raise UserError(
+                f"{subject.name} has two heads for {head.task}, {heads[head.task][0]} and {path}: give one."
+            )
         heads[head.task] = (path, head)
     return heads
 
 
-def _export(subject: Subject, heads: dict[str, tuple[Path, TaskHead]], models: Path, int8: bool) -> dict[str, Any]:
+def _export(subject: EvaluatedModel, heads: dict[str, tuple[Path, TaskHead]], models: Path, int8: bool) -> dict[str, Any]:
     """The classifiers of a model, and its enhancer if it has one: what the page needs to know of them."""
     models.mkdir(parents=True, exist_ok=True)
     row: dict[str, Any] = {"name": subject.name, "parameters": subject.num_parameters, "tasks": {}, "enhancer": None}
@@ -205,7 +210,7 @@ def _spoken(heads: list[tuple[Path, TaskHead]], seed: int) -> Iterable[tuple[str
 
 def _noises(seed: int) -> Iterable[tuple[str, np.ndarray]]:
     bank = NoiseBank()
-    for kind in MADE:
+    for kind in SYNTHETIC_KINDS:
         draw = bank.draw(generator(seed, "demo", kind), NOISE_SECONDS, kind)
         wave = bank.fetch([draw], round(NOISE_SECONDS * SAMPLE_RATE))
         yield kind, wave * np.float32(0.5 / np.abs(wave).max())
@@ -251,10 +256,15 @@ def _copy_page(folder: Path) -> None:
     shutil.copytree(engine, folder / "onnxruntime")
 
 
+def _cached_engine(web: Path) -> Path:
+    lock = (web / "package-lock.json").read_bytes()
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "robustdistiller" / f"onnxruntime-web-{hashlib.sha256(lock).hexdigest()[:16]}"
+
+
 def _engine(web: Path) -> Path:
     """The engine's files in a cache of the user; fetched once with npm, which checks them against the lock file."""
-    lock = (web / "package-lock.json").read_bytes()
-    cache = Path.home() / ".cache" / "robustdistiller" / f"onnxruntime-web-{hashlib.sha256(lock).hexdigest()[:16]}"
+    cache = _cached_engine(web)
     if cache.is_dir():
         return cache
     npm = shutil.which("npm")

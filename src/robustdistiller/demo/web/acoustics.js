@@ -6,6 +6,21 @@ const ORDER = 8; // of the high pass: 48 dB an octave
 const EDGE = RATE / 2; // samples that the high pass looks beyond either end
 const FADE = RATE / 50; // samples over which the end of a repeated noise fades into its beginning
 
+const known = new Map();
+
+/** cos and sin of the first half of a turn in `length` steps, computed once. */
+function rotations(length, sign) {
+  const key = sign * length;
+  if (!known.has(key)) {
+    const angle = (sign * 2 * Math.PI) / length;
+    known.set(key, {
+      cos: Float64Array.from({ length: length / 2 }, (_, k) => Math.cos(angle * k)),
+      sin: Float64Array.from({ length: length / 2 }, (_, k) => Math.sin(angle * k)),
+    });
+  }
+  return known.get(key);
+}
+
 /** In-place radix-2 transform of `re + i·im` (Float64Arrays, a power of two long); `inverse` is scaled by 1/N. */
 export function fft(re, im, inverse = false) {
   const size = re.length;
@@ -20,9 +35,7 @@ export function fft(re, im, inverse = false) {
   }
   for (let length = 2; length <= size; length <<= 1) {
     const half = length >> 1;
-    const angle = ((inverse ? 2 : -2) * Math.PI) / length;
-    const cos = Float64Array.from({ length: half }, (_, k) => Math.cos(angle * k));
-    const sin = Float64Array.from({ length: half }, (_, k) => Math.sin(angle * k));
+    const { cos, sin } = rotations(length, inverse ? 1 : -1);
     for (let start = 0; start < size; start += length) {
       for (let k = 0; k < half; k++) {
         const a = start + k;

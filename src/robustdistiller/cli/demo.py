@@ -1,0 +1,75 @@
+"""The verb demo: models, noise and rooms to see and hear in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..outputs import claim_folder
+from .options import Overwrite, Seed, Sources, source
+from .output import say
+from .progress import Bars
+
+SITE_FILES = (
+    "index.html",
+    "*.js",
+    "*.css",
+    "site.json",
+    "models",
+    "speech",
+    "noise",
+    "rooms",
+    "onnxruntime",
+    ".DS_Store",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to `app`."""
+    app.command()(demo)
+
+
+def demo(
+    models: Annotated[
+        list[str], typer.Argument(help="Students or teachers, as for `evaluate`; `name=model` gives another name.")
+    ],
+    task: Annotated[
+        list[str],
+        typer.Option(
+            "--task",
+            metavar="HEADS",
+            help="Heads of `evaluate`: `RESULTS/heads/TASK`, or a file in it; repeatable. Each is shown with its model.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder of the site.")] = Path("site"),
+    speech: Annotated[
+        Sources, source("--speech", "Utterances to offer, at most twelve; else synthetic voices.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Models in 8 bits: a quarter of the size.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Show the site on this machine until Ctrl-C.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="The port of --serve; 0 takes a free one.")] = 8000,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a page that contaminates speech and runs the models in a browser: a static site, nothing leaves it.
+
+    The ONNX engine for browsers is fetched once from the npm registry, which needs Node.js with npm.
+
+    Example: `robustdistiller demo mini-hubert runs/rd/student --task results/heads/keywords --out site/ --serve`
+    """
+    claim_folder(out, "demo", SITE_FILES, "site.json", [*models, *task, *(speech or ())], overwrite)
+    from ..audio.prepare import prepare_all
+    from ..demo.site import build_site
+    from ..demo.site import serve as start
+
+    with Bars() as bars:
+        found = prepare_all(speech, "speech", progress=bars.of("scanning")).recordings if speech else ()
+        page = build_site(models, task, out, found, int8, seed, bars.show)
+    say(f"page: {page}")
+    if not serve:
+        return
+    with start(out, port) as server:
+        say(f"open http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)")
+        server.serve_forever()
