@@ -158,7 +158,9 @@ def _heads_of(subject: EvaluatedModel, paths: list[Path]) -> dict[str, tuple[Pat
     return heads
 
 
-def _export(subject: EvaluatedModel, heads: dict[str, tuple[Path, TaskHead]], models: Path, int8: bool) -> dict[str, Any]:
+def _export(
+    subject: EvaluatedModel, heads: dict[str, tuple[Path, TaskHead]], models: Path, int8: bool
+) -> dict[str, Any]:
     """The classifiers of a model, and its enhancer if it has one: what the page needs to know of them."""
     models.mkdir(parents=True, exist_ok=True)
     row: dict[str, Any] = {"name": subject.name, "parameters": subject.num_parameters, "tasks": {}, "enhancer": None}
