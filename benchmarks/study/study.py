@@ -59,7 +59,7 @@ TASKS = {
     "intents": (
         "picovoice_barista",
         "Coffee orders",
-        {"kind": "slots", "slots": ["slots"], "speaker": "speaker_cluster"},
+        {"kind": "slots", "slots": ["multi"], "speaker": "speaker_cluster"},
         ("train", 0.25),
     ),
     "emotion": ("ravdess", "Emotion recognition", {"kind": "classification", "level_dbfs": -26}, ("train", 0.3)),
