@@ -72,8 +72,8 @@ def test_a_speaker_is_in_one_shard_and_the_index_tells_the_truth(sharded):
     for shard in shards:
         lengths = shard.samples() / SAMPLE_RATE
         assert len(lengths) == shard.recordings and lengths.sum() == pytest.approx(shard.seconds, abs=1e-3)
-        assert shard.heard(1.0, 0.0) == pytest.approx(np.minimum(lengths, 1.0).sum(), rel=0.05)
-        assert shard.heard(99.0, 1.0) == pytest.approx(lengths[lengths >= 1.0].sum(), rel=1e-3)
+        assert shard.usable_seconds(1.0, 0.0) == pytest.approx(np.minimum(lengths, 1.0).sum(), rel=0.05)
+        assert shard.usable_seconds(99.0, 1.0) == pytest.approx(lengths[lengths >= 1.0].sum(), rel=1e-3)
         assert shard.longest >= lengths.max()
 
 

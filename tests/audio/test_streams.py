@@ -147,7 +147,7 @@ def test_a_shard_that_is_lost_in_mid_run_gives_way_and_is_written_down(tmp_path,
         content = spooled(spool.folder, number).read_bytes()
         assert content in [Path(s.path).read_bytes() for k, s in enumerate(shards) if k not in (2, 3)]
     assert {(Path(row["path"]).name, row["reason"]) for row in rows} >= {("2.tar", "missing"), ("3.tar", "truncated")}
-    assert all(row["step"] == 7 for row in rows) and "Another shard is heard in its place" in caplog.text
+    assert all(row["step"] == 7 for row in rows) and "Another shard takes its place" in caplog.text
     for shard in shards:
         Path(shard.path).unlink(missing_ok=True)
     with pytest.raises(UserError, match="is their storage still there"):

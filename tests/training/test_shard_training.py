@@ -109,7 +109,7 @@ def test_a_shard_lost_in_mid_run_is_replaced_and_recorded(recipe, shards, tmp_pa
     distill(recipe("training.steps=30", speech=mine), tmp_path / "run", observer=Act(1, lose))
     rows = lines(tmp_path / "run" / "skipped.jsonl")
     assert rows and all(row["reason"] == "missing" and row["path"].endswith(".tar") and row["step"] > 0 for row in rows)
-    assert "Another shard is heard in its place" in caplog.text
+    assert "Another shard takes its place" in caplog.text
     with pytest.raises(UserError, match=r"\.tar is missing: copy it again, or run robustdistiller shard"):
         distill(recipe(speech=mine), tmp_path / "other")
 

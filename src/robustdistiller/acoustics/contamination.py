@@ -1,4 +1,4 @@
-"""One file in, what the student would hear out, with a list of what was drawn: the verb ``contaminate``."""
+"""One file in, contaminated as in training out, with a list of what was drawn: the verb ``contaminate``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def contaminate_file(
     """Contaminate the file `speech` into `out`, and write the scene beside it as JSON.
 
     `noise` and `rooms` are sources as for training (folders, manifests, corpora); `noise` may also name a synthetic kind
-    (white, pink, brown, rain, hum, music, …), and `rooms` "simulated". What is given is heard: noise at `snr_db` (drawn
+    (white, pink, brown, rain, hum, music, …), and `rooms` "simulated". What is given is applied: noise at `snr_db` (drawn
     from `config.snr_db` if None), the room, or both. Everything drawn depends on `seed` and the name of the file;
     `progress` follows the scan of the sources; `overwrite` lets an earlier output be replaced. Raises `UserError`.
     """
@@ -78,7 +78,7 @@ def contaminate_file(
         room_bank.draw(generator(seed, utterance, "room")) if rooms else None,
         config.noise_in_room,
     )
-    heard, scene = contaminate(wave, environment, utterance, scene=scene)
-    write_audio(out, heard, comment=software("contaminate"))
+    contaminated, scene = contaminate(wave, environment, utterance, scene=scene)
+    write_audio(out, contaminated, comment=software("contaminate"))
     write_json(scene_file, scene.to_dict())
     return scene

@@ -92,7 +92,14 @@ class Contaminator(nn.Module):
 
         Returns:
             (B, T) on the device and with the type of `clean`, zero beyond each length.
+
+        Raises:
+            ValueError: Shapes, lengths or keys do not fit each other.
         """
+        if clean.ndim != 2 or not clean.is_floating_point():
+            raise ValueError(
+                f"clean speech is a batch (B, T) of floats, not {clean.dtype} of shape {tuple(clean.shape)}"
+            )
         lengths = torch.full((len(clean),), clean.shape[1]) if lengths is None else lengths.cpu()
         if not self.training:
             self.scenes = []
@@ -102,7 +109,9 @@ class Contaminator(nn.Module):
             self._batches += 1
         if not len(keys) == len(lengths) == len(clean):
             raise ValueError(f"{len(clean)} utterances, {len(lengths)} lengths and {len(keys)} keys do not match.")
-        counts = lengths.tolist()
+        counts = [int(count) for count in lengths]
+        if not all(0 < count <= clean.shape[1] for count in counts):
+            raise ValueError(f"lengths lie between 1 and the {clean.shape[1]} samples of a row, not {counts}")
         environment = self.environment
         self.scenes = [
             environment.draw(key, count / SAMPLE_RATE, epoch, step) for key, count in zip(keys, counts, strict=True)

@@ -1,6 +1,6 @@
 """Noise: recorded, babble made of the training speech itself, and what needs no files (white, rain, hum, music, …).
 
-What is heard is described by `NoiseDraw`s, plain values from which `NoiseBank.fetch` makes the same samples again.
+A mixture is described by `NoiseDraw`s, plain values from which `NoiseBank.fetch` makes the same samples again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 SLOPES = {"white": 0.0, "pink": 0.5, "brown": 1.0}  # amplitude falls as 1 / f ** slope
 SYNTHETIC_KINDS = (*SLOPES, *SYNTHETIC_NOISES)  # the kinds that need no recordings
 KINDS = ("recorded", "babble", *SYNTHETIC_KINDS)
-SILENCE = 1e-14  # power, -140 dB of full scale: below, there is nothing to hear and no SNR to speak of
+SILENCE = 1e-14  # power, -140 dB of full scale: below, there is nothing that an SNR could refer to
 QUIET = 1e-6  # -60 dB: a stretch so far below its own recording's level is a pause, not a noise
 TRIES = 5
 
@@ -66,7 +66,7 @@ class NoiseDraw:
 
 
 class NoiseBank:
-    """All noises that may be heard: `recordings`, the shares of the `kinds`, and `speech` for babble.
+    """All noises that may be drawn: `recordings`, the shares of the `kinds`, and `speech` for babble.
 
     A kind that lacks its recordings gives its weight to the others; if none is left, `UserError`. `cache_mb` bounds the
     decoded audio held in memory by a process. The order of the recordings does not matter.

@@ -1,4 +1,4 @@
-"""The rooms that may be heard: recorded impulse responses, simulated ones, and a bank that draws from both."""
+"""The rooms that may be drawn: recorded impulse responses, simulated ones, and a bank that draws from both."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RoomBank:
         return bank
 
     def add_simulated(self, count: int, t60_range: tuple[float, float], seed: int = 0, split: str = "train") -> None:
-        """Put `count` simulated rooms beside those of the bank. They are computed when first heard (10 ms each)."""
+        """Put `count` simulated rooms beside those of the bank. They are computed when first needed (10 ms each)."""
         for number in range(count):
             room = f"simulated-{split}-{seed}-{number:04d}"
             for position in range(TWO_POSITIONS):

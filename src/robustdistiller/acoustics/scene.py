@@ -2,7 +2,7 @@
 
 Method: RobustDistiller (arXiv 2302.09437) section 3.1. One of {clean, noise, reverb, both} for each utterance; speech
 is reverberated first, with the direct path at lag 0 and its level kept; then noise is added at an SNR that is measured
-against the reverberant speech over valid samples. Levels leave out the mean and infrasound, which nobody hears; the
+against the reverberant speech over valid samples. Levels leave out the mean and infrasound; the
 speech itself keeps them, recorded noise loses them. Shapes: B utterances, T samples.
 """
 
@@ -42,8 +42,8 @@ class Scene:
     kind: str = "clean"  # clean | noise | reverb | both
     snr_db: float | None = None  # of the reverberant speech to the mixture of all noises
     noises: tuple[NoiseDraw, ...] = ()
-    room: str | None = None  # id of the response through which the speech is heard
-    noise_room: str | None = None  # and the noise, if it is heard through one
+    room: str | None = None  # id of the response that the speech is convolved with
+    noise_room: str | None = None  # and the noise, if it is
     t60: float | None = None  # measured, seconds
     effects: Effects = field(default_factory=Effects)
     note: str | None = None
@@ -90,7 +90,7 @@ class Environment:
     ) -> Environment:
         """The environment of one `split` with all banks that `config` needs, checked before any work.
 
-        Recordings that name another split are left out, so that training never hears what it will be judged on.
+        Recordings that name another split are left out, so that nothing is trained on what it will be judged by.
         `speech` is what babble is mixed from. Simulated rooms of different splits are different rooms. Raises
         `UserError` when the configuration asks for what is not there.
         """
@@ -146,7 +146,7 @@ class Environment:
         return self._noise_bank().fetch(scene.noises, num_samples)
 
     def render(self, clean: Tensor, lengths: Tensor, noise: Tensor | None, scenes: Sequence[Scene]) -> Tensor:
-        """What is heard: (B, T) float32 on the device of `clean`, zero beyond each length; `clean` is not changed.
+        """Contaminated speech: (B, T) float32 on the device of `clean`, zero beyond each length; `clean` is not changed.
 
         `clean` (B, T); `lengths` (B,) valid samples; `noise` (B, T) from `fetch`, rows without noise being anything.
         A row depends on its own valid samples and scene alone: on a processor its bits are the same in any batch.
@@ -154,16 +154,16 @@ class Environment:
         if len(scenes) != len(clean) or len(lengths) != len(clean):
             raise ValueError(f"{len(clean)} utterances, {len(lengths)} lengths and {len(scenes)} scenes do not match.")
         speech = _rows(clean, lengths)
-        heard = list(speech)
+        rows = list(speech)
         changed = [i for i, s in enumerate(scenes) if s.room is not None or s.snr_db is not None or s.effects]
         levels = dict(zip(changed, audible_powers([speech[i] for i in changed]), strict=True))
         audible = [i for i in changed if levels[i] > SILENCE]
 
         wet = [i for i in audible if scenes[i].room is not None]
         for i, row in zip(wet, self._through_rooms(speech, wet, [scenes[i].room for i in wet]), strict=True):
-            heard[i] = row
-        for i, power in zip(wet, audible_powers([heard[i] for i in wet]), strict=True):
-            heard[i] = heard[i] * (levels[i] / power) ** 0.5 if power > 0 else speech[i]
+            rows[i] = row
+        for i, power in zip(wet, audible_powers([rows[i] for i in wet]), strict=True):
+            rows[i] = rows[i] * (levels[i] / power) ** 0.5 if power > 0 else speech[i]
 
         noisy = [i for i in audible if scenes[i].snr_db is not None]
         if noisy:
@@ -178,14 +178,14 @@ class Environment:
                 if power > 0:
                     # The speech has the level of the clean speech again, whatever the room.
                     gain = (levels[i] / power) ** 0.5 * 10 ** (-scenes[i].snr_db / 20)  # type: ignore[operator]
-                    heard[i] = heard[i] + sounds[i] * gain
+                    rows[i] = rows[i] + sounds[i] * gain
 
         for i in audible:
             if scenes[i].effects:
-                heard[i] = apply_effects(scenes[i].effects, heard[i])
+                rows[i] = apply_effects(scenes[i].effects, rows[i])
 
         out = zeros_like(speech[0], tuple(clean.shape)) if speech else clean
-        for i, row in enumerate(heard):
+        for i, row in enumerate(rows):
             out[i, : len(row)] = row
         return torch.from_numpy(out) if isinstance(out, np.ndarray) else out
 
@@ -262,7 +262,7 @@ def fixed_scene(
     noise_in_room: bool = False,
     speaker: str | None = None,
 ) -> Scene:
-    """A scene whose conditions are given: for evaluation, and to hear something in particular.
+    """A scene whose conditions are given: for evaluation, and to listen to something in particular.
 
     `noise` is a kind (recorded, white, pink, brown, babble), a label or the id of a recording, or several of them, and
     needs `snr_db` (dB); `room` is the id of a response or a room, of whose responses one is drawn. What is left open
@@ -290,7 +290,7 @@ def contaminate(
     speaker: str | None = None,
     scene: Scene | None = None,
 ) -> tuple[np.ndarray, Scene]:
-    """Contaminate one utterance (T,) at 16 kHz: what is heard (T,) float32, and the scene, drawn unless given.
+    """Contaminate one utterance (T,) at 16 kHz: contaminated speech (T,) float32, and the scene, drawn unless given.
 
     Raises `AudioError` for audio that is empty, longer than an hour, or holds samples that are not numbers.
     """
@@ -306,13 +306,13 @@ def contaminate(
     if not audible_powers([wave])[0] > SILENCE:
         return wave.copy(), scene.silenced()
     noise = environment.fetch(scene, len(wave))
-    heard = environment.render(
+    contaminated = environment.render(
         torch.from_numpy(wave)[None],
         torch.tensor([len(wave)]),
         None if noise is None else torch.from_numpy(noise)[None],
         [scene],
     )
-    return heard[0].numpy(), scene
+    return contaminated[0].numpy(), scene
 
 
 def _condition(config: EnvironmentConfig, uniform: float) -> str:

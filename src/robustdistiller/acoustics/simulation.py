@@ -48,7 +48,7 @@ def simulate_room(
     slope = rng.uniform(0.0, 0.2)  # T60 falls with frequency ** -slope
     microphone = rng.uniform(WALL, size - WALL)
     volume = float(np.prod(size))
-    # Reflections overlap from about sqrt(volume) ms on (Polack); three times that is past any flutter one can hear.
+    # Reflections overlap from about sqrt(volume) ms on (Polack); three times that is past any audible flutter.
     mixing = max(0.02, 3e-3 * math.sqrt(volume))
     responses = []
     for _ in range(positions):
@@ -110,8 +110,8 @@ def _reflections(
     room.image_source_model()
     images, damping = room.sources[0].images, room.sources[0].damping[0]
     ways = np.sqrt(np.sum((images - microphone[:, None]) ** 2, axis=0))
-    heard = np.flatnonzero(ways <= reach)
-    return _impulses((ways[heard] - distance) / SOUND * SAMPLE_RATE, damping[heard] / ways[heard])
+    near = np.flatnonzero(ways <= reach)
+    return _impulses((ways[near] - distance) / SOUND * SAMPLE_RATE, damping[near] / ways[near])
 
 
 def _impulses(delays: np.ndarray, gains: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which recordings are heard in which step: batches counted in seconds, of nearly equal lengths, at any step directly.
+"""Which parts of which recordings make the batch of a step: counted in seconds, of like lengths, at any step directly.
 
 A batch is a pure function of (seed, step): there is no state to save. One *global* batch of
 world * accumulate * batch_seconds is planned and then dealt out, so the same step sees the same crops of the same
@@ -25,7 +25,7 @@ _BATCHES_PER_PLAN = 8
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """The part of a recording that is heard: `samples` from `start`, counted at 16 kHz from the recording's start."""
+    """A part of a recording: `samples` from `start`, counted at 16 kHz from the recording's start."""
 
     index: int  # of the recording
     epoch: int  # the visit to this recording: with its id, the key of everything drawn for it
@@ -55,7 +55,7 @@ class LengthBucketSampler:
 
     With `fixed_crops` above 0, a recording has so many crops and no others, one after the other in successive epochs, so
     that what a teacher makes of them can be kept: their lengths are rounded down to a grid of steps of `max_trim`, and
-    longer recordings have theirs evenly spaced (one that is heard nearly whole has a single one). They depend on the
+    longer recordings have theirs evenly spaced (one that is hardly longer has a single one). They depend on the
     recording's length, `crop_seconds` and `max_trim` alone, not on seed, corpus or batch. A batch at the border of two
     lengths is then padded.
 
@@ -88,24 +88,24 @@ class LengthBucketSampler:
                 f"None of the {len(self.whole)} speech recordings lasts {shortest / SAMPLE_RATE:g} s: "
                 "lower data.min_seconds or give longer recordings."
             )
-        self.heard = np.minimum(self.whole, round(crop_seconds * SAMPLE_RATE))
-        if self.heard[usable].max() < shortest:
+        self.crop_samples = np.minimum(self.whole, round(crop_seconds * SAMPLE_RATE))
+        if self.crop_samples[usable].max() < shortest:
             raise UserError(f"data.crop_seconds ({crop_seconds:g}) is below data.min_seconds: raise the first.")
         self.fixed_crops = fixed_crops
         if fixed_crops:
-            self.heard = _on_grid(self.heard, round(crop_seconds * SAMPLE_RATE), max_trim)
+            self.crop_samples = _on_grid(self.crop_samples, round(crop_seconds * SAMPLE_RATE), max_trim)
         self.capacity = round(world * accumulate * batch_seconds * SAMPLE_RATE)  # samples of a global batch
-        longest = int(self.heard[usable].max())
+        longest = int(self.crop_samples[usable].max())
         if self.capacity < world * accumulate * longest:
             raise UserError(
                 f"data.batch_seconds ({batch_seconds:g}) holds less than one crop of {longest / SAMPLE_RATE:g} s: "
                 "raise it, or lower data.crop_seconds."
             )
         self._stretch = 1 / (1 - max_trim) if not fixed_crops else 1.0
-        # How many different crops a recording has: as many as it takes to hear all of it, at most `fixed_crops`.
+        # How many different crops a recording has: as many as it takes to cover it, at most `fixed_crops`.
         rest = self.whole * (1 - max_trim) - STRIDE  # less than a frame more is no second crop
-        self._crops = np.clip(np.ceil(rest / self.heard.clip(1)), 1, max(1, fixed_crops))
-        audio = int(self.heard[usable].sum())
+        self._crops = np.clip(np.ceil(rest / self.crop_samples.clip(1)), 1, max(1, fixed_crops))
+        audio = int(self.crop_samples[usable].sum())
         self.passes = max(1, -(-_BATCHES_PER_PLAN * self.capacity // audio))  # over the corpus, in one plan
         self._usable = usable
         self._order_cells()
@@ -128,7 +128,7 @@ class LengthBucketSampler:
         plan, place = divmod(step, self.steps_per_plan)
         entries, limit = self._entries(plan, place)
         index, visit = self._usable[entries % len(self._usable)], plan * self.passes + entries // len(self._usable)
-        samples = self.heard[index]
+        samples = self.crop_samples[index]
         if not self.fixed_crops:
             samples = np.full(len(index), min(limit, int(samples.min())))
         crops = [
@@ -152,15 +152,15 @@ class LengthBucketSampler:
 
     def _order_cells(self) -> None:
         """Cells of like length, longest first: within one, cropping to the padding limit cuts nothing."""
-        mine = self.heard[self._usable]
-        heard = np.sort(mine)[::-1]
-        longest, shortest = np.empty_like(heard), np.empty_like(heard)
+        mine = self.crop_samples[self._usable]
+        lengths = np.sort(mine)[::-1]
+        longest, shortest = np.empty_like(lengths), np.empty_like(lengths)
         tops: list[int] = []
         begin = 0
-        while begin < len(heard):
-            tops.append(int(heard[begin]))
-            end = int(np.searchsorted(-heard, -heard[begin] / self._stretch, side="right"))
-            longest[begin:end], shortest[begin:end] = heard[begin], heard[end - 1]
+        while begin < len(lengths):
+            tops.append(int(lengths[begin]))
+            end = int(np.searchsorted(-lengths, -lengths[begin] / self._stretch, side="right"))
+            longest[begin:end], shortest[begin:end] = lengths[begin], lengths[end - 1]
             begin = end
         self._cell = np.searchsorted(-np.array(tops), -mine, side="right") - 1  # of each usable recording
         # Of the cell at each position in the order of a plan's entries.

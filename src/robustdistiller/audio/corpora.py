@@ -113,7 +113,7 @@ def _esc50(matches: Matches, role: Role) -> Iterator[Row]:
 
 def _demand(matches: Matches, role: Role) -> Iterator[Row]:
     for path, name in matches:
-        if int(name["channel"]) == 1:  # the sixteen microphones heard the same minutes
+        if int(name["channel"]) == 1:  # the sixteen microphones recorded the same minutes
             yield {"path": path, "label": name["place"], "group": name["place"]}
 
 
@@ -194,7 +194,7 @@ def _common_voice(matches: Matches, role: Role) -> Iterator[Row]:
 
 def _ami(matches: Matches, role: Role) -> Iterator[Row]:
     for path, name in matches:
-        # Four people meet four times, and every microphone hears all of them: a group is what splits must not share.
+        # Four people meet four times, and every microphone records all of them: a group is what splits must not share.
         yield {"path": path, "group": name["series"], "session": name["meeting"], "microphone": name["microphone"]}
 
 

@@ -213,21 +213,21 @@ def _cached(
         return prepare(source.text, role, workers, progress)
     key = digest([_FORMAT, source.path, source.corpus, source.root])
     stem = Path(cache) / f"{source.word}-{role}-{key}"
-    manifest, seal = stem.with_name(stem.name + ".jsonl"), stem.with_name(stem.name + ".json")
+    manifest, sidecar = stem.with_name(stem.name + ".jsonl"), stem.with_name(stem.name + ".json")
     state = _state(source)
-    if seal.is_file() and manifest.is_file():
+    if sidecar.is_file() and manifest.is_file():
         try:
-            kept = read_json(seal, "cached scan")
+            kept = read_json(sidecar, "cached scan")
             if kept["state"] == state:
                 log.info("%s: scanned before, read from %s", source.text, manifest)
                 recordings = read_manifest(manifest, check_files=True)
                 return Prepared(recordings, [Skipped(**row) for row in kept["skipped"]])
         except (UserError, KeyError, TypeError):
             log.warning("%s: the cached scan %s is not usable and made again", source.text, manifest)
-    seal.unlink(missing_ok=True)  # so that it never vouches for another manifest than its own
+    sidecar.unlink(missing_ok=True)  # so that it never vouches for another manifest than its own
     prepared = prepare(source.text, role, workers, progress)
     write_manifest(manifest, prepared.recordings)
-    write_json(seal, {"source": source.text, "state": state, "skipped": [vars(row) for row in prepared.skipped]})
+    write_json(sidecar, {"source": source.text, "state": state, "skipped": [vars(row) for row in prepared.skipped]})
     return prepared
 
 

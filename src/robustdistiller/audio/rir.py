@@ -74,15 +74,15 @@ def measure_t60(response: np.ndarray, direct: int | None = None) -> float | None
     power = np.square(response[direct:], dtype=np.float64)
     if len(power) < SAMPLE_RATE // 50 or not power.sum() > 0:
         return None
-    floor = _noise_floor(power)
-    decay = np.cumsum((power - floor)[::-1])[::-1]
+    noise_floor = _noise_floor(power)
+    decay = np.cumsum((power - noise_floor)[::-1])[::-1]
     level = 10 * np.log10(np.maximum(decay, 1e-30 * power.sum()) / max(decay[0], 1e-300))
     for depth in (20.0, 10.0):
         below_5, below = int(np.argmax(level <= -5.0)), int(np.argmax(level <= -5.0 - depth))
         if below <= below_5 + 8:
             continue
         # The noise floor must lie well below the stretch that is fitted.
-        if floor > 0 and _local_power(power, below) < 4 * floor:
+        if noise_floor > 0 and _local_power(power, below) < 4 * noise_floor:
             continue
         time = np.arange(below_5, below) / SAMPLE_RATE
         slope = np.polyfit(time, level[below_5:below], 1)[0]

@@ -151,10 +151,10 @@ def _identity(part: Sequence[Recording], audio: str) -> str:
 
 def _finished(out: Path, number: int, identity: str) -> dict[str, Any] | None:
     """The row of a shard that is there already, for exactly these recordings."""
-    seal = _seal(out, number)
-    tar = seal.with_suffix(".tar")
+    sidecar = _sidecar(out, number)
+    tar = sidecar.with_suffix(".tar")
     try:
-        row = read_json(seal)
+        row = read_json(sidecar)
         if row["source"] != identity or (row["recordings"] and tar.stat().st_size != entry(out, row).bytes):
             return None
         [Skipped(**lost) for lost in row["skipped"]]
@@ -163,7 +163,7 @@ def _finished(out: Path, number: int, identity: str) -> dict[str, Any] | None:
         return None
 
 
-def _seal(out: Path, number: int) -> Path:
+def _sidecar(out: Path, number: int) -> Path:
     return out / f"shard-{number:06d}.json"
 
 
@@ -188,11 +188,11 @@ def _written(
 def _write(job: tuple[Path, int, Sequence[Recording], Format]) -> dict[str, Any]:
     """Write one shard and then what the index says of it."""
     out, number, part, audio = job
-    seal = _seal(out, number)
-    name = seal.with_suffix(".tar").name
+    sidecar = _sidecar(out, number)
+    name = sidecar.with_suffix(".tar").name
     written: list[tuple[Recording, int]] = []
     skipped: list[Skipped] = []
-    seal.unlink(missing_ok=True)
+    sidecar.unlink(missing_ok=True)
     with replacing(out / name) as temporary, temporary.open("wb") as stream:
         counted = _Counted(stream)
         with tarfile.open(fileobj=counted, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
@@ -220,7 +220,7 @@ def _write(job: tuple[Path, int, Sequence[Recording], Format]) -> dict[str, Any]
         "skipped": [vars(lost) for lost in skipped],
         "samples": [samples for _, samples in written],
     }
-    write_json(seal, row)
+    write_json(sidecar, row)
     return row
 
 

@@ -6,7 +6,7 @@
       shard-000000.json  the exact lengths of its recordings, by which batches are planned; written when the tar is whole
 
 The index is all that is ever in memory of the corpus as a whole: a few kilobytes for half a gigabyte of speech.
-`sharding.py` writes shards, `streams.py` plans what is heard from them.
+`sharding.py` writes shards, `streams.py` plans batches from them.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Shard:
     speakers: tuple[str, ...]
     histogram: dict[int, tuple[int, float]]
 
-    def heard(self, crop_seconds: float, min_seconds: float) -> float:
-        """Seconds that are heard when each of its recordings is: crops, without what is too short. Never too many."""
+    def usable_seconds(self, crop_seconds: float, min_seconds: float) -> float:
+        """Seconds of one crop of each of its recordings, without those that are too short. Never too many."""
         return sum(
             count * min(seconds / count, crop_seconds)
             for number, (count, seconds) in self.histogram.items()

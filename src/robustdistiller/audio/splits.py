@@ -33,7 +33,7 @@ def split_by_group(recordings: Sequence[Recording], valid_fraction: float, seed:
     if release and len({unit for unit, split in zip(units, fixed, strict=True) if split != "test"}) == 1:
         one = next(recording for recording, split in zip(recordings, fixed, strict=True) if split != "test")
         if one.speaker:  # never a single noise recording or room: those would leak
-            log.warning("all speech is the speaker %s's: validation hears new recordings, not a new voice", one.speaker)
+            log.warning("all speech is the speaker %s's: validation has new recordings, not a new voice", one.speaker)
             units = _units(recordings, by_speaker=False)
 
     chosen: dict[str, str] = {}

@@ -1,10 +1,10 @@
-"""What is heard from shards in which step: a stream of windows for each microbatch, and the copies that it is heard from.
+"""Batches from shards: a stream of windows for each microbatch, and the local copies that it is read from.
 
 processes × accumulate microbatches make a global batch. Each of these slots has a stream of its own, over every so-manieth
 shard of one shuffled sequence of all shards, epoch after epoch. A stream opens a window of a few shards, plans batches of like
 lengths from the recordings in it, takes as many steps from it as it holds speech by the index, and goes on to the next one.
 So every step is a function of (seed, step) and the index, whoever computes it; nobody ever needs the lengths of more than one
-window of each slot; and two processes hear what one of twice the accumulation hears.
+window of each slot; and two processes read what one of twice the accumulation reads.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ShardCrop(Crop):
 
 @dataclass
 class _Window:
-    """Shards (with the number of the visit to each) that a slot hears from step `first` on; `offsets` in their recordings."""
+    """Shards (with the number of the visit to each) that a slot reads from step `first` on; `offsets` in their recordings."""
 
     first: int
     shards: list[tuple[int, int]]
@@ -57,8 +57,8 @@ class _Window:
 class ShardSampler:
     """Batches from shards, addressed by step as those of `LengthBucketSampler`, whose parameters it shares.
 
-    window_mb: bytes of the shards that a slot hears together, in megabytes; at least one shard. Raises `UserError` when
-    nothing can be heard, or a crop exceeds a batch.
+    window_mb: bytes of the shards that a slot reads together, in megabytes; at least one shard. Raises `UserError` when
+    nothing can be used, or a crop exceeds a batch.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class ShardSampler:
         self.batch_seconds = batch_seconds
         self._options = (batch_seconds, crop_seconds, min_seconds, max_trim)
         self._fixed_crops = fixed_crops
-        self.heard = [shard.heard(crop_seconds, min_seconds) for shard in shards]
-        self._usable = [number for number, seconds in enumerate(self.heard) if seconds > 0]
+        self.seconds = [shard.usable_seconds(crop_seconds, min_seconds) for shard in shards]
+        self._usable = [number for number, seconds in enumerate(self.seconds) if seconds > 0]
         if not self._usable:
             raise UserError(f"No shard holds speech of {min_seconds:g} s: lower data.min_seconds.")
         if min(crop_seconds, max(shards[number].longest for number in self._usable)) > batch_seconds:
@@ -101,8 +101,8 @@ class ShardSampler:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Optimiser steps in which every recording is heard once, on average."""
-        return sum(self.heard) / (self.slots * self.batch_seconds)
+        """Optimiser steps in which every recording is read once, on average."""
+        return sum(self.seconds) / (self.slots * self.batch_seconds)
 
     def batch(self, step: int, rank: int | None = None) -> Microbatches:
         """The microbatches of `rank` (by default the sampler's own) in an optimiser step, counted from 0."""
@@ -118,7 +118,7 @@ class ShardSampler:
         return Microbatches(step, epoch, tuple(parts), frames)
 
     def needed(self, step: int) -> tuple[set[int], set[int]]:
-        """The shards that this rank hears in a step, and those of the windows after."""
+        """The shards that this rank reads in a step, and those of the windows after."""
         now: set[int] = set()
         soon: set[int] = set()
         for slot in range(self.rank * self.accumulate, (self.rank + 1) * self.accumulate):
@@ -151,8 +151,8 @@ class ShardSampler:
         """The window of a slot in a step. How long each lasts is known from the index alone."""
         starts = self._starts[slot]
         while starts[-1] <= step:
-            heard = sum(self.heard[shard] for shard, _ in self._shards_of(slot, len(starts) - 1))
-            starts.append(starts[-1] + max(1, round(heard / self.batch_seconds)))
+            lasting = sum(self.seconds[shard] for shard, _ in self._shards_of(slot, len(starts) - 1))
+            starts.append(starts[-1] + max(1, round(lasting / self.batch_seconds)))
         return bisect_right(starts, step) - 1
 
     def _window(self, slot: int, step: int) -> _Window:
@@ -174,7 +174,7 @@ class ShardSampler:
 
 
 class Spool:
-    """Whole copies of the shards that are being heard, in a local folder; each read from its storage once, in one go.
+    """Whole copies of the shards that are being read, in a local folder; each read from its storage once, in one go.
 
     A shard that cannot be read any more is replaced by another one, with a warning and a row for `report`.
     """
@@ -234,7 +234,7 @@ class Spool:
                         f"{error} No other shard that was tried can be read either: is their storage still there? Then go on "
                         "with --resume."
                     ) from error
-                log.warning("%s Another shard is heard in its place.", error)
+                log.warning("%s Another shard takes its place.", error)
         raise AssertionError
 
 

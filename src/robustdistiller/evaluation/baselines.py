@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..audio.io import SAMPLE_RATE
+from ..models.frames import GRID
 
-HOP, WINDOW, N_FFT = 320, 400, 512
+HOP, WINDOW, N_FFT = GRID.stride, GRID.field, 512
 
 
 class LogMel(nn.Module):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..audio.batching import RECEPTIVE_FIELD, STRIDE
 from ..audio.io import SAMPLE_RATE
 from ..errors import UserError
 
@@ -16,9 +17,9 @@ from ..errors import UserError
 class FrameGrid:
     """Frame f of a grid is centred at sample ``stride · f + offset`` and needs ``field`` samples in all."""
 
-    stride: int = 320
+    stride: int = STRIDE
     offset: float = 200.0
-    field: int = 400
+    field: int = RECEPTIVE_FIELD
 
     def count(self, samples: Tensor) -> Tensor:
         """Number of whole frames in `samples` samples, any integer shape; at least 0."""
