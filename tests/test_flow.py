@@ -10,7 +10,7 @@ import robustdistiller
 PACKAGE = Path(robustdistiller.__file__).parent
 ORDER = ["audio", "synthetic", "acoustics", "models", "objectives", "training"]
 ALLOWED = {room: {*ORDER[: position + 1], "assets"} for position, room in enumerate(ORDER)}
-ALLOWED["evaluation"] = {"assets", "audio", "synthetic", "acoustics", "models", "objectives", "evaluation"}
+ALLOWED["evaluation"] = {"assets", "audio", "synthetic", "acoustics", "models", "objectives", "evaluation", "runtime"}
 ALLOWED["report"] = {"assets", "audio", "acoustics", "evaluation", "report"}
 ALLOWED["deployment"] = {
     "assets",

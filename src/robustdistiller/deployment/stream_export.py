@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..evaluation.detection import pooled_scores
 from ..models.frames import GRID
 from ..models.streaming import ENDLESS
 from ..models.student import Student
@@ -22,7 +23,7 @@ from ..runtime.container import Description
 from ..runtime.stream import Stream
 from .onnx_file import trace
 from .parity import Measured, _cosine
-from .stream_graph import StreamGraph, pooled_scores
+from .stream_graph import StreamGraph
 from .task_head import TaskHead
 
 Waves = Sequence[NDArray[np.float32]]
@@ -105,7 +106,7 @@ class StreamJob:
         """What the stream must give for (T,), by the chunk-masked offline pass: states (S, F, D), or scores (1, F, classes)."""
         wanted = len(self.head.states) if self.head else len(self.description.states)
         states = self.student.states(wave[None].double(), predictions=wanted > len(self.student.states_names))[0]
-        return (states[0] if self.head is None else pooled_scores(self.head, states)).numpy()  # type: ignore[no-any-return]
+        return (states[0] if self.head is None else pooled_scores(self.head.head, states)[None]).numpy()  # type: ignore[no-any-return]
 
     def compare(self, model: Any, audio: Iterator[tuple[Tensor, Tensor]]) -> Measured:
         """A stream of `model` against `reference` on every recording of `audio`, alone, in pieces of many sizes."""

@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import UserError
+from ..evaluation.detection import WINDOW
 from ..models.frames import GRID
 from ..models.streaming import MASKED, Chunking, check_streamable
 from ..models.student import Student
 from .graph import graph_states, prepare_encoder
 from .task_head import TaskHead
-
-WINDOW = 50
-"""Frames that a detector averages: a second, as long as a spoken keyword."""
 
 
 class StreamGraph(nn.Module):
@@ -175,12 +173,3 @@ class DetectorGraph(StreamGraph):
         mean = total / (number + 1).clamp(1, WINDOW)
         scores = self.head(mean.permute(2, 0, 1))[0].softmax(-1)  # (C, classes)
         return (scores[None, None], *after, window[:, :, self.chunking.chunk :])
-
-
-def pooled_scores(head: TaskHead, states: Tensor) -> Tensor:
-    """What `DetectorGraph` computes, for all frames of a recording: states (1, S, F, D) → probabilities (1, F, classes)."""
-    total = states.cumsum(2)
-    total = total - functional.pad(total, (0, 0, WINDOW, 0))[:, :, : total.shape[2]]
-    mean = total / torch.arange(1, total.shape[2] + 1).clamp(max=WINDOW)[:, None]  # (1, S, F, D)
-    with torch.no_grad():
-        return head.head.to(mean.dtype)(mean[0].transpose(0, 1))[0].softmax(-1)[None]  # type: ignore[no-any-return]
