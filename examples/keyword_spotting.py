@@ -4,7 +4,8 @@
     python examples/keyword_spotting.py exported/keywords.int8.onnx --microphone     (needs: pip install sounddevice)
 
 Needs the runtime alone (pip install ./runtime): no PyTorch. Every quarter of a second it answers for the last second; a word
-is reported once its probability, averaged over the last three answers, passes the threshold.
+is reported once its probability, averaged over the last three answers, passes the threshold. The head must have been trained
+with a class of other words (`_unknown_`): without one, any speech is one of its words.
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ QUIET = {"_unknown_", "_silence_", "unknown", "silence"}  # labels that are not 
 
 
 class Spotter:
-    """Turns answers into events: smooths over a few, and holds its tongue for a while after each event."""
+    """Turns answers into events: smooths over a few, and is silent before the first whole window and after each event."""
 
-    def __init__(self, labels: tuple[str, ...], threshold: float, smoothing: int = 3, pause: float = 1.0):
-        self.labels, self.threshold, self.pause = labels, threshold, pause
+    def __init__(
+        self, labels: tuple[str, ...], threshold: float, window: float, smoothing: int = 3, pause: float = 1.0
+    ):
+        self.labels, self.threshold, self.smoothing, self.pause = labels, threshold, smoothing, pause
         self.recent: deque[np.ndarray] = deque(maxlen=smoothing)
-        self.silent_until = 0.0
+        self.silent_until = window  # what comes earlier is an answer about a piece of a word
 
-    def hear(self, answer: Answer) -> tuple[str, float] | None:
+    def update(self, answer: Answer) -> tuple[str, float] | None:
         """The word that this answer completes, with its probability, or None."""
         (distribution,) = list(answer.distributions.values())[:1]
         self.recent.append(distribution)
+        if len(self.recent) < self.smoothing:
+            return None
         mean = np.mean(self.recent, axis=0)
         best = int(mean.argmax())
         word, probability = self.labels[best], float(mean[best])
@@ -66,11 +71,11 @@ def main() -> None:
     if bool(options.wav) == options.microphone:
         parser.error("give a WAV file or --microphone")
     classifier = Classifier(options.model, threads=1)
-    spotter = Spotter(next(iter(classifier.labels.values())), options.threshold)
+    spotter = Spotter(next(iter(classifier.labels.values())), options.threshold, options.window)
     stream = classifier.stream(options.window, options.hop)
     chunks = microphone() if options.microphone else np.array_split(read_wave(options.wav), 20)
     for answer in stream.run(chunks):
-        event = spotter.hear(answer)
+        event = spotter.update(answer)
         if event:
             print(f"{answer.time:7.2f} s  {event[0]}  ({event[1]:.0%})", flush=True)
 

@@ -292,7 +292,11 @@ class _Benchmark:
 
     def _enhancement(self, task: Task, conditions: Sequence[Condition]) -> dict[str, ByCondition]:
         able = [model for model in self.models if model.can_enhance]
-        wanted = list(task.config.measures or available_quality())
+        installed = available_quality()
+        wanted = [name for name in task.config.measures or installed if name in installed]
+        if lost := [name for name in task.config.measures or () if name not in installed]:
+            self.notes.append(f"{task.name}: {', '.join(lost)} left out, because the package is not installed here.")
+            logger.warning("%s", self.notes[-1])
         if len(able) < len(self.models):
             without = ", ".join(model.name for model in self.models if not model.can_enhance)
             self.notes.append(f"{task.name}: {without} cannot enhance speech and take no part.")
