@@ -98,7 +98,7 @@ def test_the_first_words_that_a_newcomer_tries_end_well(call):
 
 
 NUMBERS = ["-1", "0", "true", "nan", "inf", "-inf", "1e308", "1" + 23 * "0"]
-MAY_BE = {"--snr": {"-1", "0"}, "--seed": {"0"}, "--save-audio": {"0"}}  # all else is refused
+MAY_BE = {"--snr": {"-1", "0"}, "--seed": {"0"}, "--save-audio": {"0"}, "--port": {"0"}}  # all else is refused
 
 
 def numeric_options(verb):
@@ -131,8 +131,7 @@ def test_no_number_out_of_bounds_passes_an_option(call, verb, tmp_path, speech):
         words.append(tmp_path / "out")
     if any("--out" in p.opts for p in COMMANDS[verb].params):
         words += ["--out", tmp_path / "out"]
-    if verb == "pretrain":
-        words += ["--data", tmp_path]
+    words += {"pretrain": ["--data", tmp_path], "demo": ["--task", speech]}.get(verb, [])
     tried = 0
     for flag in numeric_options(verb):
         for number in NUMBERS:
@@ -140,7 +139,7 @@ def test_no_number_out_of_bounds_passes_an_option(call, verb, tmp_path, speech):
                 _, error = call(*words, f"{flag}={number}", expect=2)
                 assert len(error.strip().splitlines()) == 1 and not (tmp_path / "out").exists(), (flag, number, error)
                 tried += 1
-    numeric = {"contaminate", "distill", "evaluate", "latency", "prepare", "pretrain", "quickstart", "shard"}
+    numeric = {"contaminate", "demo", "distill", "evaluate", "latency", "prepare", "pretrain", "quickstart", "shard"}
     assert bool(tried) == (verb in numeric)
 
 

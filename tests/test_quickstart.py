@@ -54,6 +54,7 @@ def test_a_small_quickstart_ends_in_its_page(tmp_path, monkeypatch):
 
     evaluate = module.evaluate
     monkeypatch.setattr(module, "evaluate", few)
+    monkeypatch.setattr(module, "engine_available", lambda: False)  # it comes from the network
 
     monkeypatch.setattr(module, "load_recipe", short)
     monkeypatch.setattr(module, "Settings", lambda seed, similarity: module_settings(seed))
