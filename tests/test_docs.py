@@ -21,6 +21,17 @@ def test_tutorials_run_block_by_block(page, tmp_path, monkeypatch):
         exec(compile(block, f"{page.name}, block {number + 1}", "exec"), names)
 
 
+@pytest.mark.notebook
+@pytest.mark.timeout(900)
+def test_the_notebook_runs_to_its_end(tmp_path, monkeypatch):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(ROOT / "examples" / "tour.ipynb", as_version=4)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert len(outputs) >= 8
+
+
 def test_figures_are_those_of_the_committed_data():
     spec = importlib.util.spec_from_file_location("tables", DOCS / "results" / "tables.py")
     assert spec is not None and spec.loader is not None
