@@ -13,6 +13,7 @@ from acoustics_material import RATE
 
 from robustdistiller import Contaminator, EnvironmentConfig
 from robustdistiller.acoustics import contaminator as module
+from robustdistiller.acoustics import scene
 from robustdistiller.acoustics.scene import Environment, contaminate
 
 KINDS = {"recorded": 1, "babble": 1, "white": 1}
@@ -33,9 +34,9 @@ def test_a_batch_is_what_the_engine_makes_of_each_utterance(noises, talk, respon
     for epoch in range(3):
         out = layer(clean, lengths, keys, epoch)
         for row, wave, key, count in zip(out, clean, keys, lengths.tolist(), strict=True):
-            expected, scene = contaminate(wave[:count].numpy(), environment, key, epoch)
+            expected, drawn = contaminate(wave[:count].numpy(), environment, key, epoch)
             assert torch.equal(row[:count], torch.from_numpy(expected)) and not row[count:].any()
-            assert scene in layer.scenes
+            assert drawn in layer.scenes
 
 
 def test_a_key_decides_and_neither_batch_nor_order(noises, responses, batch) -> None:
@@ -73,7 +74,7 @@ def test_evaluation_mode_type_and_gradients(batch) -> None:
 
 
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noises, responses) -> None:
-    assert doctest.testmod(module).failed == 0
+    assert all(doctest.testmod(documented).failed == 0 for documented in (module, scene))
     for folder, recordings in (("noise", noises), ("rirs", responses)):
         (tmp_path / folder).mkdir()
         for number, recording in enumerate(recordings):

@@ -7,6 +7,7 @@ the target and the seed for anything else, so that a finding can be repeated. Sh
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import random
 import shutil
@@ -228,6 +229,18 @@ def _wave(count: int, seed: int = 0) -> np.ndarray:
 
 def _sound(name: str, rate: int = 8000, **options: Any) -> Callable[[Path], None]:
     return lambda folder: soundfile.write(folder / name, _wave(rate // 4), rate, **options)
+
+
+def _make_m4a(folder: Path) -> None:
+    import av
+
+    with av.open(str(folder / "a.m4a"), "w") as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono")
+        for begin in range(0, 8192, 1024):
+            frame = av.AudioFrame.from_ndarray(_wave(1024, begin)[None], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16_000, begin
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def _listen(name: str) -> Callable[[Path], object]:
@@ -561,6 +574,7 @@ TARGETS = (
     Target("au", ("a.au",), _sound("a.au"), _listen("a.au")),
     Target("w64", ("a.w64",), _sound("a.w64"), _listen("a.w64")),
     Target("caf", ("a.caf",), _sound("a.caf"), _listen("a.caf")),
+    *([Target("m4a", ("a.m4a",), _make_m4a, _listen("a.m4a"))] if importlib.util.find_spec("av") else []),
     Target("contaminate", ("speech.wav", "noise.wav", "room.wav"), _make_contaminate, _contaminate, 2),
     Target("manifest", ("manifest.jsonl", "0.wav"), _make_manifest, _open_manifest),
     Target("shards", ("shards/shards.json", "shards/shard-000000.json", "copy.tar"), _make_shards, _open_shards, 3),

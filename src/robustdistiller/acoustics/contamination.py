@@ -33,10 +33,21 @@ def contaminate_file(
 ) -> Scene:
     """Contaminate the file `speech` into `out`, and write the scene beside it as JSON.
 
-    `noise` and `rooms` are sources as for training (folders, manifests, corpora); `noise` may also name a synthetic kind
-    (white, pink, brown, rain, hum, music, …), and `rooms` "simulated". What is given is applied: noise at `snr_db` (drawn
-    from `config.snr_db` if None), the room, or both. Everything drawn depends on `seed` and the name of the file;
-    `progress` follows the scan of the sources; `overwrite` lets an earlier output be replaced. Raises `UserError`.
+    What is given is applied: noise, a room, or both. Everything drawn depends on `seed` and the name of the file.
+
+    Args:
+        speech: An audio file of at most an hour.
+        out: The file to write: .wav, .flac or .ogg.
+        noise: Sources as for training (folders, manifests, corpora), and synthetic kinds (white, pink, brown, rain, …).
+        rooms: Sources of room impulse responses, and "simulated".
+        snr_db: In dB; drawn from `config.snr_db` by default.
+        seed: Of everything drawn.
+        config: What is left open.
+        progress: Follows the scan of the sources.
+        overwrite: Lets an earlier output be replaced.
+
+    Raises:
+        UserError: Something is missing or would be replaced, or the audio cannot be read.
     """
     if not noise and not rooms:
         raise UserError("There is nothing to contaminate the speech with: pass --noise, --rooms or both.")

@@ -90,9 +90,20 @@ class Environment:
     ) -> Environment:
         """The environment of one `split` with all banks that `config` needs, checked before any work.
 
-        Recordings that name another split are left out, so that nothing is trained on what it will be judged by.
-        `speech` is what babble is mixed from. Simulated rooms of different splits are different rooms. Raises
-        `UserError` when the configuration asks for what is not there.
+        Recordings that name another split are left out, so that nothing is trained on what it will be judged by, and
+        simulated rooms of different splits are different rooms.
+
+        Args:
+            config: What is drawn.
+            noise: Noise recordings.
+            rooms: Room impulse responses; without any, `config.simulated_rooms` are simulated.
+            speech: What babble is mixed from.
+            seed: Of everything drawn.
+            split: train, valid or test.
+            cache_mb: Megabytes of decoded noise and speech that a process keeps.
+
+        Raises:
+            UserError: The configuration asks for what is not there.
         """
         noise, rooms, speech = (
             [recording for recording in recordings if recording.split in (None, split)]
@@ -113,9 +124,17 @@ class Environment:
         return cls(config, noise_bank, room_bank, seed)
 
     def draw(self, utterance: str, seconds: float, epoch: int, step: int = 0, speaker: str | None = None) -> Scene:
-        """The scene of an utterance of `seconds` in `epoch`; `step` only drives the curriculum.
+        """Draw the scene of an utterance: a function of the seed, `epoch` and `utterance`, which `step` changes smoothly.
 
-        A later step changes the same scene smoothly: its SNR limit falls, its reverberation sets in at some point.
+        Args:
+            utterance: Its id, by which babble also avoids the recording itself.
+            seconds: How long it is.
+            epoch: The visit to it.
+            step: Where the curriculum stands: the SNR limit falls, reverberation sets in at some point.
+            speaker: Whom babble avoids; known without where the id is one of its recordings.
+
+        Raises:
+            UserError: There is no noise or room for a condition that is drawn.
         """
         config = self.config
         kind_at, room_at, snr_u, count_u = self._generator(epoch, utterance, "scene").random(4)
@@ -148,8 +167,17 @@ class Environment:
     def render(self, clean: Tensor, lengths: Tensor, noise: Tensor | None, scenes: Sequence[Scene]) -> Tensor:
         """Contaminated speech: (B, T) float32 on the device of `clean`, zero beyond each length; `clean` is not changed.
 
-        `clean` (B, T); `lengths` (B,) valid samples; `noise` (B, T) from `fetch`, rows without noise being anything.
         A row depends on its own valid samples and scene alone: on a processor its bits are the same in any batch.
+
+        Args:
+            clean: Waveforms (B, T).
+            lengths: Valid samples, (B,).
+            noise: What `fetch` gave, (B, T); rows of scenes without noise may hold anything. None where no scene has noise.
+            scenes: One for each utterance.
+
+        Raises:
+            ValueError: The numbers of rows differ, or noise is missing.
+            AudioError: A room response cannot be read any more.
         """
         if len(scenes) != len(clean) or len(lengths) != len(clean):
             raise ValueError(f"{len(clean)} utterances, {len(lengths)} lengths and {len(scenes)} scenes do not match.")
@@ -264,9 +292,22 @@ def fixed_scene(
 ) -> Scene:
     """A scene whose conditions are given: for evaluation, and to listen to something in particular.
 
-    `noise` is a kind (recorded, white, pink, brown, babble), a label or the id of a recording, or several of them, and
-    needs `snr_db` (dB); `room` is the id of a response or a room, of whose responses one is drawn. What is left open
-    (offsets, recordings of a label) depends on (`seed`, `utterance`) alone, so it is the same at every SNR.
+    What is left open (offsets, recordings of a label) depends on `seed` and `utterance` alone, so it is the same at every
+    SNR.
+
+    Args:
+        environment: Where noise and rooms come from.
+        utterance: The id of the utterance.
+        seconds: How long it is.
+        seed: Of what is left open.
+        snr_db: Ratio of the reverberant speech to all noise in dB; goes with `noise`.
+        noise: A kind (recorded, white, pink, brown, babble, rain, …), a label or the id of a recording, or several.
+        room: The id of a response, or of a room, of whose responses one is drawn.
+        noise_in_room: Whether the noise passes another response of that room.
+        speaker: Whom babble avoids.
+
+    Raises:
+        UserError: Noise comes without an SNR or the reverse, or a name is unknown.
     """
     if (noise is None) != (snr_db is None):
         raise UserError("Noise needs an SNR, and an SNR needs noise: give both or neither.")
@@ -292,7 +333,27 @@ def contaminate(
 ) -> tuple[np.ndarray, Scene]:
     """Contaminate one utterance (T,) at 16 kHz: contaminated speech (T,) float32, and the scene, drawn unless given.
 
-    Raises `AudioError` for audio that is empty, longer than an hour, or holds samples that are not numbers.
+    Args:
+        wave: Clean speech, (T,).
+        environment: What is drawn, and from where.
+        utterance: Its id; with `epoch` and the environment's seed it decides what is drawn.
+        epoch: The visit to it.
+        step: Where the curriculum stands.
+        speaker: Whom babble avoids.
+        scene: A scene to apply instead of drawing one.
+
+    Raises:
+        AudioError: The speech is empty, longer than an hour, or holds samples that are not numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> from robustdistiller import Environment, EnvironmentConfig, contaminate
+        >>> kinds = {"recorded": 0, "white": 0, "rain": 1}
+        >>> environment = Environment.build(EnvironmentConfig(noise_kinds=kinds, clean=0, reverb=0, both=0))
+        >>> wave = 0.1 * np.random.default_rng(0).standard_normal(16000)
+        >>> noisy, scene = contaminate(wave, environment, "utterance-1")
+        >>> noisy.shape, scene.kind, scene.noises[0].kind
+        ((16000,), 'noise', 'rain')
     """
     if wave.ndim != 1 or not len(wave):
         raise AudioError("There is no speech to contaminate: give at least one sample of mono audio.", "empty")

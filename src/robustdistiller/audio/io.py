@@ -59,7 +59,11 @@ class AudioInfo:
 
 
 def probe(path: str | os.PathLike[str]) -> AudioInfo:
-    """Read the header of `path`. Raises `AudioError` (missing, corrupt, empty)."""
+    """Read the header of a file.
+
+    Raises:
+        AudioError: It is missing, corrupt, empty or may not be read.
+    """
     with opened(path) as file:
         known = file.frames != UNKNOWN
         frames = file.frames if known else sum(len(block) for block in mono_blocks(file, path))
@@ -79,10 +83,26 @@ def read_audio(
 ) -> np.ndarray:
     """The part [start, start + seconds) of `path` as a float32 wave (T,) at `sampling_rate`.
 
-    Only the part asked for is decoded. Channels are averaged (where they cancel, one is taken), or one `channel` (from 0)
-    is taken. A segment equals the same slice of the whole file resampled: T = round(seconds * sampling_rate) wherever the
-    file holds that much, and what there is at its end. `content`: the bytes of the file where they are in memory already;
-    `path` then only names them. Raises `AudioError` (missing, corrupt, empty, too-short, nan).
+    Only the part asked for is decoded. A segment equals the same slice of the whole file resampled.
+
+    Args:
+        path: The file.
+        start: Where the segment begins, in seconds.
+        seconds: How long it is; to the end of the file by default.
+        sampling_rate: Of the result, in Hz.
+        channel: One channel (from 0); by default they are averaged, or one is taken where they cancel each other.
+        content: The bytes of the file where they are in memory already; `path` then only names them.
+
+    Returns:
+        (T,), T = round(seconds * sampling_rate) wherever the file holds that much, and what there is at its end.
+
+    Raises:
+        AudioError: The file is missing, corrupt, empty, too short, or holds samples that are not numbers; see its `reason`.
+
+    Example:
+        >>> wave = read_audio("speech.flac", start=1.5, seconds=2.0)  # doctest: +SKIP
+        >>> wave.shape  # doctest: +SKIP
+        (32000,)
     """
     if start < 0 or (seconds is not None and seconds < 0):
         raise ValueError(f"start and seconds must not be negative, not {start} and {seconds}")
@@ -272,9 +292,10 @@ class _Media:
         except av.FFmpegError as error:
             raise ValueError(str(error)) from error
         stream = next(iter(self._container.streams.audio), None)
-        if stream is None or not stream.rate or not stream.channels:
+        # A stream whose codec is unknown has neither attribute.
+        self.samplerate, self.channels = getattr(stream, "rate", 0), getattr(stream, "channels", 0)
+        if not self.samplerate or not self.channels:
             raise ValueError("it holds no sound")
-        self.samplerate, self.channels = stream.rate, stream.channels
         self._frames = self._decoded(stream)
         self._rest = np.zeros((0, self.channels), np.float32)
 

@@ -99,9 +99,15 @@ def recording_from_row(row: dict[str, Any], path: str) -> Recording:
 def read_manifest(
     path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, check_files: bool = False
 ) -> list[Recording]:
-    """Read and validate a manifest; `root` is the folder its relative paths count from, else it is found by itself.
+    """Read and validate a manifest.
 
-    Raises `UserError` with the line of the first fault. With `check_files`, every file must exist.
+    Args:
+        path: A JSON-lines file, which may be gzipped.
+        root: The folder that its relative paths count from; by default it is found, see this module's description.
+        check_files: Whether every file must exist.
+
+    Raises:
+        UserError: With the line of the first fault.
     """
     path = Path(path)
     recordings: list[Recording] = []

@@ -59,9 +59,21 @@ def prepare(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Find and check every recording of one `source`; `workers` processes (by default, one per core) decode them.
+    """Find and check every recording of one source.
 
-    Raises `UserError` for a source that does not exist, holds no audio or nothing usable.
+    Args:
+        source: A folder, a known corpus, a manifest, lhotse cuts or a file (see this module's description).
+        role: What it is to serve as: speech, noise or rooms.
+        workers: Processes that decode; one per core by default.
+        progress: Called with the numbers of recordings checked and in all.
+
+    Raises:
+        UserError: The source does not exist, holds no audio, or nothing in it can be used.
+
+    Example:
+        >>> prepared = prepare("librispeech:LibriSpeech/dev-clean", "speech")  # doctest: +SKIP
+        >>> len(prepared.recordings), [row.reason for row in prepared.skipped]  # doctest: +SKIP
+        (2703, [])
     """
     announced, skipped = _announced(_parsed(str(source)), role)
     kept: list[Recording] = []
@@ -88,8 +100,15 @@ def prepare_all(
 ) -> Prepared:
     """Join the recordings of several sources under unique ids.
 
-    `cache` is a folder that keeps each scan until its files change. Raises `UserError` as `prepare` does, and for a
-    file that two sources share.
+    Args:
+        sources: As for `prepare`.
+        role: What they are to serve as: speech, noise or rooms.
+        cache: A folder that keeps each scan until its files change.
+        workers: Processes that decode; one per core by default.
+        progress: Called with the numbers of recordings checked and in all, for each source.
+
+    Raises:
+        UserError: As from `prepare`; or two sources hold the same part of a recording.
     """
     if not sources:
         raise UserError(f"There is no source of {role}: name at least one folder or manifest.")

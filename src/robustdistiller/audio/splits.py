@@ -17,11 +17,18 @@ log = logging.getLogger(__name__)
 def split_by_group(recordings: Sequence[Recording], valid_fraction: float, seed: int = 0) -> dict[str, list[Recording]]:
     """Assign every recording to "train" or "valid" (or the "test" that a manifest names), so that no unit is in two.
 
+    Args:
+        recordings: All of one role: speech, noise or rooms.
+        valid_fraction: About this share of the units is held out; 0 holds nothing out.
+        seed: Of the hash that decides.
+
+    Returns:
+        The recordings of "train", "valid" and "test", each with its split as a field.
+
     A unit is a speaker, else a group (noise recording, room), else the recordings of one file. Splits that manifests
     name are honoured, also for the unnamed rest of a unit; the other units follow a hash of (seed, unit). With two
     units or more, train and valid get at least one each. Where all is one speaker's, single files are the units. Where
-    manifests name no valid part at all, their train parts are split like the unnamed. A `valid_fraction` of 0 holds
-    nothing out.
+    manifests name no valid part at all, their train parts are split like the unnamed.
     """
     named = {recording.split for recording in recordings}
     release = valid_fraction > 0 and "valid" not in named
