@@ -27,6 +27,7 @@ from ..errors import UserError
 from ..evaluation.subjects import model_name
 from ..files import GENERIC
 from ..models.hub import load_encoder
+from ..models.repository import locate
 from ..runtime.container import Description, describe
 from .cost import macs_per_second
 from .export import REPORT
@@ -199,9 +200,10 @@ def _candidates(text: str, formats: Sequence[str], scratch: Path) -> list[Candid
         found = [_exported(name, file) for file in files if file.is_file()]
         found += _in_engines(found, formats)
         return [candidate for candidate in found if candidate.format in formats] or found
-    encoder = load_encoder(model)
+    files = locate(model)
+    encoder = load_encoder(files)
     parameters, macs = sum(p.numel() for p in encoder.parameters()), macs_per_second(encoder)
-    weights = sum(file.stat().st_size for file in path.glob("model*.safetensors")) if path.is_dir() else 4 * parameters
+    weights = sum((files.folder / name).stat().st_size for name in files.weights)
     made = [Candidate(name, "torch", model, parameters, macs, weights)] if "torch" in formats else []
     needed = {ENGINES.get(form, form) for form in formats} - {"torch"}
     if needed:
