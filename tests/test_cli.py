@@ -21,7 +21,7 @@ from robustdistiller.audio.io import write_audio
 from robustdistiller.cli import app, main
 from robustdistiller.cli.output import complain, show_table
 from robustdistiller.cli.progress import Bars
-from robustdistiller.presets import recipe_folder, recipe_names
+from robustdistiller.presets import shipped_folder, shipped_names
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 SMALL = [
@@ -92,9 +92,9 @@ def test_the_first_words_that_a_newcomer_tries_end_well(call):
     for words in ([], ["-h"], ["--help"]):
         text = call(*words)[0]
         assert "Commands" in text and "Exit codes" in text.replace("\n", " ")
-    assert call("recipes", "edge")[0] == (recipe_folder() / "edge.yaml").read_text()
+    assert call("recipes", "edge")[0] == (shipped_folder("recipes") / "edge.yaml").read_text()
     assert json.loads(call("recipes", "edge", "--json")[0])["name"] == "edge"
-    assert json.loads(call("recipes", "--json")[0]).keys() == set(recipe_names())
+    assert json.loads(call("recipes", "--json")[0]).keys() == set(shipped_names("recipes"))
 
 
 NUMBERS = ["-1", "0", "true", "nan", "inf", "-inf", "1e308", "1" + 23 * "0"]
@@ -159,10 +159,10 @@ def test_what_escapes_is_one_sentence_that_names_the_input(call, monkeypatch):
     ]
     for error, sentence in cases:
 
-        def fail(name, error=error):
+        def fail(*found, error=error):
             raise error
 
-        monkeypatch.setattr(presets, "find_recipe", fail)
+        monkeypatch.setattr(presets, "find_shipped", fail)
         _, shown = call("recipes", "x", expect=2 if sentence else 1)
         assert (sentence or "please report") in shown
         assert ("Traceback" in shown) == (sentence is None)

@@ -7,10 +7,10 @@ from pydantic import ValidationError
 
 from robustdistiller.config import Recipe, load_recipe
 from robustdistiller.errors import UserError
-from robustdistiller.presets import recipe_names
+from robustdistiller.presets import shipped_names
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", shipped_names("recipes"))
 def test_shipped_recipes_are_valid_and_described(name):
     recipe = load_recipe(name)
     assert recipe.name == name and recipe.notes
@@ -21,7 +21,7 @@ def test_the_shipped_recipes_are_those_that_are_promised():
         "distilhubert-base", "robust-hubert-base", "robust-wavlm-base-plus", "robust-wav2vec2-base",
         "robust-whisper-tiny-en", "edge", "smoke",
     }  # fmt: skip
-    assert promised <= set(recipe_names())
+    assert promised <= set(shipped_names("recipes"))
 
 
 def test_the_baseline_differs_from_the_robust_recipe_in_input_and_task_alone():

@@ -320,9 +320,9 @@ def recipe_from_dict(values: dict[str, Any], where: str = "the recipe") -> Recip
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    from .presets import find_recipe
+    from .presets import find_shipped
 
-    return read_mapping(find_recipe(path), "recipe")
+    return read_mapping(find_shipped(path, "recipes"), "recipe")
 
 
 def _assign(values: dict[str, Any], name: str, value: Any) -> None:

@@ -1,33 +1,40 @@
-"""Where the shipped recipes are: ``recipes/`` of a checkout, or the copy inside an installed package."""
+"""Where the shipped recipes and conditions are: in the folders of a checkout, or copied into an installed package."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from .errors import UserError, closest
 
+Kind = Literal["recipes", "conditions"]
 
-def recipe_folder() -> Path:
-    """The folder of shipped recipes."""
+
+def shipped_folder(kind: Kind) -> Path:
+    """The folder of the shipped files of one kind."""
     package = Path(__file__).resolve().parent
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parents[1] / "recipes"
+    inside = package / kind
+    return inside if inside.is_dir() else package.parents[1] / kind
 
 
-def recipe_names() -> list[str]:
-    """The names of the shipped recipes."""
-    return sorted(file.stem for file in recipe_folder().glob("*.yaml"))
+def shipped_names(kind: Kind) -> list[str]:
+    """Their names."""
+    return sorted(file.stem for file in shipped_folder(kind).glob("*.yaml"))
 
 
-def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe given by path or by the name of a shipped one (with or without ``.yaml``)."""
+def find_shipped(name: str | Path, kind: Kind) -> Path:
+    """The file given by path, or by the name of a shipped one (with or without ``.yaml``).
+
+    Raises:
+        UserError: There is no such file; the sentence lists what is shipped.
+    """
     path = Path(name)
     if os.path.isfile(path):
         return path
-    shipped = recipe_folder() / f"{path.stem}.yaml"
+    shipped = shipped_folder(kind) / f"{path.stem}.yaml"
     if os.path.isfile(shipped):
         return shipped
-    raise UserError(
-        f"There is no recipe {name}.{closest(path.stem, recipe_names())} Shipped: {', '.join(recipe_names())}."
-    )
+    what = {"recipes": "recipe", "conditions": "conditions file"}[kind]
+    known = shipped_names(kind)
+    raise UserError(f"There is no {what} {name}.{closest(path.stem, known)} Shipped: {', '.join(known)}.")

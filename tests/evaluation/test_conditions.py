@@ -10,8 +10,9 @@ from robustdistiller.acoustics.rooms import RoomBank
 from robustdistiller.audio.io import write_audio
 from robustdistiller.audio.manifest import Recording, write_manifest
 from robustdistiller.errors import UserError
-from robustdistiller.evaluation.conditions import CLEAN, ConditionsConfig, conditions_folder, load_conditions
+from robustdistiller.evaluation.conditions import CLEAN, ConditionsConfig, load_conditions
 from robustdistiller.evaluation.stage import TRAINING, ConditionRenderer, load_wave
+from robustdistiller.presets import shipped_folder
 
 GRID = {
     "noise": {
@@ -193,7 +194,7 @@ def test_shipped_grids_load_by_name_and_start_with_clean_speech():
     for name in ("paper", "quick"):
         config, folder = load_conditions(name)
         stage = ConditionRenderer(config, folder)
-        assert stage.conditions[0] == CLEAN and folder == conditions_folder()
+        assert stage.conditions[0] == CLEAN and folder == shipped_folder("conditions")
         assert {c.kind for c in stage.conditions} == {"clean", "noise", "reverb", "both"}
     with pytest.raises(UserError, match="Did you mean 'paper'"):
         load_conditions("papper")

@@ -6,7 +6,7 @@ import torch
 from robustdistiller.config import EnhancementConfig, load_recipe
 from robustdistiller.models.student import build_student, load_student
 from robustdistiller.models.teacher import load_teacher
-from robustdistiller.presets import recipe_names
+from robustdistiller.presets import shipped_names
 
 # The first two are shipped; the others are random and in turn as wide as `smoke`, wider, narrower, and of other families.
 TEACHERS = {
@@ -33,7 +33,7 @@ def test_every_recipe_builds_a_student_of_every_teacher(checkpoint, voice, tmp_p
         torch.tensor([8000, 5000]),
     )
     distinct = {}
-    for recipe in recipe_names():
+    for recipe in shipped_names("recipes"):
         loaded = load_recipe(recipe, teacher__model=name)
         distinct[str((loaded.student, loaded.objectives.enhancement))] = recipe, loaded
     for recipe, loaded in distinct.values():

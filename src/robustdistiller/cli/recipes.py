@@ -23,10 +23,10 @@ def recipes(
     Example: `robustdistiller recipes edge > mine.yaml`
     """
     from ..config import load_recipe
-    from ..presets import find_recipe, recipe_names
+    from ..presets import find_shipped, shipped_names
 
     if name is None:
-        notes = {shipped: load_recipe(shipped).notes for shipped in recipe_names()}
+        notes = {shipped: load_recipe(shipped).notes for shipped in shipped_names("recipes")}
         if as_json:
             say_json(notes)
         else:
@@ -35,4 +35,4 @@ def recipes(
     elif as_json:
         say_json(load_recipe(name).to_dict())
     else:
-        say(*find_recipe(name).read_text(encoding="utf-8").splitlines())
+        say(*find_shipped(name, "recipes").read_text(encoding="utf-8").splitlines())

@@ -21,7 +21,6 @@ A conditions file is YAML; `conditions/paper.yaml` and `conditions/quick.yaml` a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +30,8 @@ from pydantic import Field, field_validator, model_validator
 
 from ..acoustics.noise import KINDS
 from ..config import EnvironmentConfig
-from ..errors import UserError, closest
+from ..errors import closest
+from ..presets import find_shipped
 from .options import Options, load_options
 
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
@@ -174,24 +174,9 @@ class Condition:
 CLEAN = Condition("clean", "clean", "clean")
 
 
-def conditions_folder() -> Path:
-    """The folder of shipped conditions: ``conditions/`` of a checkout, or the copy inside an installed package."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "conditions"
-    return inside if inside.is_dir() else package.parents[1] / "conditions"
-
-
 def load_conditions(path: str | Path) -> tuple[ConditionsConfig, Path]:
     """Read a conditions file given by path or by the name of a shipped one; also the folder its paths start from."""
-    file = Path(path)
-    if not os.path.isfile(file):
-        shipped = conditions_folder() / f"{file.stem}.yaml"
-        if not os.path.isfile(shipped):
-            names = sorted(p.stem for p in conditions_folder().glob("*.yaml"))
-            raise UserError(
-                f"There is no conditions file {path}.{closest(file.stem, names)} Shipped: {', '.join(names)}."
-            )
-        file = shipped
+    file = find_shipped(path, "conditions")
     return load_options(file, ConditionsConfig, "conditions"), file.parent
 
 

@@ -28,7 +28,7 @@ from ..files import read_json, replacing_folder, write_json
 from ..models.frames import GRID
 from ..models.precision import pick_precision
 from ..models.teacher import Teacher, load_teacher
-from ..presets import recipe_folder
+from ..presets import shipped_folder
 from ..randomness import integer
 from . import checkpoint
 from .metrics import MetricsLog
@@ -83,7 +83,7 @@ def load_pretrain_config(path: str | Path, architecture: str | None = None, **fi
     """
     file = Path(path)
     if not file.is_file():
-        file = recipe_folder() / "pretrain" / f"{file.stem}.yaml"
+        file = shipped_folder("recipes") / "pretrain" / f"{file.stem}.yaml"
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
