@@ -17,9 +17,9 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,10 +32,11 @@ from .checks import check_heard
 from .conditions import CLEAN, Condition, load_conditions
 from .enhancement import UNPROCESSED, enhance_and_score, score_enhancement
 from .features import FeatureModel, Features, Plan, extract, make_plan, require_space
-from .heads import HeadConfig, Trained
+from .heads import Trained
 from .metrics import Scores, TrialScores, available_quality, join_scores
 from .probes import Confusions, Probe, load_heads, make_probe, save_heads
 from .results import benchmark_result, task_figures, task_summary
+from .settings import Settings
 from .similarity import similarities
 from .stage import TRAINING, ConditionRenderer
 from .store import Row, Store, read_rows, write_rows
@@ -43,25 +44,12 @@ from .subjects import EvaluatedModel, ReportedModel, open_reported
 from .tables import write_tables
 from .tasks import Example, Task, TaskConfig, build_task, families, load_folds
 
+__all__ = ["Settings", "evaluate"]
+
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 ByCondition = dict[str, list[Scores | TrialScores]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a benchmark depends on besides its models, tasks and conditions."""
-
-    train_on: Literal["clean", "contaminated"] = "clean"  # what the heads learn from: clean speech in the paper
-    seeds: int = 3  # heads per model and task
-    seed: int = 0
-    # Of the bootstrap; corrected for a hundred comparisons, fewer could not show a p below 0.05.
-    replicates: int = 10_000
-    similarity: int = 48  # utterances per task behind the label-free score; 0: leave it out
-    save_audio: int = 1  # utterances per task that are written out under every condition
-    batch_seconds: float = 48.0
-    heads: HeadConfig = field(default_factory=HeadConfig)
 
 
 def evaluate(

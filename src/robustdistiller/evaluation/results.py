@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 from .. import __version__
 from .conditions import Condition
 from .metrics import Metric, Scores, TrialScores, stack_trainings
+from .settings import Settings
 from .stage import ConditionRenderer
 from .statistics import Bootstrap, Difference, Interval, difference, holm, interval
 from .subjects import ReportedModel
 from .task_file import Task
-
-if TYPE_CHECKING:
-    from .benchmark import Settings
 
 Array = NDArray[np.float64]
 Measured = Mapping[str, Mapping[str, Scores | TrialScores]]

@@ -10,19 +10,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UserError
 from ..files import digest, read_json, read_jsonl, unique_name, write_json, write_jsonl
 from . import enhancement, heads, similarity
 from .conditions import CLEAN, Condition
 from .features import Stream
+from .settings import Settings
 from .stage import TRAINING, ConditionRenderer
 from .subjects import EvaluatedModel
 from .task_file import Example, Task
-
-if TYPE_CHECKING:
-    from .benchmark import Settings
 
 Row = dict[str, Any]
 
