@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,17 @@ def test_recorded_and_simulated_rooms_are_both_drawn(folders: Path) -> None:
         for seed in range(12)
     ]
     assert {str(room).startswith("simulated") for room in rooms} == {True, False}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems have names of text only")
+def test_names_that_are_no_text_are_taken(folders: Path) -> None:
+    strange = folders / os.fsdecode(b"sp\xff ech\n.wav")
+    (folders / "speech.wav").rename(strange)
+    scene = contaminate_file(strange, folders / "out.wav", ["white"], snr_db=0)
+    assert Scene.from_dict(json.loads((folders / "out.json").read_text(encoding="utf-8"))) == scene
+    (folders / "cafe" / "one.wav").rename(folders / "cafe" / os.fsdecode(b"on\xe9.wav"))
+    scene = contaminate_file(strange, folders / "more.wav", [str(folders / "cafe")], snr_db=0)
+    assert scene.noises[0].source == "two"
 
 
 def test_mistakes_are_named_before_anything_is_written(folders: Path) -> None:

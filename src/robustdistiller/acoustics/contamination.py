@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def contaminate_file(
     if seconds > LONGEST_HOURS * 3600:
         raise AudioError(f"{speech} is longer than an hour: cut it into shorter files first.", "too-long")
     wave = read_audio(speech)
-    utterance = Path(speech).name
+    utterance = os.fsencode(Path(speech).name).decode(errors="replace")  # a name may be no text, the scene is
 
     synthetic = [name for name in noise if name in SYNTHETIC_KINDS and not Path(name).exists()]
     folders = [name for name in noise if name not in synthetic]

@@ -265,7 +265,8 @@ def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterat
             if path.suffix.lower() in MEDIA and content is None:
                 file: Any = _Media(path)
             else:
-                file = soundfile.SoundFile(path if content is None else io.BytesIO(content))
+                name = os.fsencode(path) if os.name == "posix" else path  # which need not be text
+                file = soundfile.SoundFile(name if content is None else io.BytesIO(content))
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             if content is None and not _permitted(path):
