@@ -17,8 +17,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from robustdistiller.errors import UserError
-from robustdistiller.runtime import SAMPLE_RATE, Answer, Classifier, read_wave
+try:
+    from robustdistiller_runtime import SAMPLE_RATE, Answer, Classifier, UserError, read_wave
+except ImportError:  # the full package has the same under another name
+    from robustdistiller.errors import UserError
+    from robustdistiller.runtime import SAMPLE_RATE, Answer, Classifier, read_wave
 
 QUIET = {"_unknown_", "_silence_", "unknown", "silence"}  # labels that are not a word to react to
 
@@ -42,6 +45,8 @@ class Spotter:
         mean = np.mean(self.recent, axis=0)
         best = int(mean.argmax())
         word, probability = self.labels[best], float(mean[best])
+        if len(self.recent) < (self.recent.maxlen or 0):  # one look at the first quarter of a second proves nothing
+            return None
         if word in QUIET or probability < self.threshold or answer.time < self.silent_until:
             return None
         self.silent_until = answer.time + self.pause

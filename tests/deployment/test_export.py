@@ -194,8 +194,38 @@ def test_a_difference_is_found(exported, student_folder):
         states[:, 1, -1] += 1e-2
         return states, frames
 
-    assert compare(graph, student.states, varied_audio()).error < 1e-4
-    assert compare(graph, wrong, varied_audio()).error > 1e-3
+    right, found = compare(graph, student.states, varied_audio()), compare(graph, wrong, varied_audio())
+    assert right.error < 1e-4 and not right.exceeded
+    assert found.error > 1e-3 and "on " in found.exceeded
+
+
+def test_what_pytorch_itself_misses_in_float32_is_allowed():
+    """A model that float32 cannot compute to 1e-4 is exported; one that only the graph gets wrong is not."""
+
+    class Graph:
+        def run(self, outputs, feeds):
+            return [feeds["wave"] + np.float32(3e-4)]
+
+    def exact(wave, lengths):
+        return [wave]
+
+    for own, allowed in ((2e-4, True), (1e-4, False), (0.0, False)):
+
+        def rounded(wave, lengths, own=own):
+            return [wave.float() - own]
+
+        measured = compare(Graph(), exact, varied_audio(), rounded)
+        assert measured.error == pytest.approx(3e-4, rel=0.01) and bool(measured.exceeded) != allowed
+    assert re.search(
+        r"3\.0e-04 on (a voice|noise).* of \d+ samples \(PyTorch's own float32: 0\.0e\+00\)", measured.exceeded
+    )
+
+
+def test_a_tiny_wavlm_without_input_normalisation_is_exported(checkpoint, tmp_path):
+    teacher = load_teacher(str(checkpoint("wavlm")), layers=(1,))
+    build_student(teacher, StudentConfig(layers=1), EnhancementConfig(enabled=False))[0].save(tmp_path / "student")
+    (file,) = export_student(tmp_path / "student", tmp_path / "out")
+    assert file.short is None
 
 
 @pytest.fixture
@@ -206,8 +236,8 @@ def without_tracing(monkeypatch, exported):
 
 
 def test_what_falls_short_is_not_written(without_tracing, student_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module, "TOLERANCE", 0.0)
-    with pytest.raises(UserError, match="differs from PyTorch"):
+    monkeypatch.setattr(export_module, "compare", lambda *all: Measured(0.5, "5.0e-01 on noise"))
+    with pytest.raises(UserError, match=r"differs from PyTorch by 5\.0e-01 on noise, where 1e-04 is allowed"):
         export_student(student_folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (file,) = export_student(student_folder, tmp_path / "out", ExportOptions(force=True))

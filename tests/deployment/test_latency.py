@@ -1,6 +1,7 @@
 """Latency: counts that agree with arithmetic, honest factors, and one sentence for what cannot be measured."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -117,3 +118,10 @@ def test_the_picture_shows_accuracy_against_speed(benchmark, tmp_path):
 def test_the_machine_is_described():
     machine = describe_machine()
     assert machine["cores"] >= 1 and isinstance(machine["flags"], list) and np.isfinite(machine["load"] or 0)
+
+
+def test_an_engine_that_is_missing_is_one_sentence(exported, tmp_path, monkeypatch):
+    (tmp_path / "openvino.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", ""))
+    with pytest.raises(UserError, match=r"cannot be measured: The OpenVINO engine needs the package 'openvino'"):
+        measure_latency([f"a={exported[0] / 'encoder.onnx'}"], formats=("openvino",), audio=0.2, repeats=1)

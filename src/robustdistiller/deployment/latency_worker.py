@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UserError
+
 
 def main() -> None:
     task: dict[str, Any] = json.loads(sys.argv[1])
@@ -82,4 +84,7 @@ def _answer(values: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))

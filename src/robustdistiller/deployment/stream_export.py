@@ -22,7 +22,7 @@ from ..models.student import Student
 from ..runtime.container import Description
 from ..runtime.stream import Stream
 from .onnx_file import trace
-from .parity import Measured, _cosine
+from .parity import TOLERANCE, Measured, Probe, _cosine
 from .stream_graph import StreamGraph
 from .task_head import TaskHead
 
@@ -108,17 +108,19 @@ class StreamJob:
         states = self.student.states(wave[None].double(), predictions=wanted > len(self.student.states_names))[0]
         return (states[0] if self.head is None else pooled_scores(self.head.head, states)[None]).numpy()  # type: ignore[no-any-return]
 
-    def compare(self, model: Any, audio: Iterator[tuple[Tensor, Tensor]]) -> Measured:
+    def compare(self, model: Any, audio: Iterator[Probe]) -> Measured:
         """A stream of `model` against `reference` on every recording of `audio`, alone, in pieces of many sizes."""
-        worst, samples = 0.0, 0
-        for wave, lengths in audio:
+        worst, samples, signal = 0.0, 0, ""
+        for name, wave, lengths in audio:
             for row, length in zip(wave, lengths.tolist(), strict=True):
                 found = streamed(open_stream(self.description, model), row[:length].numpy())
                 for mine, theirs in zip(found, self.reference(row[:length]), strict=True):
                     difference = np.abs(mine - theirs).max() / max(1.0, np.sqrt(np.square(theirs).mean()))
-                    worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
+                    difference = float(difference) if np.isfinite(difference) else float("inf")
+                    worst, signal = max((difference, name), (worst, signal))
                 samples += length
-        return Measured(error=worst, seconds=samples / 16_000)
+        exceeded = "" if worst <= TOLERANCE else f"{worst:.1e} on {signal}"
+        return Measured(error=worst, exceeded=exceeded, seconds=samples / 16_000)
 
     def steps(self, model: Any, waves: Waves) -> list[dict[str, Any]]:
         """The inputs of some of the steps of these recordings, to set ranges with."""

@@ -44,7 +44,7 @@ class LayerCapture:
     """What one pass through the Transformer tells and asks of the hooks: valid (B, F) or None, and every layer's output."""
 
     valid: Tensor | None
-    outputs: dict[nn.Module, Tensor]
+    outputs: list[Tensor]
 
 
 # Threads may share an encoder, so that what belongs to one call is bound to its context and not to the modules.
@@ -63,7 +63,7 @@ def bound(variable: ContextVar[Any], value: Any) -> Iterator[None]:
 
 def capture_output(module: nn.Module, args: Any, output: Any) -> None:
     if (capture := CAPTURE.get()) is not None:
-        capture.outputs[module] = output[0] if isinstance(output, tuple) else output
+        capture.outputs.append(output[0] if isinstance(output, tuple) else output)
 
 
 def _silence_padding(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -150,7 +150,8 @@ class SpeechEncoder(nn.Module):
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
             first.layer_norm = LengthAwareGroupNorm(first.layer_norm)
         for layer in getattr(*self._stack()):
-            layer.register_forward_hook(capture_output)
+            if capture_output not in layer._forward_hooks.values():  # the model may have been in an encoder before
+                layer.register_forward_hook(capture_output)
         for part in self._past_padding():
             part.register_forward_pre_hook(_silence_padding)
         # "Stable" (pre-norm) encoders normalise after the last layer: that output, not the raw sum, is the last state. So
@@ -236,11 +237,11 @@ class SpeechEncoder(nn.Module):
 
     def transform(self, projected: Tensor, valid: Tensor | None) -> list[Tensor]:
         """Run the Transformer and collect the output of every layer, whatever the version of `transformers` returns."""
-        encoder, capture = self.model.encoder, LayerCapture(valid, {})
+        encoder, capture = self.model.encoder, LayerCapture(valid, [])
         with bound(CAPTURE, capture):
             # The encoder zeroes padded frames in place; the projected features themselves are a state that we keep.
             out = encoder(projected if valid is None else projected.clone(), attention_mask=valid)
-        outputs = [capture.outputs[layer] for layer in encoder.layers]
+        outputs = capture.outputs
         if self.final_norm:
             outputs[-1] = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
         return outputs

@@ -58,10 +58,10 @@ class SqueezedEncoder(SpeechEncoder):
         inner, name = self._stack()
         states: list[Tensor] = []
         if name == "layer":
-            capture = LayerCapture(None, {})
+            capture = LayerCapture(None, [])
             with bound(CAPTURE, capture):
                 inner(x, x.new_ones(x.shape[:2], dtype=torch.long) if mask is None else mask.long())
-            states = [capture.outputs[layer] for layer in inner.layer]
+            states = capture.outputs
         else:
             from transformers.masking_utils import create_bidirectional_mask
 

@@ -90,8 +90,8 @@ class W2vBertEncoder(nn.Module):
             mel = self.log_mel(wave, lengths)
         projected, _ = self.model.feature_projection(mel)
         valid = mask_from_lengths(frames, mel.shape[1])
-        capture = LayerCapture(None, {})
+        capture = LayerCapture(None, [])
         with bound(CAPTURE, capture):
             self.model.encoder(projected.clone(), attention_mask=None if bool(valid.all()) else valid)
-        states = [capture.outputs[layer] for layer in self.model.encoder.layers]
+        states = capture.outputs
         return EncoderOutput((projected, *states), mel, frames)

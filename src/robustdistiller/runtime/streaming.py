@@ -55,7 +55,7 @@ class Windows:
 class Window:
     """A part of the audio: `wave` starts at unit `begin`; of its result the units [first, last) are kept."""
 
-    wave: Wave
+    wave: Any  # an array, or a tensor where the audio is one
     begin: int
     first: int
     last: int
