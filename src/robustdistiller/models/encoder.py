@@ -165,7 +165,7 @@ class SpeechEncoder(nn.Module):
 
     def _past_padding(self) -> list[nn.Module]:
         """The convolutions that padding, silent when the encoder begins, would reach as something else than zeros."""
-        position = getattr(self.model.encoder, "pos_conv_embed", None)
+        position: Any = getattr(self.model.encoder, "pos_conv_embed", None)
         found = [*getattr(position, "layers", ())]  # the second to fifth of data2vec
         if getattr(position, "batch_norm", None) is not None:  # a HuBERT with conv_pos_batch_norm
             found.append(position.conv)
