@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from robustdistiller.audio.io import write_audio
 from robustdistiller.config import Recipe, load_recipe
 from robustdistiller.training import checkpoint
-from robustdistiller.training.loop import distill
+from robustdistiller.training.distill import distill
 
 FIELDS = [
     "student.layers=1", "student.feature_grad_mult=1.0", "data.crop_seconds=0.6", "data.batch_seconds=1.2",

@@ -44,7 +44,7 @@ from robustdistiller.models.teacher import Teacher, load_teacher
 from robustdistiller.objectives.total import total_loss
 from robustdistiller.training.data import Batch, CropDataset, collate
 from robustdistiller.training.optimiser import build_optimiser
-from robustdistiller.training.targets import TargetCache, audio_key
+from robustdistiller.training.target_cache import TargetCache, audio_key
 
 NOISE_RATE = 44_100
 PARTS = ("reading", "scene", "teacher", "student", "backward", "optimiser")

@@ -410,10 +410,9 @@ def test_two_processes_give_the_losses_of_one(checkpoint, speech, tmp_path):
     still = ["--set", "student.dropout=0", "--set", "objectives.enhancement.dropout=0", "--set", "training.log_every=1"]
     still += ["--steps", "4", "--set", "data.batch_seconds=6"]
     run(*distill_command(checkpoint, speech, tmp_path / "one", *still))
-    halves = [*still, "--set", "data.batch_seconds=3"]
     run(
         "--standalone", "--nproc_per_node", 2, "-m", "robustdistiller",
-        *distill_command(checkpoint, speech, tmp_path / "two", *halves), program=("-m", "torch.distributed.run"),
+        *distill_command(checkpoint, speech, tmp_path / "two", *still), program=("-m", "torch.distributed.run"),
     )  # fmt: skip
     curves = []
     for name in ("one", "two"):

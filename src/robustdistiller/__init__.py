@@ -27,7 +27,7 @@ _WHERE = {
     "load_student": "models.student",
     "Teacher": "models.teacher",
     "load_teacher": "models.teacher",
-    "distill": "training.loop",
+    "distill": "training.distill",
     "extract_features": "apply",
     "enhance_files": "apply",
 }
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .models.student import Student, load_student
     from .models.teacher import Teacher, load_teacher
-    from .training.loop import distill
+    from .training.distill import distill
 
 
 def __getattr__(name: str) -> Any:

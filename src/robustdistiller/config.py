@@ -12,17 +12,35 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import UserError, closest
 from .files import parse_yaml, read_mapping, write_text
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Milliseconds = Annotated[int, Field(ge=0, le=60_000, multiple_of=20)]  # whole frames
-Range = tuple[float, float]
+
+def _no_switch(value: Any) -> Any:
+    """`yes` and `true` of YAML are no numbers, though Python takes them for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"it must be a number, not {str(value).lower()}")
+    return value
+
+
+# Bounds that keep every value computable: what lies beyond is a slip of the pen, and would end in a crash or without an end.
+Number = Annotated[float, BeforeValidator(_no_switch), Field(ge=-1e9, le=1e9)]
+Whole = Annotated[int, BeforeValidator(_no_switch), Field(ge=0, le=10**12)]
+Probability = Annotated[Number, Field(ge=0, le=1)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Count = Annotated[Whole, Field(ge=1)]
+Few = Annotated[Count, Field(le=64)]  # noises, voices, crops
+Depth = Annotated[Count, Field(le=256)]  # layers
+Width = Annotated[Count, Field(le=65536)]  # units, channels, frames under a kernel
+Seed = Annotated[Whole, Field(le=2**63 - 1)]
+Beta = Annotated[Number, Field(ge=0, lt=1)]
+Seconds = Annotated[Number, Field(gt=0, le=60)]  # of reverberation
+Decibels = Annotated[Number, Field(ge=-200, le=200)]
+Milliseconds = Annotated[Whole, Field(le=60_000, multiple_of=20)]  # whole frames
+Range = tuple[Number, Number]
 
 
 class Section(BaseModel):
@@ -40,8 +58,8 @@ class TeacherConfig(Section):
     """The frozen model whose hidden layers are the targets."""
 
     model: str | None = None  # a hub name such as facebook/hubert-base-ls960, or a folder in the same layout
-    layers: tuple[Count, ...] | None = None  # 1-based; None: the paper's 4, 8, 12 scaled to the teacher's depth
-    average: Count = 1  # layers whose mean is a target: 4 makes of layer 8 the mean of 5 to 8 (SKILL, arXiv 2402.17133)
+    layers: tuple[Depth, ...] | None = None  # 1-based; None: the paper's 4, 8, 12 scaled to the teacher's depth
+    average: Depth = 1  # layers whose mean is a target: 4 makes of layer 8 the mean of 5 to 8 (SKILL, arXiv 2402.17133)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # "layer" removes scale and mean of every frame of a target, which pre-norm teachers (large models, Whisper) need
     # because a few of their dimensions are a hundred times larger than the rest; "auto" does so for exactly those.
@@ -70,17 +88,17 @@ class StreamingConfig(Section):
 class StudentConfig(Section):
     """The small encoder that is trained; None means "like the model that it is initialised from"."""
 
-    layers: Count = 2
+    layers: Depth = 2
     # Which layers of that model the student's start from, such as [3, 6, 9, 12] for four; None: its first ones.
-    from_layers: tuple[Count, ...] | None = None
+    from_layers: tuple[Depth, ...] | None = None
     # What predicts a target: "last", the last layer for all of them (DistilHuBERT), or "layers", for each the student's layer
     # at the depth that the target has in its teacher.
     predict_from: Literal["last", "layers"] = "last"
-    hidden_size: Count | None = None
-    feed_forward: Count | None = None
-    heads: Count | None = None
-    conv_channels: Count | tuple[Count, ...] | None = None  # one width for all seven convolutions, or seven of them
-    position_kernel: Count | None = None  # frames under the position convolution: fewer keep the middle of the source's
+    hidden_size: Width | None = None
+    feed_forward: Width | None = None
+    heads: Width | None = None
+    conv_channels: Width | tuple[Width, ...] | None = None  # one width for all seven convolutions, or seven of them
+    position_kernel: Width | None = None  # frames under the position convolution: fewer keep the middle of the source's
     projection_norm: bool | None = None  # LayerNorm before the projection; the official student has none (false)
     # "teacher", "random" (the sizes are then the teacher's), or another model: a hub name, a folder, a shipped one. So an
     # existing student can be made robust, or a student of Whisper can start from a HuBERT.
@@ -109,13 +127,14 @@ class DataConfig(Section):
     valid_seconds: Positive = 300.0  # at most so much held-out speech is used for validation
     min_seconds: Positive = 0.5
     crop_seconds: Positive = 15.625  # the official 250 000 samples
-    batch_seconds: Positive = 96.0  # audio per microbatch and process, padding included
-    max_trim: Annotated[float, Field(ge=0, le=0.5)] = (
+    batch_seconds: Positive = 96.0  # audio of a step, of all processes together, padding included
+    microbatch_seconds: Positive = 96.0  # at most so much goes through the network of a process at once
+    max_trim: Annotated[Number, Field(ge=0, le=0.5)] = (
         0.05  # a batch is cut to its shortest crop, which loses at most this
     )
     # 0: crops of long recordings are drawn anew in every epoch; n: a recording has at most n crops, and always the same.
-    fixed_crops: Annotated[int, Field(ge=0)] = 0
-    workers: Annotated[int, Field(ge=0, le=64)] = 2
+    fixed_crops: Annotated[Whole, Field(le=10**6)] = 0
+    workers: Annotated[Whole, Field(le=64)] = 2
     noise_cache_mb: Positive = 512.0
     # Speech in shards (docs/scaling.md): megabytes of shards that each microbatch is mixed from, and the folder that holds
     # copies of three times as much (None: the system's folder for temporary files).
@@ -144,7 +163,7 @@ class EffectsConfig(Section):
     """Beyond the paper, all off by default: the probability of each device effect and its range."""
 
     gain: Probability = 0.0
-    gain_db: Range = (-12.0, 6.0)
+    gain_db: tuple[Decibels, Decibels] = (-12.0, 6.0)
     clipping: Probability = 0.0
     clipping_percent: Range = (0.1, 2.0)  # of samples pushed past the limit
     band_limit: Probability = 0.0  # telephone or small-microphone band pass
@@ -162,8 +181,8 @@ class EffectsConfig(Section):
 class CurriculumConfig(Section):
     """From easy to hard (arXiv 2211.06562): over `steps`, the lowest SNR falls and reverberation becomes likelier."""
 
-    steps: Annotated[int, Field(ge=0)] = 0  # 0: no curriculum
-    start_snr_db: float = 20.0
+    steps: Whole = 0  # 0: no curriculum
+    start_snr_db: Decibels = 20.0
 
 
 class EnvironmentConfig(Section):
@@ -173,15 +192,15 @@ class EnvironmentConfig(Section):
     noise: NonNegative = 0.25
     reverb: NonNegative = 0.25
     both: NonNegative = 0.25
-    snr_db: Range = (0.0, 20.0)
+    snr_db: tuple[Decibels, Decibels] = (0.0, 20.0)
     snr_step_db: NonNegative = 1.0  # the paper draws whole decibels; 0 draws any value
-    noises: tuple[Count, Count] = (1, 1)  # how many noises sound at once, lowest and highest
+    noises: tuple[Few, Few] = (1, 1)  # how many noises sound at once, lowest and highest
     noise_kinds: NoiseMix = NoiseMix()
     noise_in_room: bool = False  # let the noise reach the microphone through a response of the same room
-    babble_voices: tuple[Count, Count] = (3, 7)
-    simulated_rooms: Annotated[int, Field(ge=0)] = 64  # built when there are no recorded ones, or beside them
+    babble_voices: tuple[Few, Few] = (3, 7)
+    simulated_rooms: Annotated[Whole, Field(le=10**6)] = 64  # built when there are no recorded ones, or beside them
     simulated_share: Probability = 0.0  # probability of a simulated room where recorded ones exist
-    t60_seconds: Range = (0.2, 1.0)
+    t60_seconds: tuple[Seconds, Seconds] = (0.2, 1.0)
     effects: EffectsConfig = EffectsConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
 
@@ -212,11 +231,11 @@ class EnhancementConfig(Section):
     enabled: bool = True
     # The student state that feeds the head. The last layer is that of the paper's figure; tapped there, the task asks it to
     # describe the noise that distillation asks it to forget, which cost all of the gain where it was measured.
-    tap: Literal["last", "cnn"] | Annotated[int, Field(ge=1)] = "cnn"
+    tap: Literal["last", "cnn"] | Depth = "cnn"
     loss: Literal["l1", "l2", "mrstft", "sisdr"] = "l1"
     weight: NonNegative | None = None  # None: the default of that loss, see objectives/enhancement.py
-    hidden: Count = 256  # per direction
-    layers: Count = 3
+    hidden: Width = 256  # per direction
+    layers: Depth = 3
     dropout: Probability = 0.1
     # Frames a second at which its LSTM runs: 100 is the official code's, 50 has the same input in half the time.
     frame_rate: Literal[50, 100] = 50
@@ -243,19 +262,18 @@ class TrainingConfig(Section):
     """The optimisation: AdamW, warm-up, linear decay, clipping (paper section 4.2)."""
 
     steps: Count = 200_000
-    learning_rate: Positive = 2e-4
-    betas: tuple[Probability, Probability] = (0.9, 0.98)
-    eps: Positive = 1e-6
-    weight_decay: NonNegative = 1e-6
+    learning_rate: Annotated[Positive, Field(le=1e3)] = 2e-4
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    eps: Annotated[Positive, Field(ge=1e-12, le=1)] = 1e-6  # smaller ones vanish in single precision
+    weight_decay: Annotated[NonNegative, Field(le=1e3)] = 1e-6
     warmup: Probability = 0.07  # fraction of the steps
     clip: Positive = 15.0  # gradient norm
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the processor or GPU has it
-    accumulate: Count = 1
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     log_every: Count = 50
     valid_every: Count = 2000
     save_every: Count = 1000
-    keep: Count = 2  # checkpoints kept besides the best
+    keep: Count = 2  # newest checkpoints that are kept
     timeout: Positive = 1800.0  # seconds that one of several processes waits for the others before it ends
 
 
@@ -270,6 +288,22 @@ class Recipe(Section):
     environment: EnvironmentConfig = EnvironmentConfig()
     objectives: ObjectivesConfig = ObjectivesConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_version_before(cls, values: Any) -> Any:
+        """One microbatch a step is what it was; several were counted in another way."""
+        training = values.get("training") if isinstance(values, dict) else None
+        if not isinstance(training, dict) or "accumulate" not in training:
+            return values
+        if training["accumulate"] != 1:
+            raise ValueError(
+                "training.accumulate is of the version before: data.batch_seconds is now the batch of all processes together, "
+                "and data.microbatch_seconds what goes through a network at once; set those and leave it out"
+            )
+        data = values.get("data") if isinstance(values.get("data"), dict) else {}
+        whole = {**data, **({"microbatch_seconds": data["batch_seconds"]} if "batch_seconds" in data else {})}
+        return {**values, "data": whole, "training": {k: v for k, v in training.items() if k != "accumulate"}}
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -316,7 +350,7 @@ def recipe_from_dict(values: dict[str, Any], where: str = "the recipe") -> Recip
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(_sentence(error, where)) from error
+        raise UserError(explain(error, where, Recipe)) from error
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -335,20 +369,21 @@ def _assign(values: dict[str, Any], name: str, value: Any) -> None:
     values[field] = value
 
 
-def _sentence(error: ValidationError, where: str) -> str:
+def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
+    """One sentence for the first fault that was found in values of `model`, read from `where`."""
     first = error.errors()[0]
     trail = [str(part) for part in first["loc"]]
     name = ".".join(trail)
     if first["type"] == "extra_forbidden":
-        known = _fields(trail[:-1])
+        known = _fields(model, trail[:-1])
         return f"Unknown field '{name}' in {where}.{closest(trail[-1], known)} Known here: {', '.join(known)}."
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"The field '{name or 'recipe'}' in {where} is wrong: {message} (got {reprlib.repr(first['input']):.80})."
+    got = f" (got {reprlib.repr(first['input']):.80})" if trail else ""
+    return f"The field '{name or 'recipe'}' in {where} is wrong: {message}{got}."
 
 
-def _fields(trail: list[str]) -> list[str]:
-    model: Any = Recipe
+def _fields(model: Any, trail: list[str]) -> list[str]:
     for part in trail:
         model = model.model_fields[part].annotation
     return list(model.model_fields)

@@ -34,7 +34,8 @@ from .report.markdown import write_summary
 from .report.page import write_page
 from .report.reading import Result, read_result
 from .synthetic.spoken import build_corpus
-from .training.loop import Observer, distill
+from .training.distill import distill
+from .training.observer import Observer
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,9 @@ def everyone(sampler: LengthBucketSampler, step: int) -> list[Crop]:
 @few
 @given(corpora, st.floats(4, 60), st.sampled_from([0.0, 0.05, 0.3]), st.integers(1, 3), st.integers(1, 3))
 def test_nothing_is_padded_in_any_microbatch(seconds, batch, trim, world, accumulate):
-    sampler = LengthBucketSampler(seconds, batch, min(4, batch), 0.1, trim, 3, 0, world, accumulate)
+    whole_seconds = world * accumulate * batch
+    sampler = LengthBucketSampler(seconds, whole_seconds, min(4, batch), 0.1, trim, 3, 0, world, batch)
+    assert sampler.accumulate == accumulate
     for step in range(min(sampler.steps_per_plan, 30)):
         for rank in range(world):
             for part in sampler.batch(step, rank).parts:
@@ -78,17 +80,15 @@ def test_a_batch_is_a_function_of_seed_and_step(seconds, step, seed):
 @few
 @given(corpora, st.integers(0, 500))
 def test_the_global_batch_does_not_depend_on_how_the_work_is_shared(seconds, step):
-    def heard(batch_seconds, world, accumulate):
-        sampler = LengthBucketSampler(seconds, batch_seconds, 5.0, 0.1, seed=4, world=world, accumulate=accumulate)
+    def heard(microbatch_seconds, world):
+        sampler = LengthBucketSampler(seconds, 60, 5.0, 0.1, seed=4, world=world, microbatch_seconds=microbatch_seconds)
         crops = everyone(sampler, step)
         assert len(set(crops)) == len(crops)  # shares are disjoint
         return set(crops), sampler.batch(step).planned_frames
 
-    reference = heard(24, 1, 1)
-    assert heard(12, 2, 1) == reference
-    assert heard(12, 1, 2) == reference
-    assert heard(6, 2, 2) == reference
-    assert heard(8, 3, 1) == reference
+    reference = heard(60, 1)
+    for microbatch_seconds, world in ((60, 2), (30, 1), (15, 2), (15, 3), (30, 4), (60, 5), (7, 1), (60, 8)):
+        assert heard(microbatch_seconds, world) == reference
 
 
 @few
@@ -103,7 +103,7 @@ def test_crops_lie_within_their_recordings_and_frames_are_counted(seconds, step)
 
 
 def test_one_recording_fills_batches_with_different_crops():
-    sampler = LengthBucketSampler([3600.0], 20, 5.0, world=2)
+    sampler = LengthBucketSampler([3600.0], 40, 5.0, world=2)
     crops = everyone(sampler, 0)
     assert len(crops) == 8 and len({crop.start for crop in crops}) == 8 and len({crop.epoch for crop in crops}) == 8
 
@@ -120,13 +120,15 @@ def test_nothing_long_enough_is_the_users_mistake():
         LengthBucketSampler([], 20, 5.0, 0.5)
     with pytest.raises(UserError, match="batch_seconds"):
         LengthBucketSampler([30.0], 4, 5.0)
+    with pytest.raises(UserError, match=r"5 s, for each of 8 microbatches of 8 processes: .*start fewer processes"):
+        LengthBucketSampler([30.0], 35, 5.0, world=8)
     with pytest.raises(UserError, match="crop_seconds"):
         LengthBucketSampler([30.0], 4, 0.2, 0.5)
 
 
 def test_a_million_recordings_are_planned_in_seconds():
     seconds = np.random.default_rng(0).uniform(0.5, 30, 1_000_000)
-    sampler = LengthBucketSampler(seconds, 96, 15.625, 0.5, world=8)
+    sampler = LengthBucketSampler(seconds, 768, 15.625, 0.5, world=8)
     assert len(sampler.batch(sampler.steps_per_plan + 7).parts[0]) >= 6
 
 

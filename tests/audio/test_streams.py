@@ -33,32 +33,34 @@ def make_shards(folder: Path, count: int, recordings: int = 40, seed: int = 0) -
     return shards
 
 
-def plan(shards, step, rank=0, world=1, accumulate=1, **more):
+def plan(shards, step, rank=0, world=1, slots=1, **more):
     return ShardSampler(
-        shards, 10.0, 4.0, 0.5, seed=3, rank=rank, world=world, accumulate=accumulate, window_mb=2, **more
+        shards, 10.0 * slots, 4.0, 0.5, seed=3, rank=rank, world=world, microbatch_seconds=10.0, window_mb=2, **more
     ).batch(step)
 
 
 def test_a_step_is_the_same_however_it_is_reached_and_in_every_process(tmp_path):
     shards = make_shards(tmp_path, 9)
-    straight = ShardSampler(shards, 10.0, 4.0, 0.5, seed=3, accumulate=2, window_mb=2)
+    straight = ShardSampler(shards, 20.0, 4.0, 0.5, seed=3, microbatch_seconds=10.0, window_mb=2)
     batches = [straight.batch(step) for step in range(60)]
     assert [straight.batch(step) for step in reversed(range(60))] == batches[::-1]
     for step in (0, 17, 59):
-        assert plan(shards, step, accumulate=2) == batches[step]
+        assert plan(shards, step, slots=2) == batches[step]
         assert pickle.loads(pickle.dumps(straight)).batch(step) == batches[step]
-    assert plan(shards, 5, accumulate=2) != plan(shards, 6, accumulate=2)
+    assert plan(shards, 5, slots=2) != plan(shards, 6, slots=2)
 
 
 @pytest.mark.parametrize("count", [1, 3, 9])
 def test_processes_and_microbatches_share_the_same_global_batch(tmp_path, count):
     shards = make_shards(tmp_path, count)
     for step in range(0, 200, 37):
-        whole = plan(shards, step, accumulate=4)
-        halves = [plan(shards, step, rank, 2, 2) for rank in range(2)]
-        quarters = [plan(shards, step, rank, 4) for rank in range(4)]
+        whole = plan(shards, step, slots=4)
+        halves = [plan(shards, step, rank, 2, 4) for rank in range(2)]
+        quarters = [plan(shards, step, rank, 4, 4) for rank in range(4)]
+        eighths = [plan(shards, step, rank, 8, 4) for rank in range(8)]  # the slots are cut
+        assert {crop for part in eighths for crop in part.parts[0]} == {crop for part in whole.parts for crop in part}
         assert whole.parts == sum((part.parts for part in halves), ()) == sum((part.parts for part in quarters), ())
-        assert {part.planned_frames for part in (whole, *halves, *quarters)} == {
+        assert {part.planned_frames for part in (whole, *halves, *quarters, *eighths)} == {
             sum((crop.samples - 400) // 320 + 1 for part in whole.parts for crop in part)
         }
 
@@ -66,7 +68,7 @@ def test_processes_and_microbatches_share_the_same_global_batch(tmp_path, count)
 @pytest.mark.parametrize(("count", "slots"), [(12, 1), (12, 4), (2, 4)])
 def test_an_epoch_hears_nearly_all_and_nothing_twice_in_the_same_way(tmp_path, count, slots):
     shards = make_shards(tmp_path, count)
-    sampler = ShardSampler(shards, 10.0, 4.0, 0.5, seed=1, accumulate=slots, window_mb=3)
+    sampler = ShardSampler(shards, 10.0 * slots, 4.0, 0.5, seed=1, microbatch_seconds=10.0, window_mb=3)
     epochs = 3
     crops = [c for s in range(round(epochs * sampler.steps_per_epoch)) for p in sampler.batch(s).parts for c in p]
     visits = Counter((crop.shard, crop.index) for crop in crops)

@@ -461,8 +461,8 @@ class _NoMaterials:
 
 def _open_run(folder: Path) -> object:
     from robustdistiller.config import Recipe
-    from robustdistiller.training import record
-    from robustdistiller.training.metrics import MetricsLog, validation_at
+    from robustdistiller.training import run_record as record
+    from robustdistiller.training.metrics_log import MetricsLog, validation_at
 
     record.check_resumable(folder, Recipe(name="y"), True, True)
     record.same_batches(folder, Recipe(name="y"), 1)

@@ -20,7 +20,7 @@ from robustdistiller.models.precision import autocast
 from robustdistiller.models.student import build_student
 from robustdistiller.models.teacher import load_teacher
 from robustdistiller.objectives.total import total_loss
-from robustdistiller.training.loop import distill
+from robustdistiller.training.distill import distill
 
 COUNT = 6400
 VOICE = shared().speech_like(COUNT / SAMPLE_RATE, 1)

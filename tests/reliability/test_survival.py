@@ -12,9 +12,10 @@ from small_runs import make_recipe, make_speech
 
 from robustdistiller.errors import UserError
 from robustdistiller.training import checkpoint as checkpoints
-from robustdistiller.training import data, loop
-from robustdistiller.training.loop import distill
-from robustdistiller.training.metrics import validation_at
+from robustdistiller.training import data
+from robustdistiller.training import distill as task
+from robustdistiller.training.distill import distill
+from robustdistiller.training.metrics_log import validation_at
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def assert_same(one, other):
 
 def poison(monkeypatch, which, value=math.nan):
     """Make the L1 term of every utterance for which `which(clean row)` holds `value`."""
-    sound = loop.total_loss
+    sound = task.total_loss
 
     def total(config, output, target, clean):
         loss = sound(config, output, target, clean)
@@ -53,7 +54,7 @@ def poison(monkeypatch, which, value=math.nan):
         loss.total = loss.total * factor
         return loss
 
-    monkeypatch.setattr(loop, "total_loss", total)
+    monkeypatch.setattr(task, "total_loss", total)
     return sound
 
 
@@ -64,7 +65,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_written_down(recipe, t
     result = distill(recipe(f"training.precision={precision}"), tmp_path / "run")
     rows = lines(tmp_path / "run" / "non_finite.jsonl")
     assert result.progress.step == 8 and 0 < result.progress.skipped_steps == len(rows) < 8
-    assert all(row["utterances"] == ["3"] and row["terms"] == ["l1"] and not row["origin"] for row in rows)
+    assert all(row["utterances"] == ["3"] and row["terms"] == ["l1"] and not row["source"] for row in rows)
     for name in checkpoints.TENSORS:
         assert all(torch.isfinite(value).all() for value in tensors(tmp_path / "run", name).values())
     metrics = [row for row in lines(tmp_path / "run" / "metrics.jsonl") if "train/skipped_steps" in row]
@@ -75,7 +76,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_written_down(recipe, t
 
 def test_several_in_a_row_stop_with_utterances_and_terms_and_the_run_can_go_on(recipe, tmp_path, monkeypatch):
     sound = poison(monkeypatch, lambda row: True)
-    monkeypatch.setattr(loop, "total_loss", sound)
+    monkeypatch.setattr(task, "total_loss", sound)
     distill(recipe("training.steps=2"), tmp_path / "run")
     before = tensors(tmp_path / "run")
     poison(monkeypatch, lambda row: True)
@@ -88,33 +89,33 @@ def test_several_in_a_row_stop_with_utterances_and_terms_and_the_run_can_go_on(r
         and str(caught.value).isprintable()
     )
     assert_same(tensors(tmp_path / "run"), before)
-    monkeypatch.setattr(loop, "total_loss", sound)
+    monkeypatch.setattr(task, "total_loss", sound)
     assert distill(recipe(), tmp_path / "run", resume=True).progress.step == 8
 
 
 def test_a_gradient_that_overflows_alone_names_its_parameters(recipe, tmp_path, monkeypatch):
-    build = loop.build_student
+    build = task.build_student
 
     def built(*arguments):
         student, report = build(*arguments)
         student.heads.shared.weight.register_hook(lambda gradient: gradient * math.inf)
         return student, report
 
-    monkeypatch.setattr(loop, "build_student", built)
+    monkeypatch.setattr(task, "build_student", built)
     with pytest.raises(UserError, match=r"gradient was not finite 5 steps.*such as heads\.shared\.weight"):
         distill(recipe(), tmp_path / "run")
     assert lines(tmp_path / "run" / "non_finite.jsonl")[0]["terms"] == []
 
 
 def test_a_teacher_that_overflows_is_to_blame(recipe, tmp_path, monkeypatch):
-    forward = loop.Teacher.forward
+    forward = task.Teacher.forward
 
     def overflow(self, *arguments):
         output = forward(self, *arguments)
         output.hidden = output.hidden * math.inf
         return output
 
-    monkeypatch.setattr(loop.Teacher, "forward", overflow)
+    monkeypatch.setattr(task.Teacher, "forward", overflow)
     with pytest.raises(UserError, match="already in the teacher's targets"):
         distill(recipe(), tmp_path / "run")
 
@@ -128,9 +129,9 @@ def test_a_spike_is_seen_in_the_metrics_however_rarely_they_are_written(recipe, 
 
 def test_a_validation_that_is_not_finite_is_never_the_best(recipe, tmp_path, monkeypatch):
     judged = iter([math.nan, 2.0, math.nan, 3.0])
-    measure = loop.Validator.__call__
+    measure = task.Validator.__call__
     monkeypatch.setattr(
-        loop.Validator, "__call__", lambda self, *a: measure(self, *a) | {"loss/contaminated": next(judged)}
+        task.Validator, "__call__", lambda self, *a: measure(self, *a) | {"loss/contaminated": next(judged)}
     )
     result = distill(recipe("training.valid_every=2"), tmp_path / "run")
     assert (result.progress.best, result.progress.best_step) == (2.0, 4)

@@ -19,8 +19,9 @@ from robustdistiller.models.student import load_student
 from robustdistiller.provenance import read_provenance
 from robustdistiller.training import checkpoint as checkpoints
 from robustdistiller.training.data import CropDataset
-from robustdistiller.training.loop import Silent, distill
-from robustdistiller.training.metrics import MetricsLog, replaced_noises, validation_at
+from robustdistiller.training.distill import distill
+from robustdistiller.training.metrics_log import MetricsLog, replaced_noises, validation_at
+from robustdistiller.training.observer import Silent
 
 FIELDS = [
     "student.feature_grad_mult=1.0", "data.crop_seconds=1.0", "data.batch_seconds=5.0", "data.valid_seconds=6",
@@ -103,7 +104,9 @@ def test_the_result_does_not_depend_on_the_loader_workers(checkpoint, speech, st
 def test_gradient_accumulation_is_a_larger_batch(checkpoint, speech, tmp_path):
     off = ["student.dropout=0", "objectives.enhancement.dropout=0", "training.steps=3"]
     distill(make_recipe(checkpoint, speech, *off, "data.batch_seconds=6"), tmp_path / "whole")
-    distill(make_recipe(checkpoint, speech, *off, "data.batch_seconds=3", "training.accumulate=2"), tmp_path / "parts")
+    distill(
+        make_recipe(checkpoint, speech, *off, "data.batch_seconds=6", "data.microbatch_seconds=3"), tmp_path / "parts"
+    )
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], atol=2e-5, rtol=1e-3, msg=name)

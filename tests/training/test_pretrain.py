@@ -14,6 +14,7 @@ from transformers import AutoFeatureExtractor, AutoModel, WhisperConfig, Whisper
 
 from robustdistiller.assets import asset
 from robustdistiller.audio.io import write_audio
+from robustdistiller.distributed import Distributed
 from robustdistiller.errors import UserError
 from robustdistiller.models.teacher import Teacher
 from robustdistiller.models.whisper import WhisperEncoder
@@ -22,14 +23,14 @@ from robustdistiller.training import checkpoint
 from robustdistiller.training.mini import Mini, MiniConfig, build_mini, loss_terms
 from robustdistiller.training.pretrain import (
     PretrainConfig,
-    _same_run,
+    Pretraining,
+    _check_same_run,
     export,
-    gradients,
     learning_rate,
     load_pretrain_config,
     train,
 )
-from robustdistiller.training.pretrain_speech import CropConfig, Pool, PoolConfig, cut, draw, draw_mask, load_pools
+from robustdistiller.training.pretrain_speech import CropConfig, Pool, PoolConfig, cut, load_pools
 
 SMALL = MiniConfig(layers=2, hidden_size=32, heads=2, feed_forward=32, channels=16, taps=(0, 1, 2), targets=(0, 1, 2))
 CONFIG = PretrainConfig(
@@ -84,7 +85,8 @@ def test_a_resumed_run_ends_in_the_same_weights(teacher: Teacher, tmp_path: Path
     def rows(run: str) -> list[dict[str, float]]:
         found = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
         # A part ends with a validation of its own.
-        return [{k: v for k, v in row.items() if k not in ("time", "seconds")} for row in found if "loss" in row]
+        timed = ("time", "train/seconds_per_step")
+        return [{k: v for k, v in row.items() if k not in timed} for row in found if "train/loss" in row]
 
     assert rows("whole") == rows("parts")
     assert len(checkpoint.available(tmp_path / "whole")) == 2  # older ones are dropped
@@ -94,7 +96,7 @@ def test_training_lowers_the_loss_of_both_terms(teacher: Teacher, tmp_path: Path
     config = CONFIG.model_copy(update={"steps": 30, "warmup_steps": 3, "learning_rate": 3e-3, "valid_every": 30})
     train(config, pools(), pools("valid"), teacher, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if "loss" in row]
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert np.mean(losses[-5:]) < 0.97 * np.mean(losses[:5])
 
 
@@ -102,15 +104,15 @@ def test_the_end_of_a_run_may_be_chosen_while_it_goes(teacher: Teacher, tmp_path
     longer = CONFIG.model_copy(update={"steps": 100})
     for step in range(60):  # before the fall of the shorter run, both have the same rate
         assert learning_rate(CONFIG.model_copy(update={"steps": 90}), step) == learning_rate(longer, step)
-    _same_run(CONFIG, tmp_path)
+    _check_same_run(CONFIG, tmp_path)
     train(CONFIG, pools(), pools("valid"), teacher, tmp_path, stop_after=1)
-    _same_run(longer, tmp_path)
+    _check_same_run(longer, tmp_path)
     written = json.loads((tmp_path / "pretrain.json").read_text())
     del written["model"]["architecture"]  # as before there was a choice
     (tmp_path / "pretrain.json").write_text(json.dumps(written))
-    _same_run(longer, tmp_path)
+    _check_same_run(longer, tmp_path)
     with pytest.raises(UserError, match="another 'seed'"):
-        _same_run(CONFIG.model_copy(update={"seed": 1}), tmp_path)
+        _check_same_run(CONFIG.model_copy(update={"seed": 1}), tmp_path)
 
 
 @settings(max_examples=25, deadline=None)
@@ -125,21 +127,18 @@ def test_the_learning_rate_rises_stays_and_ends_at_zero(steps: int, warm: int, d
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4])
-def test_parts_of_a_batch_add_up_to_its_gradient(teacher: Teacher, share: float) -> None:
-    torch.manual_seed(1)
-    mini = Mini(SMALL, teacher.hidden_size, 0.75)
-    mini.mask_vector.requires_grad_(share > 0)
-    config = CONFIG.model_copy(update={"mask": share})
-    wave = draw(pools(), CropConfig(seconds=(0.5,)), 1.5, 0, 0)
-    mask = draw_mask(3, 24, share, 4, 0, 0)
-    whole, terms = gradients(mini, teacher, wave, mask, config, "fp32")
-    parts = [
-        gradients(mini, teacher, wave[rows], None if mask is None else mask[rows], config, "fp32")
-        for rows in torch.arange(3).chunk(2)
-    ]
-    for k, gradient in enumerate(whole):
-        torch.testing.assert_close(parts[0][0][k] * (2 / 3) + parts[1][0][k] / 3, gradient, rtol=1e-3, atol=1e-6)
-    torch.testing.assert_close(parts[0][1] * (2 / 3) + parts[1][1] / 3, terms)
+def test_processes_share_the_gradient_of_a_batch(teacher: Teacher, share: float) -> None:
+    config = CONFIG.model_copy(update={"mask": share, "batch_seconds": 1.5, "crops": CropConfig(seconds=(0.5,))})
+
+    def gradient(rank: int, world: int) -> torch.Tensor:
+        task = Pretraining(config, pools(), pools("valid"), teacher, Distributed(rank, world))
+        task.mini.mean.fill_(0.1)
+        loss = task.loss(task.mini, next(task.batches(2)))
+        task.mini.zero_grad()
+        (loss.total * loss.weights).sum().backward()
+        return torch.cat([p.grad.flatten() for p in task.mini.parameters() if p.grad is not None])
+
+    torch.testing.assert_close(sum(gradient(rank, 3) for rank in range(3)), gradient(0, 1), rtol=1e-3, atol=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
@@ -192,7 +191,7 @@ def test_the_loss_is_zero_only_where_it_should_be() -> None:
     target = torch.randn(2, 3, 7, 24, generator=torch.Generator().manual_seed(0))
     l1, cosine = loss_terms(target, target)
     assert l1.abs().max() == 0
-    torch.testing.assert_close(cosine, torch.full((3,), float(np.log1p(np.exp(-1.0)))))
+    torch.testing.assert_close(cosine, torch.full((2, 3), float(np.log1p(np.exp(-1.0)))))
 
 
 ARCHITECTURES = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}

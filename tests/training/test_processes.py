@@ -11,12 +11,9 @@ from pathlib import Path
 import pytest
 
 from robustdistiller.audio.sharding import write_shards
-from robustdistiller.config import load_recipe
+from robustdistiller.distributed import Distributed
 from robustdistiller.errors import UserError
-from robustdistiller.files import write_json
 from robustdistiller.training import checkpoint as checkpoints
-from robustdistiller.training.processes import start_engine
-from robustdistiller.training.record import same_batches
 
 # Without GPUs, of which a machine may have fewer than there are processes here.
 ENVIRONMENT = {
@@ -27,7 +24,8 @@ ENVIRONMENT = {
     "COLUMNS": "300",
 }
 FIELDS = [
-    "data.crop_seconds=1", "data.batch_seconds=3", "data.valid_seconds=4", "data.valid_fraction=0.25", "data.window_mb=0.1",
+    "data.crop_seconds=1", "data.batch_seconds=3", "data.microbatch_seconds=3",
+    "data.valid_seconds=4", "data.valid_fraction=0.25", "data.window_mb=0.1",
     "environment.simulated_rooms=2", "training.precision=fp32", "training.log_every=1", "training.valid_every=100",
     "training.save_every=2", "training.timeout=60",
 ]  # fmt: skip
@@ -69,13 +67,13 @@ def test_more_processes_than_gpus_is_one_sentence(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--nproc_per_node 1"):
-        start_engine(60.0)
+        Distributed.launched()
 
 
 @pytest.mark.parametrize("kind", ["files", pytest.param("shards", marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_processes(kind, checkpoint, speech, shards, tmp_path):
     source = speech if kind == "files" else shards
-    two = "training.accumulate=2"
+    two = "data.batch_seconds=6"  # in two microbatches
     run(1, checkpoint, source, tmp_path / "straight", two, "training.steps=6")
     out = tmp_path / "changing"
     # The learning rate follows the planned end: as if killed after two steps, later checkpoints are taken away.
@@ -85,36 +83,10 @@ def test_a_run_goes_on_with_another_number_of_processes(kind, checkpoint, speech
             for file in path.iterdir():
                 file.unlink()
             path.rmdir()
-    said = run(2, checkpoint, source, out, two, "training.steps=6")
-    assert "2 processes now, 1 before: training.accumulate=1 keeps the global batches" in said
+    run(2, checkpoint, source, out, two, "training.steps=6")
     assert_same_losses(tmp_path / "straight", out, 6)
     starts = json.loads((out / "run.json").read_text())["starts"]
-    assert [(start["step"], start["processes"], start["accumulate"]) for start in starts] == [(0, 1, 2), (2, 2, 1)]
-
-
-def test_the_same_batches_are_kept_or_asked_for(tmp_path, caplog):
-    def resumed(processes, *fields, before=(2, 2), recorded=()):
-        load_recipe(None, ["training.accumulate=2", "data.batch_seconds=24", *recorded]).save(tmp_path / "recipe.yaml")
-        starts = [{"processes": before[0], "accumulate": before[1]}]
-        write_json(tmp_path / "run.json", {"starts": starts})
-        recipe = load_recipe(None, ["training.accumulate=2", "data.batch_seconds=24", *fields])
-        return same_batches(tmp_path, recipe, processes).training.accumulate
-
-    assert [resumed(processes) for processes in (1, 2, 4)] == [4, 2, 1]
-    assert resumed(2, before=(4, 1)) == 2 and resumed(2, before=(1, 4)) == 2 and resumed(1, before=(4, 1)) == 4
-    assert (
-        resumed(4, "training.accumulate=1") == 1 and resumed(4, "training.accumulate=1", "data.batch_seconds=24") == 1
-    )
-    assert resumed(8, "training.accumulate=1", "data.batch_seconds=12") == 1
-    assert resumed(2, "training.accumulate=3") == 3  # on purpose
-    with pytest.raises(
-        UserError, match=r"4 x 24 s of speech, which 3 processes .* a number of processes that divides 4"
-    ):
-        resumed(3)
-    with pytest.raises(UserError, match=r"use training\.accumulate=4"):
-        resumed(1, "training.accumulate=3")
-    write_json(tmp_path / "run.json", {"starts": [{"processes": "many"}]})
-    assert same_batches(tmp_path, load_recipe(tmp_path / "recipe.yaml"), 3).training.accumulate == 2
+    assert [(start["step"], start["processes"]) for start in starts] == [(0, 1), (2, 2)]
 
 
 def children(process):

@@ -13,7 +13,8 @@ from robustdistiller.audio.sharding import write_shards
 from robustdistiller.config import load_recipe
 from robustdistiller.errors import UserError
 from robustdistiller.training import checkpoint as checkpoints
-from robustdistiller.training.loop import Silent, distill
+from robustdistiller.training.distill import distill
+from robustdistiller.training.observer import Silent
 
 FIELDS = [
     "student.feature_grad_mult=1.0", "student.layers=1", "student.dropout=0", "data.crop_seconds=0.8",

@@ -14,8 +14,9 @@ from robustdistiller.config import load_recipe
 from robustdistiller.errors import UserError
 from robustdistiller.models.teacher import Teacher, load_teacher
 from robustdistiller.training import checkpoint as checkpoints
-from robustdistiller.training.loop import Silent, distill
-from robustdistiller.training.targets import TargetCache, audio_key
+from robustdistiller.training.distill import distill
+from robustdistiller.training.observer import Silent
+from robustdistiller.training.target_cache import TargetCache, audio_key
 
 CPU = torch.device("cpu")
 FIELDS = [

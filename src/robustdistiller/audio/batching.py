@@ -1,12 +1,13 @@
 """Which parts of which recordings make the batch of a step: counted in seconds, of like lengths, at any step directly.
 
-A batch is a pure function of (seed, step): there is no state to save. One *global* batch of
-world * accumulate * batch_seconds is planned and then dealt out, so the same step sees the same crops of the same
-recordings however many processes and microbatches share the work.
+A batch is a pure function of (seed, step): there is no state to save. One *global* batch of `batch_seconds` is planned and
+then dealt out, so the same step sees the same crops of the same recordings however many processes and microbatches share
+the work.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,11 @@ class Microbatches:
     planned_frames: int  # valid frames of the global batch, over all ranks: what a loss that is a mean divides by
 
 
+def count_microbatches(batch_seconds: float, microbatch_seconds: float, world: int = 1) -> int:
+    """Into how many microbatches a global batch is cut: none is longer than `microbatch_seconds`, all processes get as many."""
+    return math.lcm(max(1, math.ceil(batch_seconds / microbatch_seconds - 1e-9)), world)
+
+
 class LengthBucketSampler:
     """Batches without padding in which every recording is visited once per epoch.
 
@@ -59,9 +65,9 @@ class LengthBucketSampler:
     recording's length, `crop_seconds` and `max_trim` alone, not on seed, corpus or batch. A batch at the border of two
     lengths is then padded.
 
-    `seconds` holds the durations; `batch_seconds` bounds the audio of one microbatch of one process,
-    rounded up to a whole recording where the crops do not divide it evenly. Raises `UserError` when nothing is left or
-    one crop exceeds a batch.
+    `seconds` holds the durations; `batch_seconds` bounds the audio of a global batch, and `microbatch_seconds` that of one
+    microbatch of one process, rounded up to a whole recording where the crops do not divide it evenly. Raises `UserError`
+    when nothing is left, or there is not one crop for every microbatch.
     """
 
     def __init__(
@@ -74,12 +80,14 @@ class LengthBucketSampler:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
-        accumulate: int = 1,
+        microbatch_seconds: float = math.inf,
         fixed_crops: int = 0,
     ):
-        if not 0 <= rank < world or accumulate < 1:
-            raise ValueError(f"rank {rank} of {world} with {accumulate} microbatches does not exist")
-        self.seed, self.rank, self.world, self.accumulate = seed, rank, world, accumulate
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} of {world} does not exist")
+        self.seed, self.rank, self.world = seed, rank, world
+        self.microbatches = count_microbatches(batch_seconds, microbatch_seconds, world)  # of all processes, in a step
+        self.accumulate = self.microbatches // world
         self.whole = np.floor(np.asarray(seconds, dtype=np.float64) * SAMPLE_RATE + 1e-3).astype(np.int64)  # samples
         shortest = max(RECEPTIVE_FIELD, round(min_seconds * SAMPLE_RATE))
         usable = np.flatnonzero(self.whole >= shortest)
@@ -94,13 +102,9 @@ class LengthBucketSampler:
         self.fixed_crops = fixed_crops
         if fixed_crops:
             self.crop_samples = _on_grid(self.crop_samples, round(crop_seconds * SAMPLE_RATE), max_trim)
-        self.capacity = round(world * accumulate * batch_seconds * SAMPLE_RATE)  # samples of a global batch
+        self.capacity = round(batch_seconds * SAMPLE_RATE)  # samples of a global batch
         longest = int(self.crop_samples[usable].max())
-        if self.capacity < world * accumulate * longest:
-            raise UserError(
-                f"data.batch_seconds ({batch_seconds:g}) holds less than one crop of {longest / SAMPLE_RATE:g} s: "
-                "raise it, or lower data.crop_seconds."
-            )
+        check_room(batch_seconds, longest / SAMPLE_RATE, self.microbatches, world)
         self._stretch = 1 / (1 - max_trim) if not fixed_crops else 1.0
         # How many different crops a recording has: as many as it takes to cover it, at most `fixed_crops`.
         rest = self.whole * (1 - max_trim) - STRIDE  # less than a frame more is no second crop
@@ -136,9 +140,9 @@ class LengthBucketSampler:
             for i, epoch, kept in zip(index.tolist(), visit.tolist(), samples.tolist(), strict=True)
         ]
         frames = int(((samples - RECEPTIVE_FIELD) // STRIDE + 1).sum())
-        shares = self.world * self.accumulate
         parts = tuple(
-            tuple(crops[share::shares]) for share in range(rank * self.accumulate, (rank + 1) * self.accumulate)
+            tuple(crops[share :: self.microbatches])
+            for share in range(rank * self.accumulate, (rank + 1) * self.accumulate)
         )
         return Microbatches(step, plan * self.passes, parts, frames)
 
@@ -207,6 +211,17 @@ class LengthBucketSampler:
         batch = batches[place]
         first = self._first[batch]
         return order[first : first + self._count[batch]], self._limit[batch]
+
+
+def check_room(batch_seconds: float, crop_seconds: float, microbatches: int, world: int) -> None:
+    """Raise `UserError` where a global batch does not hold a crop for each of its microbatches."""
+    if round(batch_seconds * SAMPLE_RATE) < microbatches * round(crop_seconds * SAMPLE_RATE):
+        shared = f", for each of {microbatches} microbatches of {world} processes" if microbatches > 1 else ""
+        raise UserError(
+            f"data.batch_seconds ({batch_seconds:g}) holds less than one crop of {crop_seconds:g} s{shared}: raise it, "
+            f"{'raise data.microbatch_seconds, ' * (microbatches > world)}{'start fewer processes, ' * (world > 1)}or lower "
+            "data.crop_seconds."
+        )
 
 
 def _on_grid(samples: np.ndarray, longest: int, trim: float) -> np.ndarray:

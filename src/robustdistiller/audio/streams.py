@@ -1,15 +1,17 @@
-"""Batches from shards: a stream of windows for each microbatch, and the local copies that it is read from.
+"""Batches from shards: streams of windows that make the global batch, and the copies that they read.
 
-processes × accumulate microbatches make a global batch. Each of these slots has a stream of its own, over every so-manieth
-shard of one shuffled sequence of all shards, epoch after epoch. A stream opens a window of a few shards, plans batches of like
-lengths from the recordings in it, takes as many steps from it as it holds speech by the index, and goes on to the next one.
-So every step is a function of (seed, step) and the index, whoever computes it; nobody ever needs the lengths of more than one
-window of each slot; and two processes read what one of twice the accumulation reads.
+A global batch is cut into slots of at most `microbatch_seconds`, whatever the number of processes. Each slot has a stream of
+its own, over every so-manieth shard of one shuffled sequence of all shards, epoch after epoch. A stream opens a window of a
+few shards, plans batches of like lengths from the recordings in it, takes as many steps from it as it holds speech by the
+index, and goes on to the next one. So every step is a function of (seed, step) and the index, whoever computes it, and nobody
+ever needs the lengths of more than one window of each slot. Slots are cut further where the number of processes does not
+divide them.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import weakref
@@ -25,7 +27,7 @@ import numpy as np
 
 from ..errors import AudioError, UserError
 from ..randomness import generator, integer
-from .batching import Crop, LengthBucketSampler, Microbatches
+from .batching import Crop, LengthBucketSampler, Microbatches, check_room, count_microbatches
 from .io import SAMPLE_RATE
 from .shards import Shard, copy_shard
 
@@ -71,24 +73,24 @@ class ShardSampler:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
-        accumulate: int = 1,
+        microbatch_seconds: float = math.inf,
         fixed_crops: int = 0,
         window_mb: float = 1024.0,
     ):
-        self.shards, self.seed, self.rank, self.world, self.accumulate = shards, seed, rank, world, accumulate
-        self.slots = world * accumulate
-        self.batch_seconds = batch_seconds
-        self._options = (batch_seconds, crop_seconds, min_seconds, max_trim)
+        self.shards, self.seed, self.rank, self.world = shards, seed, rank, world
+        self.slots = count_microbatches(batch_seconds, microbatch_seconds)
+        self.microbatches = count_microbatches(batch_seconds, microbatch_seconds, world)
+        self.accumulate = self.microbatches // world
+        self.pieces = self.microbatches // self.slots  # of each slot
+        self.batch_seconds, self.slot_seconds = batch_seconds, batch_seconds / self.slots
+        self._options = (self.slot_seconds, crop_seconds, min_seconds, max_trim)
         self._fixed_crops = fixed_crops
         self.seconds = [shard.usable_seconds(crop_seconds, min_seconds) for shard in shards]
         self._usable = [number for number, seconds in enumerate(self.seconds) if seconds > 0]
         if not self._usable:
             raise UserError(f"No shard holds speech of {min_seconds:g} s: lower data.min_seconds.")
-        if min(crop_seconds, max(shards[number].longest for number in self._usable)) > batch_seconds:
-            raise UserError(
-                f"data.batch_seconds ({batch_seconds:g}) holds less than one crop of {crop_seconds:g} s: raise it, or lower "
-                "data.crop_seconds."
-            )
+        longest = min(crop_seconds, max(shards[number].longest for number in self._usable))
+        check_room(batch_seconds, longest, self.microbatches, world)
         if len(self._usable) < len(shards):
             log.warning(
                 "%d shards hold no speech of %g s and are passed over", len(shards) - len(self._usable), min_seconds
@@ -102,7 +104,7 @@ class ShardSampler:
     @property
     def steps_per_epoch(self) -> float:
         """Optimiser steps in which every recording is read once, on average."""
-        return sum(self.seconds) / (self.slots * self.batch_seconds)
+        return sum(self.seconds) / self.batch_seconds
 
     def batch(self, step: int, rank: int | None = None) -> Microbatches:
         """The microbatches of `rank` (by default the sampler's own) in an optimiser step, counted from 0."""
@@ -112,16 +114,18 @@ class ShardSampler:
             window = self._window(slot, step)
             planned = window.sampler.batch(step - window.first)
             frames += planned.planned_frames
-            if slot // self.accumulate == rank:
-                parts.append(tuple(self._crop(window, crop) for crop in planned.parts[0]))
-                epoch = window.shards[0][1]
+            for piece in range(self.pieces):
+                if (slot * self.pieces + piece) // self.accumulate == rank:
+                    parts.append(tuple(self._crop(window, crop) for crop in planned.parts[0][piece :: self.pieces]))
+                    epoch = window.shards[0][1]
         return Microbatches(step, epoch, tuple(parts), frames)
 
     def needed(self, step: int) -> tuple[set[int], set[int]]:
         """The shards that this rank reads in a step, and those of the windows after."""
         now: set[int] = set()
         soon: set[int] = set()
-        for slot in range(self.rank * self.accumulate, (self.rank + 1) * self.accumulate):
+        parts = range(self.rank * self.accumulate, (self.rank + 1) * self.accumulate)
+        for slot in {part // self.pieces for part in parts}:
             number = self._number(slot, step)
             now.update(shard for shard, _ in self._shards_of(slot, number))
             soon.update(shard for shard, _ in self._shards_of(slot, number + 1))
@@ -152,7 +156,7 @@ class ShardSampler:
         starts = self._starts[slot]
         while starts[-1] <= step:
             lasting = sum(self.seconds[shard] for shard, _ in self._shards_of(slot, len(starts) - 1))
-            starts.append(starts[-1] + max(1, round(lasting / self.batch_seconds)))
+            starts.append(starts[-1] + max(1, round(lasting / self.slot_seconds)))
         return bisect_right(starts, step) - 1
 
     def _window(self, slot: int, step: int) -> _Window:

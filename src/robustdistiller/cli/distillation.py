@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ..outputs import claim_workplace
 from .evaluation import show_averages
 from .options import LARGEST_SEED, Device, Seed, Sources, pick_device, source
-from .output import Json, minutes, say, say_json
+from .output import Json, say, say_json
 from .progress import Bars, is_main_process
-
-if TYPE_CHECKING:
-    from ..config import Recipe
-    from ..training.loop import Plan
 
 RUN_FILES = (
     "student", "checkpoints", "recipe.yaml", "run.json", "metrics.jsonl", "manifests", "skipped.jsonl", "non_finite.jsonl",
-    "target_cache.json", "tensorboard",
+    "target_cache.json", "tensorboard", ".lock",
 )  # fmt: skip
-PRETRAINING_FILES = ("model", "checkpoints", "pretrain.json", "metrics.jsonl")
+PRETRAINING_FILES = ("model", "checkpoints", "pretrain.json", "metrics.jsonl", "non_finite.jsonl", ".lock")
 QUICKSTART_FILES = (
-    "corpus",
-    "mini-robust",
-    "mini-distilhubert",
-    "benchmark",
-    "onnx",
-    "enhancement",
-    "demo",
-    "report.html",
-)
-FEW = 10
-"""With fewer held-out recordings than this, the choice of the best weights is a matter of chance."""
+    "corpus", "mini-robust", "mini-distilhubert", "benchmark", "onnx", "enhancement", "demo", "report.html",
+)  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
@@ -108,11 +96,13 @@ def distill(
         chosen.teacher.model or "",
     ]
     claim_workplace(out, "distill", RUN_FILES, ("run.json",), [recipe, *read])
-    from ..training.loop import distill as run
-    from ..training.metrics import replaced_noises
+    from ..training.distill import distill as run
+    from ..training.metrics_log import replaced_noises
 
     with Bars() as bars:
-        result = run(chosen, out, resume=resume, observer=Watch(bars, chosen), tensorboard=tensorboard)
+        result = run(
+            chosen, out, resume=resume, observer=Watch(bars, f"distilling {chosen.name}"), tensorboard=tensorboard
+        )
     if not is_main_process():
         return
     metrics, progress = result.metrics, result.progress
@@ -146,11 +136,10 @@ def quickstart(
     under the same budget and compared in new noises and rooms. Synthetic voices; minutes on two cores.
     """
     claim_workplace(out, "quickstart", QUICKSTART_FILES, ("corpus/corpus.json",))
-    from ..config import load_recipe
     from ..quickstart import quickstart as run
 
     with Bars() as bars:
-        done = run(out, full, seed, lambda name: Watch(bars, load_recipe(name)), bars.show)
+        done = run(out, full, seed, lambda name: Watch(bars, f"distilling {name}"), bars.show)
     show_averages(out / "benchmark")
     say("", done.sentence, "", f"student: {done.student}", f"for devices: {done.exported}", f"page: {done.page}")
     if done.demo is not None:
@@ -177,64 +166,46 @@ def pretrain(
 
     config = load_pretrain_config(recipe, teacher=teacher, steps=steps, architecture=architecture, seed=seed)
     with Bars() as bars:
-        done = run(config, out, data, device=str(pick_device(device)), progress=bars.of("pretraining"))
-    say(str(done))
+        watch = Watch(bars, f"pretraining {config.name}")
+        done = run(config, out, data, device=pick_device(device), observer=watch)
+    if is_main_process():
+        say(f"model: {done}")
 
 
 class Watch:
-    """Shows a distillation: the plan, a bar with what is left, and every validation (an `Observer`)."""
+    """Shows a training: the plan, a bar with what is left, and every validation (an `Observer`)."""
 
-    def __init__(self, bars: Bars, recipe: Recipe):
-        self.bars, self.recipe = bars, recipe
-        self.name, self.total, self.label = f"distilling {recipe.name}", 0, ""
+    def __init__(self, bars: Bars, name: str):
+        self.bars, self.name, self.total, self.label = bars, name, 0, ""
 
     def work(self, what: str, done: int, total: int) -> None:
         """Long preparation, such as scanning a corpus."""
         self.bars.show(what, done, total)
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, lines: Sequence[str], start: int, steps: int) -> None:
         """What the run is about to do."""
-        m, t, s = plan.materials, plan.teacher, plan.student
-        environment = self.recipe.environment
-        rooms = len(m.rooms["train"]) or f"{environment.simulated_rooms} simulated"
-        kinds = environment.noise_kinds.model_dump() if environment.uses_noise else {}
-        made = [kind for kind, share in kinds.items() if share and kind != "recorded"]
-        self.bars.line(
-            f"{self.recipe.name}: {m.hours:.2f} h of speech ({m.count} recordings, {len(m.valid)} held out"
-            + (f", {m.skipped} skipped" if m.skipped else "")
-            + f"), {len(m.noise['train'])} noise recordings"
-            + (f" and {', '.join(made)} noise" if made else "")
-            + f", {rooms} rooms"
-        )
-        self.bars.line(
-            f"teacher {t.name} ({t.source}) {t.num_parameters / 1e6:.1f} M, layers {', '.join(map(str, t.layers))} -> student "
-            f"{s.num_parameters / 1e6:.2f} M ({plan.initialisation})"
-        )
-        self.bars.line(
-            f"steps {plan.start} to {plan.steps}, {plan.steps_per_epoch:.0f} an epoch, {plan.precision} on {plan.device} x "
-            f"{plan.processes}, about {minutes(plan.seconds_left)}"
-        )
-        if len(m.valid) < FEW:
-            self.bars.line(
-                f"note: validation rests on {len(m.valid)} recording{'s' * (len(m.valid) != 1)}, so that the choice of the "
-                "best step is a matter of chance: give more speech, or raise data.valid_fraction"
-            )
-        self.total = plan.steps
-        self.bars.show(self.name, plan.start, plan.steps)
+        for line in lines:
+            self.bars.line(line)
+        self.total = steps
+        self.bars.show(self.name, start, steps)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """After every step."""
-        if "loss" in metrics:  # the sum of all terms, on contaminated training speech: no validation figure compares
-            terms = "distillation + enhancement" if self.recipe.objectives.enhancement.enabled else "distillation"
-            self.label = f"{self.name}, training loss ({terms}) {metrics['loss']:.4f}"
+        if "loss" in metrics:  # the sum of all terms, on what is trained on: no validation figure compares
+            terms = " (distillation + enhancement)" if "enhancement" in metrics else ""
+            self.label = f"{self.name}, training loss{terms} {metrics['loss']:.4f}"
         self.bars.show(self.name, step, self.total, self.label)
 
     def validated(self, step: int, metrics: dict[str, float], best: bool) -> None:
         """After every validation."""
-        text = (
-            f"step {step}: held-out distillation loss {metrics['distillation/clean']:.4f} clean, "
-            f"{metrics['distillation/contaminated']:.4f} contaminated"
-        )
+        text = f"step {step}: held-out "
+        if "distillation/clean" in metrics:
+            text += (
+                f"distillation loss {metrics['distillation/clean']:.4f} clean, "
+                f"{metrics['distillation/contaminated']:.4f} contaminated"
+            )
+        else:
+            text += f"loss {metrics['loss']:.4f}"
         if "si_sdr/out" in metrics:
             text += f"; SI-SDR {metrics['si_sdr/in']:.2f} -> {metrics['si_sdr/out']:.2f} dB"
         self.bars.line(text + (" (best)" if best else ""))

@@ -9,9 +9,12 @@ that a checkpoint which a disk or a copy has damaged is not trained on.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,8 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import read_json, replacing_folder, write_json
+from ..files import disk_error, read_json, replacing_folder, write_json
 
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
 TENSORS = ("model.safetensors", "optimiser.safetensors")
 _DIGESTS = "digests"
 
@@ -65,8 +71,44 @@ def folder(run: Path) -> Path:
 
 
 def available(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(path for path in folder(run).glob("step-*") if (path / "progress.json").is_file())
+    """The complete checkpoints of a run, oldest first; a copy under another name is none."""
+    found = [path for path in folder(run).glob("step-*") if re.fullmatch(r"step-[0-9]{8,18}", path.name)]
+    return sorted((path for path in found if (path / "progress.json").is_file()), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step after which the checkpoint `path` was written."""
+    return int(path.name.removeprefix("step-"))
+
+
+@contextmanager
+def exclusive(run: Path) -> Iterator[None]:
+    """The run folder `run`, made if need be, for this process alone; its death, however it comes, lets go of it.
+
+    A record lock of POSIX: loader workers, which are forks, do not inherit it. Where there is none, nothing is locked.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file: choose another --out.")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        stream = (run / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise disk_error(run, error) from error
+    with stream:
+        try:
+            import fcntl
+
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(
+                f"Another process is training in {run}: wait for its end, or choose another --out."
+            ) from error
+        except (ImportError, OSError):
+            logger.warning("%s cannot be locked: start no second run there", run)
+        yield
 
 
 def sweep(run: Path) -> None:
@@ -145,10 +187,15 @@ def _states(
                 raise ValueError(f"the moment {key} of {name} does not fit")
         if found.keys() != {"step", "exp_avg", "exp_avg_sq"}:
             raise ValueError(f"the moments of {name} are not those of AdamW")
-        states.append((parameter, {k: v if k == "step" else v.to(parameter.device) for k, v in found.items()}))
+        states.append((parameter, {k: v.to(_home(k, parameter)) for k, v in found.items()}))
     if by_name:
         raise ValueError(f"there is no parameter {min(by_name)}")
     return states
+
+
+def _home(key: str, parameter: Tensor) -> torch.device:
+    """Where AdamW keeps a value: its fused form has the count of steps beside the moments on the GPU."""
+    return parameter.device if key != "step" or parameter.is_cuda else torch.device("cpu")
 
 
 def _digest(path: Path) -> str:

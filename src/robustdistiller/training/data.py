@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
-import os
-import re
-import signal
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,8 +25,9 @@ from ..config import Recipe
 from ..errors import AudioError, UserError
 from ..models.frames import GRID
 from ..randomness import generator, integer
-from .environment import Materials
-from .targets import audio_key
+from .materials import Materials
+from .target_cache import audio_key
+from .worker_activity import WorkerActivity
 
 PREFETCH = 4  # microbatches that each worker holds ready
 
@@ -40,16 +36,25 @@ PREFETCH = 4  # microbatches that each worker holds ready
 class Batch:
     """A microbatch.
 
-    clean, noise: (B, T); lengths: (B,) valid samples; replaced: what could not be read, as rows; keys: digests of the clean
-    crops, where there is a target cache to ask
+    Attributes:
+        clean: (B, T) speech.
+        lengths: (B,) valid samples.
+        noise: (B, T) before it is scaled, where there is any.
+        scenes: what happens to each utterance.
+        seconds: valid speech in all.
+        replaced: recordings that could not be read, as rows.
+        keys: digests of the clean crops, where there is a target cache to ask.
+        planned_frames: valid frames of the global batch that this is a part of.
     """
 
     clean: Tensor
     lengths: Tensor
     noise: Tensor | None
     scenes: list[Scene]
+    seconds: float
     replaced: list[dict[str, Any]] = field(default_factory=list)
     keys: list[bytes] | None = None
+    planned_frames: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
@@ -67,47 +72,16 @@ Item = tuple[np.ndarray, Scene, "np.ndarray | None", list[dict[str, Any]]]
 """The clean samples of a crop, its scene, its raw noise, and rows about recordings that it had to replace."""
 
 
-class Desks:
-    """What each loader worker is busy with, in memory that outlives it: who was reading what when it died."""
-
-    MOST = 64
-
-    def __init__(self) -> None:
-        self._rows = multiprocessing.RawArray(ctypes.c_longlong, 3 * self.MOST)  # process, recording + 1, on its noise?
-
-    def sit(self) -> None:
-        """Called by a worker when it starts."""
-        self._put(0, os.getpid())
-
-    def take(self, recording: int | None, noise: bool = False) -> None:
-        """Called by a worker before it reads; None: it is done."""
-        self._put(1, 0 if recording is None else recording + 1)
-        self._put(2, int(noise))
-
-    def find(self, process: int) -> tuple[int, bool] | None:
-        """The recording (and whether it was on its noise) that the worker `process` had before it; None: nothing."""
-        for desk in range(self.MOST):
-            pid, recording, noise = self._rows[3 * desk : 3 * desk + 3]
-            if pid == process and recording:
-                return recording - 1, bool(noise)
-        return None
-
-    def _put(self, column: int, value: int) -> None:
-        worker = get_worker_info()
-        if worker is not None and worker.id < self.MOST:
-            self._rows[3 * worker.id + column] = value
-
-
 class CropDataset(Dataset[Any]):
     """(step, crop) → an `Item`, a pure function of its key; in a worker, a mistake of the user as a value.
 
-    Recordings go by a number that fits on a desk; a subclass may number and find them in another way.
+    Recordings go by a number; a subclass may number and find them in another way.
     """
 
     def __init__(self, recordings: Sequence[Recording], environment: Environment):
         self.recordings = recordings
         self.environment = environment
-        self.desks = Desks()
+        self.activity = WorkerActivity()
 
     def __getitem__(self, key: tuple[int, Crop]) -> Item | UserError:
         try:
@@ -117,7 +91,7 @@ class CropDataset(Dataset[Any]):
                 raise
             return error  # raised there, it would come back with a page of traceback for a message
         finally:
-            self.desks.take(None)
+            self.activity.reading(None)
 
     def number(self, crop: Crop) -> int:
         """The number of the recording that a crop is of."""
@@ -139,7 +113,7 @@ class CropDataset(Dataset[Any]):
         number, replaced = self.number(crop), []
         while True:
             recording = self.recording(number)
-            self.desks.take(number)
+            self.activity.reading(number)
             try:
                 wave = load_crop(recording, crop)
                 break
@@ -151,7 +125,7 @@ class CropDataset(Dataset[Any]):
                         "the speech still there? Then go on with --resume."
                     ) from error
                 number = self.other(number, integer("replacement", recording.id, crop.epoch, len(replaced)))
-        self.desks.take(number, noise=True)
+        self.activity.reading(number, noise=True)
         scene = self.environment.draw(recording.id, len(wave) / SAMPLE_RATE, crop.epoch, step, recording.speaker)
         replaced += [
             {"id": recording.id, "reason": f"noise: {n.note}", "step": step} for n in scene.noises if n.replaced
@@ -237,7 +211,8 @@ def collate(items: Sequence[Item], keyed: bool = False) -> Batch:
     noise = stack(noises) if any(n is not None for n in noises) else None
     lengths = torch.tensor([len(wave) for wave in waves])
     keys = [audio_key(wave) for wave in waves] if keyed else None
-    return Batch(stack(waves), lengths, noise, list(scenes), [row for rows in replaced for row in rows], keys)
+    seconds = float(lengths.sum()) / SAMPLE_RATE
+    return Batch(stack(waves), lengths, noise, list(scenes), seconds, [row for rows in replaced for row in rows], keys)
 
 
 Planner = LengthBucketSampler | ShardSampler
@@ -263,7 +238,7 @@ def plan_batches(recipe: Recipe, materials: Materials, rank: int, world: int) ->
     data, settings = recipe.data, recipe.training
     options = (
         data.batch_seconds, data.crop_seconds, data.min_seconds, data.max_trim, settings.seed, rank, world,
-        settings.accumulate, data.fixed_crops,
+        data.microbatch_seconds, data.fixed_crops,
     )  # fmt: skip
     if materials.shards:
         return ShardSampler(materials.shards, *options, data.window_mb)
@@ -275,7 +250,7 @@ def open_speech(recipe: Recipe, materials: Materials, sampler: Planner) -> tuple
     if not isinstance(sampler, ShardSampler) or materials.spool is None:
         return CropDataset(materials.train, materials.train_environment), lambda step: None
     streams, spool, workers = sampler, materials.spool, recipe.data.workers
-    ahead = (PREFETCH + 1) * workers // streams.accumulate + 2  # steps that were dealt to the workers and not yet read
+    ahead = (PREFETCH + 1) * workers // streams.accumulate + 3  # steps that were dealt to the workers and not yet read
 
     def ready(step: int) -> None:
         spool.need(step, *streams.needed(step), ahead)
@@ -288,72 +263,43 @@ def _collate(items: Sequence[Item | UserError], keyed: bool) -> Batch | UserErro
     return collate(items, keyed) if wrong is None else wrong  # type: ignore[arg-type]
 
 
-def next_batch(batches: Iterator[Batch | UserError], device: torch.device) -> Batch:
-    """The next microbatch of a loader on `device`; raises what a worker met."""
-    batch = next(batches)
-    if isinstance(batch, UserError):
-        raise batch
-    return batch.to(device)
+def read_batches(
+    dataset: CropDataset, sampler: StepSampler, workers: int, device: torch.device, keyed: bool = False
+) -> Iterator[Batch]:
+    """The microbatches of `sampler` on `device`, read by `workers` processes, or by this one. Raises what a worker met.
 
-
-def dismiss(batches: Any) -> None:
-    """End the workers of a loader's iterator. They hear no signal but the last, so at the exit nobody else could."""
-    workers = getattr(batches, "_workers", ())
-    if workers:
-        batches._shutdown_workers()
-    for worker in workers:
-        if worker.is_alive():
-            worker.kill()
-
-
-@contextmanager
-def named_deaths(dataset: CropDataset, advice: str) -> Iterator[None]:
-    """Say in one sentence which loader worker died over which recording; `advice` ends it.
-
-    The system may tell of the death at any moment, so the whole loop runs inside.
+    For a GPU they are copied one ahead, beside the computation.
     """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        how = re.search(r"killed by signal: (\w[\w ]*)", str(error))
-        desks = [found for pid in re.findall(r"\d+", str(error)) if (found := dataset.desks.find(int(pid)))]
-        what = ", ".join(f"{'noise for ' if noise else ''}{dataset.name(number)}" for number, noise in desks[:3])
-        raise UserError(
-            f"A process that reads the speech died ({how[1].lower() if how else 'it left without a word'}) "
-            f"{f'over {what}' if what else 'between two recordings'}: look at that file and at the free memory; {advice}"
-        ) from error
-
-
-def make_loader(
-    dataset: CropDataset, sampler: StepSampler, workers: int, pin: bool, keyed: bool = False
-) -> DataLoader[Any]:
-    """A loader with a generator of its own: starting its workers must not draw from the global one."""
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=partial(_collate, keyed=keyed),
-        pin_memory=pin,
-        generator=torch.Generator().manual_seed(0),
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator().manual_seed(0),  # starting workers must not draw from the global one
         prefetch_factor=PREFETCH if workers else None,
-        worker_init_fn=_Start(dataset.desks),
+        worker_init_fn=dataset.activity.begin,
     )
+    for batch in loader if device.type != "cuda" else _ahead(loader, device):
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
-class _Start:
-    """What a worker does first: one thread, its desk, and no ear for signals.
-
-    Schedulers and terminals send SIGTERM and SIGINT to every process of a job. Only the main one answers, by saving; its
-    workers must live until then. They leave when it does.
-    """
-
-    def __init__(self, desks: Desks):
-        self.desks = desks
-
-    def __call__(self, worker: int) -> None:
-        torch.set_num_threads(1)
-        self.desks.sit()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+def _ahead(loader: Iterable[Batch | UserError], device: torch.device) -> Iterator[Batch | UserError]:
+    """Each batch of `loader` on the GPU `device`, copied on a stream of its own while the one before is computed on."""
+    copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    held: Batch | UserError | None = None
+    for batch in loader:
+        with torch.cuda.stream(copying):
+            moved = batch if isinstance(batch, UserError) else batch.to(device)
+        if held is not None:
+            yield held
+        held = moved
+        computing.wait_stream(copying)
+        if isinstance(held, Batch):
+            for tensor in (held.clean, held.noise):
+                if tensor is not None:
+                    tensor.record_stream(computing)
+    if held is not None:
+        yield held

@@ -6,7 +6,7 @@ model like any other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -120,20 +120,25 @@ class Mini(nn.Module):
         return (picked - self.mean[:, : picked.shape[2]]) / self.scale
 
     @torch.no_grad()
-    def measure(self, batches: Sequence[Tensor]) -> None:
-        """Set mean and scale from the teacher's states (B, S, F, D) of crops of the longest length.
+    def measure(self, batches: Iterable[Tensor]) -> None:
+        """Set mean and scale from the teacher's states (B, S, F, D) of crops of the longest length, one batch at a time.
 
         The mean is taken per position, over all crops and five neighbouring frames: Whisper adds an absolute position
         to its residual stream, which a network with relative positions cannot know and should not spend itself on.
         """
-        states = torch.cat([batch[:, list(self.config.targets)] for batch in batches]).double()
-        mean = states.mean(0)  # (L, F, D)
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for batch in batches:
+            states = batch[:, list(self.config.targets)].double()
+            count += len(states)
+            total, squares = total + states.sum(0), squares + states.square().sum(0)  # (L, F, D)
+        mean = total / count
         around = functional.pad(mean.transpose(1, 2), (2, 2), mode="replicate").unfold(2, 5, 1).mean(-1).transpose(1, 2)
         self.mean.copy_(around.float())
-        self.scale.copy_((states - around).square().mean((0, 2)).sqrt().clamp_min(1e-4)[:, None].float())
+        variance = squares / count - mean.square() + (mean - around).square()
+        self.scale.copy_(variance.mean(1).clamp_min(0).sqrt().clamp_min(1e-4)[:, None].float())
 
 
 def loss_terms(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 and -log sigmoid(cosine), each (L,), of (B, L, F, D): the terms of the distillation loss, kept apart by layer."""
+    """L1 and -log sigmoid(cosine), (B, L) each, of (B, L, F, D): the terms of the distillation loss, kept apart by layer."""
     cosine = functional.cosine_similarity(prediction, target, dim=-1, eps=1e-6)
-    return (prediction - target).abs().mean((0, 2, 3)), -functional.logsigmoid(cosine).mean((0, 2))
+    return (prediction - target).abs().mean((2, 3)), -functional.logsigmoid(cosine).mean(2)

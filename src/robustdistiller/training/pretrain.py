@@ -2,41 +2,38 @@
 
 What is learned (docs/mini-teacher.md says why): linear heads on some depths of the mini predict some depths of a frozen
 encoder, each dimension standardised. Both hear the same crop at the same level; frames are matched by time. Every crop is
-a pure function of (seed, step, row) and everything else is in the checkpoint, so a run can be stopped anywhere and goes on
-to the same weights.
+a pure function of (seed, step, row), so a run can be stopped anywhere and goes on to the same weights.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from ..audio.io import SAMPLE_RATE
-from ..config import Count, NonNegative, Positive, Probability, TrainingConfig
-from ..errors import UserError, closest
-from ..files import read_json, replacing_folder, write_json
+from ..config import Count, NonNegative, Positive, Probability, Seed, TrainingConfig, explain
+from ..distributed import Distributed
+from ..errors import UserError
+from ..files import read_json, read_mapping, replacing_folder, write_json
 from ..models.frames import GRID
-from ..models.precision import pick_precision
+from ..models.precision import autocast, pick_precision
 from ..models.teacher import Teacher, load_teacher
 from ..presets import shipped_folder
 from ..randomness import integer
 from . import checkpoint
-from .metrics import MetricsLog
+from .checkpoint import Progress
 from .mini import Mini, MiniConfig, loss_terms
-from .optimiser import build_optimiser
+from .observer import Observer, Silent
 from .pretrain_speech import CropConfig, Pool, PoolConfig, draw, draw_mask, load_pools
-
-log = logging.getLogger(__name__)
+from .trainer import StepLoss, Trainer
 
 TEACHER_RMS = 0.06  # the level at which the teacher hears every crop: about -24 dBFS, usual for speech
 BLOCK_SECONDS = 24.0  # of speech at once, where nothing is trained
@@ -66,12 +63,20 @@ class PretrainConfig(BaseModel):
     decay: Probability = 0.3  # share of the steps over which the learning rate falls to zero at the end
     weight_decay: NonNegative = 0.01
     clip: Positive = 1.0
-    seed: int = 0
+    seed: Seed = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    shards: Count = 2  # parts of a batch worked on side by side on a CPU, see `gradients`
     log_every: Count = 25
     valid_every: Count = 250
     save_every: Count = 100
+
+    @property
+    def training(self) -> TrainingConfig:
+        """The settings of the trainer."""
+        return TrainingConfig(
+            steps=self.steps, learning_rate=self.learning_rate, weight_decay=self.weight_decay, clip=self.clip,
+            precision=self.precision, seed=self.seed, log_every=self.log_every, valid_every=self.valid_every,
+            save_every=self.save_every,
+        )  # fmt: skip
 
 
 def load_pretrain_config(path: str | Path, architecture: str | None = None, **fields: Any) -> PretrainConfig:
@@ -84,24 +89,14 @@ def load_pretrain_config(path: str | Path, architecture: str | None = None, **fi
     file = Path(path)
     if not file.is_file():
         file = shipped_folder("recipes") / "pretrain" / f"{file.stem}.yaml"
+    values = read_mapping(file, "recipe")
+    values |= {name: value for name, value in fields.items() if value is not None}
+    if architecture is not None:
+        values["model"] = {**(values.get("model") or {}), "architecture": architecture}
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise UserError(
-                f"The recipe {path} must be a mapping of fields: start from recipes/pretrain/mini-hubert.yaml."
-            )
-        values |= {name: value for name, value in fields.items() if value is not None}
-        if architecture is not None:
-            values["model"] = {**(values.get("model") or {}), "architecture": architecture}
         return PretrainConfig.model_validate(values)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"Cannot read the recipe {path} ({first}): check the path and its syntax.") from error
     except ValidationError as error:
-        fault = error.errors()[0]
-        name = ".".join(map(str, fault["loc"]))
-        hint = closest(name, PretrainConfig.model_fields) if fault["type"] == "extra_forbidden" else ""
-        raise UserError(f"The field '{name}' in the recipe {path} is wrong: {fault['msg']}.{hint}") from error
+        raise UserError(explain(error, f"the recipe {path}", PretrainConfig)) from error
 
 
 def learning_rate(config: PretrainConfig, step: int) -> float:
@@ -118,22 +113,33 @@ def pretrain(
     out: str | Path,
     roots: Sequence[str | Path] = (".",),
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
+    observer: Observer | None = None,
     stop_after: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Train the mini of `config` into the folder `out`, or go on there, and return the folder of the exported model.
 
-    The manifests of ``config.speech`` are looked for under `roots`. `stop_after` ends the run at that step without
-    exporting; the same call without it goes on. Raises `UserError` when `out` holds a run with another recipe.
+    Args:
+        config: every choice of the run.
+        out: the run folder.
+        roots: folders under which the manifests of ``config.speech`` are looked for.
+        device: where it is computed; the GPU of this process, or the processor, by default.
+        observer: told about every step.
+        stop_after: end at that step without exporting; the same call without it goes on.
+
+    Raises:
+        UserError: `out` holds a run with another recipe, or what is named is not there.
     """
-    out = Path(out)
-    _same_run(config, out)
-    pools = load_pools(config.speech, roots)
+    out, watch = Path(out), observer or Silent()
+    context = Distributed.launched()
+    _check_same_run(config, out)
+    pools = load_pools(config.speech, roots, progress=lambda done, total: watch.work("reading speech", done, total))
     valid_pools = load_pools(config.speech, roots, "valid")
-    teacher = load_teacher(config.teacher, device=device)
-    mini = train(config, pools, valid_pools, teacher, out, stop_after=stop_after, progress=progress)
-    return out if stop_after and stop_after < config.steps else export(mini, out / "model")
+    teacher = load_teacher(config.teacher, device=device or context.device)
+    mini = train(config, pools, valid_pools, teacher, out, context=context, observer=watch, stop_after=stop_after)
+    if stop_after and stop_after < config.steps:
+        return out
+    return export(mini, out / "model") if context.main else out / "model"
 
 
 def train(
@@ -143,136 +149,151 @@ def train(
     teacher: Teacher,
     out: Path,
     *,
+    context: Distributed | None = None,
+    observer: Observer | None = None,
     stop_after: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Mini:
-    """The loop: crops → gradients → weights, with checkpoints and metrics in `out`. The teacher's device is used."""
-    out.mkdir(parents=True, exist_ok=True)
-    device = next(teacher.parameters()).device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(integer(config.seed, "weights"))  # layers have no other way to be told their initial values
-        mini = Mini(config.model, teacher.hidden_size, max(config.crops.seconds)).to(device)
-    mini.mask_vector.requires_grad_(config.mask > 0)
-    optimiser = build_optimiser(
-        mini, TrainingConfig(learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    )
-    precision = pick_precision(config.precision, device, mini)
-    saved = checkpoint.available(out)
-    if saved:
-        state = checkpoint.load(saved[-1], mini, optimiser)
-        log.info("going on from step %d", state.step)
-    else:
-        state = checkpoint.Progress()
+    """Crops → gradients → weights, with checkpoints and metrics in `out`, by the `Trainer` of a `Pretraining`."""
+    context, watch = context or Distributed(), observer or Silent()
+    with checkpoint.exclusive(out) if context.main else context.reporting_lost(lambda: "run the same command again"):
+        context.wait()
+        write_json(out / SETTINGS, config.model_dump(mode="json"))
+        found = checkpoint.available(out)
+        task = Pretraining(config, pools, valid_pools, teacher, context)
+        trainer = Trainer(task, config.training, out, context, watch)
+        if found:
+            trainer.resume(found[-1])
+        else:
+            task.measure()
+        watch.plan(task.plan(), trainer.progress.step, config.steps)
+        trainer.train(stop_after)
+    return task.mini
+
+
+@dataclass
+class Crops:
+    """A microbatch: crops of unit variance (B, T), the frames to hide (B, F), and the rows of the global batch."""
+
+    wave: Tensor
+    mask: Tensor | None
+    rows: int
+
+
+class Pretraining:
+    """The task of a `Trainer`: a mini whose heads predict the standardised states of `teacher` on clean crops."""
+
+    criterion = "loss"
+    accumulate = 1
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        pools: Sequence[Pool],
+        valid_pools: Sequence[Pool],
+        teacher: Teacher,
+        context: Distributed,
+    ):
+        self.config, self.pools, self.teacher, self.context = config, pools, teacher, context
+        self.device = next(teacher.parameters()).device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(
+                integer(config.seed, "weights")
+            )  # layers have no other way to be told their initial values
+            self.mini = Mini(config.model, teacher.hidden_size, max(config.crops.seconds)).to(self.device)
+        self.mini.mask_vector.requires_grad_(config.mask > 0)
+        self.module: nn.Module = self.mini
+        self.precision = pick_precision(config.precision, self.device, self.mini)
+        fewest = max(1, round(config.batch_seconds / max(config.crops.seconds)))
+        if fewest < context.world:
+            raise UserError(
+                f"A batch has {fewest} crops for {context.world} processes: start fewer, or raise batch_seconds."
+            )
+        blocks = context.share(range(config.valid_blocks))
+        self.valid = [draw(valid_pools, config.crops, BLOCK_SECONDS, config.seed, f"valid-{k}") for k in blocks]
+
+    def measure(self) -> None:
+        """Mean and scale of the targets, from crops that are not trained on."""
+        config = self.config
         longest = config.crops.model_copy(update={"seconds": (max(config.crops.seconds),)})
         count = math.ceil(config.statistics_crops * max(longest.seconds) / BLOCK_SECONDS)
-        mini.measure(
-            [heard(teacher, draw(pools, longest, BLOCK_SECONDS, config.seed, f"statistics-{k}")) for k in range(count)]
-        )
-    valid = [
-        draw(valid_pools, config.crops, BLOCK_SECONDS, config.seed, f"valid-{k}") for k in range(config.valid_blocks)
-    ]
-    last = min(config.steps, stop_after or config.steps)
-    parameters = [p for p in mini.parameters() if p.requires_grad]
-    shards = config.shards if device.type == "cpu" else 1
-    threads = max(1, torch.get_num_threads() // shards)
+        crops = (draw(self.pools, longest, BLOCK_SECONDS, config.seed, f"statistics-{k}") for k in range(count))
+        self.mini.measure(self.states(wave.to(self.device)) for wave in crops)
 
-    def batch(step: int) -> Tensor:
+    def states(self, wave: Tensor) -> Tensor:
+        """The states (B, S, F, D) of the teacher for crops (B, T) of unit variance."""
+        return self.teacher.states(wave * TEACHER_RMS)[0]
+
+    def learning_rate(self, step: int) -> float:
+        """Of the step `step`, counted from 0."""
+        return learning_rate(self.config, step)
+
+    def batches(self, start: int) -> Iterator[Crops]:
+        """The crops of this process from the step `start` on, each drawn while the one before is learned from."""
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self._draw, start)
+            for step in range(start, self.config.steps):
+                crops, ahead = ahead.result(), reader.submit(self._draw, step + 1)
+                yield crops
+
+    def _draw(self, step: int) -> Crops:
+        config = self.config
         seconds = config.warmup_batch_seconds if step < config.warmup_steps else config.batch_seconds
-        return draw(pools, config.crops, seconds, config.seed, step)
+        wave = draw(self.pools, config.crops, seconds, config.seed, step)
+        frames = int(GRID.count(torch.tensor(wave.shape[1])))
+        mask = draw_mask(len(wave), frames, config.mask, config.mask_span, config.seed, step)
+        mine = slice(self.context.rank, None, self.context.world)
+        return Crops(wave[mine].to(self.device), None if mask is None else mask[mine].to(self.device), len(wave))
 
-    metrics = MetricsLog(out, state.step)
-    meter: list[Tensor] = []
-    began, base = time.monotonic(), state.seconds
-    with (
-        ThreadPoolExecutor(1) as loader,
-        ThreadPoolExecutor(shards, initializer=torch.set_num_threads, initargs=(threads,)) as workers,
-    ):
-        ahead = loader.submit(batch, state.step)
-        while state.step < last:
-            wave = ahead.result()
-            ahead = loader.submit(batch, state.step + 1)
-            frames = int(GRID.count(torch.tensor(wave.shape[1])))
-            mask = draw_mask(len(wave), frames, config.mask, config.mask_span, config.seed, state.step)
-            parts = torch.arange(len(wave)).chunk(shards)
-            jobs = [
-                workers.submit(gradients, mini, teacher, wave[rows], _take(mask, rows), config, precision)
-                for rows in parts
-            ]
-            results = [(job.result(), len(rows) / len(wave)) for job, rows in zip(jobs, parts, strict=True)]
-            for k, parameter in enumerate(parameters):
-                parameter.grad = torch.stack([grads[k] * share for (grads, _), share in results]).sum(0)
-            terms = torch.stack([terms * share for (_, terms), share in results]).sum(0)
-            norm = nn.utils.clip_grad_norm_(parameters, config.clip).cpu()
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(config, state.step)
-            if bool(norm.isfinite()):
-                optimiser.step()
-            else:
-                state.skipped_steps += 1
-            state.step += 1
-            state.audio_seconds += wave.numel() / SAMPLE_RATE
-            state.seconds = base + time.monotonic() - began
-            meter.append(torch.cat([terms, norm[None]]))
-            if state.step % config.log_every == 0 or state.step == last:
-                loss, *l1, mean_norm = torch.stack(meter).mean(0).tolist()
-                meter.clear()
-                row = {"loss": loss, "norm": mean_norm, "learning_rate": learning_rate(config, state.step - 1)}
-                row |= {f"l1/{tap}": value for tap, value in zip(config.model.taps, l1, strict=True)}
-                metrics.write(state.step, row | {"hours_heard": state.audio_seconds / 3600, "seconds": state.seconds})
-                log.info("step %d: loss %.4f, %.2f h heard", state.step, loss, state.audio_seconds / 3600)
-            if state.step % config.valid_every == 0 or state.step == last:
-                metrics.write(state.step, validate(mini, teacher, valid, config, precision))
-            if state.step % config.save_every == 0 or state.step == last:
-                checkpoint.save(out, mini, optimiser, state, keep=2)
-            if progress:
-                progress(state.step, last)
-    metrics.close()
-    return mini
+    def loss(self, model: nn.Module, batch: Crops) -> StepLoss:
+        """Every crop weighs the same: the crops of a batch are equally long."""
+        l1, cosine = self._terms(model, batch.wave, batch.mask)
+        total = l1.mean(1) + self.config.cosine * cosine.mean(1)
+        terms = {f"l1/{tap}": l1[:, k] for k, tap in enumerate(self.config.model.taps)}
+        return StepLoss(total, terms, torch.full_like(total, 1 / batch.rows), batch.wave.numel() / SAMPLE_RATE)
 
+    def _terms(self, model: nn.Module, wave: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        target = self.mini.standardise(self.states(wave))
+        with autocast(self.device, self.precision):
+            prediction = model(wave, mask)
+        return loss_terms(prediction, target)
 
-def _take(mask: Tensor | None, rows: Tensor) -> Tensor | None:
-    return None if mask is None else mask[rows]
+    def sources(self, batch: Crops) -> dict[str, Tensor]:
+        """What the loss was made from."""
+        return {"speech": batch.wave, "teacher's targets": self.states(batch.wave)}
 
+    def ids(self, batch: Crops) -> list[str]:
+        """Crops have no names."""
+        return [f"crop {row}" for row in range(len(batch.wave))]
 
-def heard(teacher: Teacher, wave: Tensor) -> Tensor:
-    """The states (B, S, F, D) of the teacher for crops of unit variance."""
-    return teacher.states(wave.to(next(teacher.parameters()).device) * TEACHER_RMS)[0]
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss and L1 of each tap on fixed crops of speakers that are not trained on."""
+        sums = torch.zeros(2 + len(self.config.model.taps), dtype=torch.float64)
+        for wave in self.valid:
+            l1, cosine = (terms.mean(0).double().cpu() for terms in self._terms(self.mini, wave.to(self.device), None))
+            loss = l1.mean() + self.config.cosine * cosine.mean()
+            sums += torch.cat([torch.ones(1), loss[None], l1])
+        count, loss, *l1_means = self.context.reduce(sums).tolist()
+        names = ["loss", *(f"l1/{tap}" for tap in self.config.model.taps)]
+        return {name: value / count for name, value in zip(names, (loss, *l1_means), strict=True)}
 
+    def keep(self, progress: Progress, metrics: dict[str, float]) -> None:
+        """The model is exported at the end, where the learning rate has fallen to zero."""
 
-def gradients(
-    mini: Mini, teacher: Teacher, wave: Tensor, mask: Tensor | None, config: PretrainConfig, precision: str
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Gradients of the loss of some rows, and [loss, L1 of each tap]. Safe to run in several threads at once.
+    def is_kept(self) -> bool:
+        """There is nothing that could be lost."""
+        return True
 
-    On a busy CPU two threads that each take half of the rows are more than twice as fast as two threads inside each
-    operation, because they wait for each other once a step and not thousands of times.
-    """
-    l1, cosine = _terms(mini, teacher, wave, mask, precision)
-    loss = l1.mean() + config.cosine * cosine.mean()
-    parameters = [p for p in mini.parameters() if p.requires_grad]
-    return torch.autograd.grad(loss, parameters), torch.cat([loss[None], l1]).detach().cpu()
-
-
-@torch.no_grad()
-def validate(
-    mini: Mini, teacher: Teacher, batches: Sequence[Tensor], config: PretrainConfig, precision: str
-) -> dict[str, float]:
-    """Loss and L1 of each tap on fixed crops of speakers that are not trained on."""
-    rows = []
-    for wave in batches:
-        l1, cosine = _terms(mini, teacher, wave, None, precision)
-        rows.append(torch.cat([(l1.mean() + config.cosine * cosine.mean())[None], l1]).cpu())
-    loss, *l1_means = torch.stack(rows).mean(0).tolist()
-    return {"valid/loss": loss} | {f"valid/l1/{t}": v for t, v in zip(config.model.taps, l1_means, strict=True)}
-
-
-def _terms(mini: Mini, teacher: Teacher, wave: Tensor, mask: Tensor | None, precision: str) -> tuple[Tensor, Tensor]:
-    wave = wave.to(mini.mean.device)
-    target = mini.standardise(heard(teacher, wave))
-    # Without the cache of cast weights, which all threads of a process share.
-    with torch.autocast(wave.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-        prediction = mini(wave, None if mask is None else mask.to(wave.device))
-    return loss_terms(prediction, target)
+    def plan(self) -> list[str]:
+        """What the run is about to do, in words."""
+        config = self.config
+        hours = ", ".join(f"{pool.name} {pool.hours:.2f} h" for pool in self.pools)
+        return [
+            f"{config.name}: {hours}; {len(self.valid)} blocks of {BLOCK_SECONDS:g} s held out",
+            f"teacher {self.teacher.name} {self.teacher.num_parameters / 1e6:.1f} M -> {config.model.architecture} of "
+            f"{sum(p.numel() for p in self.mini.model.parameters()) / 1e6:.2f} M",
+            f"{config.steps} steps of {config.batch_seconds:g} s; {self.precision} on {self.device} x {self.context.world}",
+        ]
 
 
 def export(mini: Mini, folder: str | Path) -> Path:
@@ -292,20 +313,19 @@ def export(mini: Mini, folder: str | Path) -> Path:
     return folder
 
 
-def _same_run(config: PretrainConfig, out: Path) -> None:
-    """Keep the recipe beside the checkpoints; all but the end of a run must stay what it was."""
-    free = {"steps", "log_every", "valid_every", "save_every", "shards", "teacher"}
-    if (out / SETTINGS).is_file() and checkpoint.available(out):
-        try:  # a field that an earlier version did not write has had its default
-            before = PretrainConfig.model_validate(read_json(out / SETTINGS, "recipe of the run")).model_dump(
-                mode="json"
-            )
-        except ValidationError as error:
-            raise UserError(f"{out / SETTINGS} is no recipe of this version: choose another --out.") from error
-        now = config.model_dump(mode="json")
-        changed = [name for name in now if name not in free and now[name] != before.get(name)]
-        if changed:
-            raise UserError(
-                f"{out} holds a run with another '{changed[0]}': restore the recipe, or choose another --out."
-            )
-    write_json(out / SETTINGS, config.model_dump(mode="json"))
+def _check_same_run(config: PretrainConfig, out: Path) -> None:
+    """All but the end of a run that goes on must be what it was. Raises `UserError` where it is not."""
+    if not ((out / SETTINGS).is_file() and checkpoint.available(out)):
+        return
+    values = read_json(out / SETTINGS, "recipe of the run")
+    try:  # a field that an earlier version did not write has had its default
+        before = PretrainConfig.model_validate({k: v for k, v in values.items() if k != "shards"}).model_dump(
+            mode="json"
+        )
+    except (ValidationError, AttributeError) as error:
+        raise UserError(f"{out / SETTINGS} is no recipe of this version: choose another --out.") from error
+    free = {"steps", "log_every", "valid_every", "save_every", "teacher"}
+    now = config.model_dump(mode="json")
+    changed = [name for name in now if name not in free and now[name] != before.get(name)]
+    if changed:
+        raise UserError(f"{out} holds a run with another '{changed[0]}': restore the recipe, or choose another --out.")

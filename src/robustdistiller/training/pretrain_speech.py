@@ -1,4 +1,4 @@
-"""What the mini teacher hears while it is pretrained: clean crops, each a pure function of its key.
+"""The speech of a pretraining: clean crops, each a pure function of its key.
 
 A crop is filled with clips of one pool, one after another with short pauses, each resampled by a random factor. That moves
 pitch, formants and rate together and so makes speakers that nobody recorded. No noise, no room, no effect is ever added.
@@ -72,16 +72,11 @@ def load_pools(
 
     Pools without recordings of that split are left out. Raises `UserError` for a manifest that is nowhere.
     """
-    pools, read = [], 0
-    total = sum(len(config.manifests) for config in configs.values())
+    files = {name: [_find(manifest, roots) for manifest in config.manifests] for name, config in configs.items()}
+    pools, read, total = [], 0, sum(map(len, files.values()))
     for name, config in configs.items():
         waves = []
-        for manifest in config.manifests:
-            file = next((Path(root) / manifest for root in roots if (Path(root) / manifest).is_file()), None)
-            if file is None:
-                raise UserError(
-                    f"There is no {manifest} under {', '.join(map(str, roots))}: give its folder with --data, or make it."
-                )
+        for file in files[name]:
             for recording in read_manifest(file):
                 if (recording.split or "train") == split and recording.label not in config.exclude:
                     waves.append((recording.load().clip(-1, 1) * 32767).astype(np.int16))
@@ -94,6 +89,15 @@ def load_pools(
     if not pools:
         raise UserError(f"No recording of the split '{split}' is left: check the manifests and what they exclude.")
     return pools
+
+
+def _find(manifest: str, roots: Sequence[str | Path]) -> Path:
+    for root in roots:
+        if (Path(root) / manifest).is_file():
+            return Path(root) / manifest
+    raise UserError(
+        f"There is no {manifest} under {', '.join(map(str, roots))}: give its folder with --data, or make it."
+    )
 
 
 def cut(pools: Sequence[Pool], samples: int, config: CropConfig, *key: int | str) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..audio.batching import Crop
 from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import Recording
 from ..config import ObjectivesConfig, Recipe
+from ..distributed import Distributed
 from ..errors import AudioError, UserError
 from ..models.precision import autocast
 from ..models.student import Student
@@ -48,10 +49,7 @@ class Kept:
 
 
 class Validator:
-    """Fixed validation data for one rank of `world`; call it with a student for the metrics over all ranks.
-
-    reduce: sums a float64 tensor over the ranks
-    """
+    """Fixed validation data for this process of `context`; call it with a student for the metrics over all processes."""
 
     def __init__(
         self,
@@ -60,14 +58,12 @@ class Validator:
         environment: Environment,
         teacher: Teacher,
         device: torch.device,
-        rank: int = 0,
-        world: int = 1,
-        reduce: Callable[[Tensor], Tensor] = lambda x: x,
+        context: Distributed,
     ):
         self.objectives: ObjectivesConfig = recipe.objectives
-        self.device, self.reduce = device, reduce
+        self.device, self.context = device, context
         self.layers = teacher.layers
-        mine = sorted(recordings, key=lambda r: (-r.seconds, r.id))[rank::world]
+        mine = sorted(recordings, key=lambda r: (-r.seconds, r.id))[context.rank :: context.world]
         self.kept: list[Kept] = []
         items: list[Any] = []
         for index, recording in enumerate(mine):
@@ -80,7 +76,7 @@ class Validator:
                 continue
             scene = environment.draw(recording.id, len(wave) / SAMPLE_RATE, epoch=0, speaker=recording.speaker)
             items.append((wave, scene, environment.fetch(scene, len(wave)), []))
-        if not items and world == 1:
+        if not items and context.world == 1:
             raise UserError("No validation recording can be read: check the files of the valid split.")
         start = 0
         while start < len(items):
@@ -149,7 +145,7 @@ class Validator:
 
     def _means(self, sums: dict[str, float], counts: dict[str, float]) -> dict[str, float]:
         names = list(sums)
-        totals = self.reduce(
+        totals = self.context.reduce(
             torch.tensor([[sums[n], counts[n]] for n in names], dtype=torch.float64, device=self.device)
         )
         return {name: value / count for name, (value, count) in zip(names, totals.tolist(), strict=True) if count > 0}

@@ -8,25 +8,30 @@ on contaminated speech can be compared.
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..acoustics.scene import Environment
 from ..audio.corpora import Role
 from ..audio.manifest import Recording, write_manifest
-from ..audio.prepare import prepare_all, write_skipped
-from ..audio.shards import Shard, is_sharded
+from ..audio.prepare import prepare_all
+from ..audio.shards import Shard, is_sharded, members, read_shards
 from ..audio.splits import hold_out_stretch, split_by_group
 from ..audio.streams import Spool
 from ..config import EnvironmentConfig, Recipe
 from ..errors import UserError
-from ..files import digest
+from ..files import digest, read_jsonl, write_json, write_jsonl
 from ..provenance import TrainingExposure
-from .sharded import from_shards
+from ..randomness import fraction
+from .metrics_log import append_rows
 
 logger = logging.getLogger(__name__)
+
+SKIPPED = "skipped.jsonl"
 
 Reporter = Callable[[str, int, int], None]
 """Called with (what is done, units done, units in all) during long work."""
@@ -34,7 +39,7 @@ Reporter = Callable[[str, int, int], None]
 
 @dataclass
 class Materials:
-    """Everything a run listens to; `skipped` counts recordings that could not be used.
+    """The recordings of a run; `skipped` counts recordings that could not be used.
 
     Speech in shards is not in `train` but in `shards`, and is heard from `spool`.
     """
@@ -79,10 +84,18 @@ class Materials:
         }
 
 
-def gather(recipe: Recipe, run: Path, report: Reporter | None = None, rank: int = 0) -> Materials:
+def gather(recipe: Recipe, run: Path, report: Reporter | None = None, rank: int = 0, start: int = 0) -> Materials:
     """Find, check and split what the recipe names, and write the manifests of every split into the run folder.
 
-    Raises `UserError` when there is no speech, or nothing is left for training.
+    Args:
+        recipe: names the sources.
+        run: the run folder.
+        report: told about long work.
+        rank: of this process.
+        start: the step that the run goes on from.
+
+    Raises:
+        UserError: there is no speech, or nothing is left for training.
     """
     data = recipe.data
     if not data.speech:
@@ -114,9 +127,10 @@ def gather(recipe: Recipe, run: Path, report: Reporter | None = None, rank: int 
                         "'speaker' in a manifest, or put each speaker's files into a folder of that name."
                     )
             splits[role].update({name: parts.get(name, []) for name in ("train", "valid")})
+    if not rank:
+        _list_skipped(run / SKIPPED, skipped, start)
     if skipped:
-        write_skipped(run / "skipped.jsonl", skipped)
-        logger.warning("%d recordings cannot be used; they are listed in %s", len(skipped), run / "skipped.jsonl")
+        logger.warning("%d recordings cannot be used; they are listed in %s", len(skipped), run / SKIPPED)
     shards: list[Shard] = []
     spool = None
     if all(sharded):
@@ -171,6 +185,15 @@ def _environment(
     )
 
 
+def _list_skipped(file: Path, scanned: list[Any], start: int) -> None:
+    """What the scan left out, and what was listed since in the steps up to `start`."""
+    earlier = [row for _, row in read_jsonl(file, "list")] if file.is_file() else []
+    rows: list[dict[str, Any]] = [vars(row) for row in scanned]
+    rows += [row for row in earlier if isinstance(row.get("step"), int) and row["step"] < start]
+    if rows or file.is_file():
+        write_jsonl(file, rows)
+
+
 def _enough(valid: list[Recording], recipe: Recipe) -> list[Recording]:
     """At most `valid_seconds` of held-out speech, taken evenly over the list so that every speaker has a chance."""
     limit, crop = recipe.data.valid_seconds, recipe.data.crop_seconds
@@ -183,3 +206,57 @@ def _enough(valid: list[Recording], recipe: Recipe) -> list[Recording]:
 
 def _progress(report: Reporter | None, role: str) -> Callable[[int, int], None] | None:
     return None if report is None else lambda done, total: report(f"scanning {role}", done, total)
+
+
+def from_shards(recipe: Recipe, run: Path, rank: int) -> tuple[list[Shard], Spool, list[Recording], list[Recording]]:
+    """Shards for training, the spool that they are read from, held-out recordings, and voices for babble.
+
+    Babble is made of the voices of one training shard, where the recipe has any.
+    """
+    folders = list(dict.fromkeys(os.path.realpath(os.path.expanduser(source)) for source in recipe.data.speech))
+    shards = [shard for folder in folders for shard in read_shards(folder)]
+    train, valid = split_shards(shards, recipe)
+    if not rank:
+        paths = {"train": [shard.path for shard in train], "valid": [shard.path for shard in valid]}
+        write_json(run / "manifests" / "speech-shards.json", paths)
+    base = recipe.data.spool or tempfile.gettempdir()
+    spool = Spool(
+        train,
+        Path(base) / f"robustdistiller-{digest(os.path.abspath(run))}-{rank}",
+        lambda row: append_rows(run / SKIPPED, [row]),
+    )
+    held = [replace(m, split="valid") for shard in valid for m in members(spool.hold(shard), shard)]
+    voices: list[Recording] = []
+    if recipe.environment.uses_noise and recipe.environment.noise_kinds.babble > 0:
+        voices = [replace(m, split="train") for m in members(spool.hold(train[0]), train[0])]
+    return train, spool, [*held], voices
+
+
+def split_shards(shards: list[Shard], recipe: Recipe) -> tuple[list[Shard], list[Shard]]:
+    """Training and held-out shards: as they are marked, else whole ones by seed until `valid_seconds` are there."""
+    named = [shard for shard in shards if shard.split == "valid"]
+    rest = [shard for shard in shards if shard.split in (None, "train")]
+    seed, wanted = recipe.training.seed, recipe.data.valid_seconds
+    held = _first(sorted(named or rest, key=lambda shard: fraction(seed, "held out", shard.digest)), wanted)
+    train = [shard for shard in rest if shard not in held]
+    if not train:
+        raise UserError(
+            f"There {'is one shard' if len(rest) == 1 else f'are {len(rest)} shards'} and whole ones are held out for "
+            "validation: write smaller ones (robustdistiller shard --shard-mb), or lower data.valid_seconds."
+        )
+    shared = {name for shard in train for name in shard.speakers} & {name for shard in held for name in shard.speakers}
+    if shared:
+        logger.warning("%d speakers (such as %s) are heard in training and in validation", len(shared), min(shared))
+    return train, held
+
+
+def _first(shards: list[Shard], seconds: float) -> list[Shard]:
+    """As many as hold `seconds`, at least one."""
+    found: list[Shard] = []
+    total = 0.0
+    for shard in shards:
+        if found and total >= seconds:
+            break
+        found.append(shard)
+        total += shard.seconds
+    return found

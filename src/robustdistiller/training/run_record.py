@@ -14,7 +14,7 @@ from .. import __version__
 from ..config import Recipe, recipe_from_dict
 from ..errors import UserError
 from ..files import read_json, read_mapping, write_json
-from .environment import Materials
+from .materials import Materials
 
 logger = logging.getLogger(__name__)
 
@@ -22,13 +22,14 @@ RECIPE, RECORD = "recipe.yaml", "run.json"
 
 # Fields that do not touch the result, and those without which a checkpoint no longer fits.
 HARMLESS = ("name", "notes", "data.workers", "data.noise_cache_mb", "data.spool", "teacher.cache_gb", "training.log_every",
-            "training.save_every", "training.valid_every", "training.keep", "training.timeout")  # fmt: skip
+            "training.save_every", "training.keep", "training.timeout")  # fmt: skip
 MEANINGS = {
     "training.steps": "another end, and with it another learning rate at every step to come",
     "training.seed": "other batches, crops, contaminations and dropout from here on, and perhaps other held-out speakers",
+    "training.valid_every": "the same steps, but the best of other validations becomes the student",
     "training.precision": "other rounding from here on",
     "teacher.cache": "targets in half precision or no longer: the last bits differ from here on",
-    "training.accumulate": "other global batches from here on, unless the number of processes makes up for it",
+    "data.microbatch_seconds": "other shares of a batch, and so other dropout from here on",
     "training.": "another optimisation from here on",
     "data.": "other speech, noise or batches from here on; compare the digests in run.json",
     "environment.": "other contaminations from here on",
@@ -47,8 +48,6 @@ def check_resumable(run: Path, recipe: Recipe, resume: bool, started: bool) -> N
     """
     if started and not resume:
         raise UserError(f"{run} already holds a run: add --resume to go on with it, or choose another --out.")
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run} is a file: choose another --out.")
     if not (started and (run / RECIPE).is_file()):
         return
     before = recipe_from_dict(read_mapping(run / RECIPE, "recipe of the run"), str(run / RECIPE)).to_dict()
@@ -72,55 +71,15 @@ def _meaning(name: str) -> str:
     return MEANINGS.get(name) or next(text for start, text in MEANINGS.items() if name.startswith(start))
 
 
-def same_batches(run: Path, recipe: Recipe, processes: int) -> Recipe:
-    """The recipe of a run that goes on, with `training.accumulate` such that `processes` share the same global batches.
-
-    A recipe that changes them on purpose, on as many processes as before, is left alone. Raises `UserError` when so many
-    processes cannot share them.
-    """
-    last = (_earlier(run / RECORD).get("starts") or [{}])[-1]
-    before = recipe_from_dict(read_mapping(run / RECIPE, "recipe of the run"), str(run / RECIPE))
-    asked, seconds = recipe.training.accumulate, recipe.data.batch_seconds
-    earlier = _count(last, "processes", processes)
-    shares, old_seconds = earlier * _count(last, "accumulate", before.training.accumulate), before.data.batch_seconds
-    if processes * asked * seconds == shares * old_seconds:
-        return recipe
-    unchanged = asked == before.training.accumulate and seconds == old_seconds
-    if not unchanged and processes == earlier:
-        return recipe
-    fitting = shares * old_seconds / (processes * seconds)
-    if not unchanged or fitting % 1:
-        advice = (
-            f"training.accumulate={fitting:g}" if not fitting % 1 else f"a number of processes that divides {shares}"
-        )
-        raise UserError(
-            f"The run in {run} has global batches of {shares} x {old_seconds:g} s of speech, which {processes} processes with "
-            f"training.accumulate={asked} and data.batch_seconds={seconds:g} do not have: use {advice}."
-        )
-    logger.warning(
-        "%d processes now, %d before: training.accumulate=%d keeps the global batches", processes, earlier, fitting
-    )
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"accumulate": int(fitting)})})
-
-
-def _count(start: dict[str, Any], name: str, default: int) -> int:
-    value = start.get(name, default)
-    return value if isinstance(value, int) and value > 0 else default
-
-
 def record_run(
     run: Path,
     recipe: Recipe,
     materials: Materials,
     precision: str,
     processes: int,
-    accumulate: int,
     resumed_at: int | None,
 ) -> None:
-    """Write ``recipe.yaml`` and ``run.json``; a resume adds a row to the latter and keeps the rest.
-
-    accumulate: what `same_batches` made of the recipe's.
-    """
+    """Write ``recipe.yaml`` and ``run.json``; a resume adds a row to the latter and keeps the rest."""
     import torch
     import transformers
 
@@ -131,7 +90,6 @@ def record_run(
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "step": resumed_at or 0,
         "processes": processes,
-        "accumulate": accumulate,
         "precision": precision,
         "versions": {
             "robustdistiller": __version__,
@@ -146,7 +104,8 @@ def record_run(
     changed = [name for name, value in digests.items() if earlier.get("data", digests).get(name) != value]
     if changed:
         logger.warning(
-            "the data are not those that the run was started with: %s; from here on it hears others", ", ".join(changed)
+            "the data are not those that the run was started with: %s; from here on it learns from others",
+            ", ".join(changed),
         )
     if resumed_at is not None and earlier.get("starts"):
         last = earlier["starts"][-1]

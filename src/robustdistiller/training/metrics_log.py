@@ -43,11 +43,6 @@ class MetricsLog:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
 
-    def replaced(self, rows: list[dict[str, Any]]) -> None:
-        """List recordings that failed to decode in mid-run and were replaced."""
-        with (self.run / "skipped.jsonl").open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row) + "\n" for row in rows)
-
     def close(self) -> None:
         """Flush everything."""
         self._stream.close()
@@ -60,6 +55,13 @@ def replaced_noises(run: Path) -> int:
     path = run / "skipped.jsonl"
     rows = read_jsonl(path, "list of what was skipped") if path.is_file() else ()
     return sum(str(row.get("reason")).startswith("noise: ") for _, row in rows)
+
+
+def append_rows(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Add rows to a list of JSON lines, which several processes may do."""
+    if rows:
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def validation_at(run: Path, step: int | None) -> dict[str, float]:

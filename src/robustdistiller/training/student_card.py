@@ -14,7 +14,7 @@ from ..models.student import Student
 from ..models.teacher import Teacher
 from ..provenance import PROVENANCE, TrainingExposure, noise_kinds
 from .checkpoint import Progress
-from .environment import Materials
+from .materials import Materials
 
 
 def write_student(
