@@ -10,9 +10,15 @@ student and the metrics must be those of the straight run to the last bit; then 
 
 from __future__ import annotations
 
+import os
+
+from robustdistiller.process import prepare_process
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+prepare_process()  # before torch is imported
+
 import argparse
 import json
-import os
 import random
 import signal
 import sys
@@ -22,8 +28,6 @@ import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch

@@ -9,6 +9,10 @@ and `--only TARGET --first SEED --cases 1` repeats it. The targets are those of 
 
 from __future__ import annotations
 
+from robustdistiller.process import prepare_process
+
+prepare_process()  # before torch is imported
+
 import argparse
 import multiprocessing
 import os

@@ -12,6 +12,10 @@ else: the load average is printed. Needs about 3 GB of memory.
 
 from __future__ import annotations
 
+from robustdistiller.process import prepare_process
+
+prepare_process()  # before torch is imported
+
 import argparse
 import tempfile
 import time

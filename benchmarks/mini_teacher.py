@@ -13,6 +13,10 @@ Intervals: 95 %, bootstrap over speakers and three head seeds.
 
 from __future__ import annotations
 
+from robustdistiller.process import prepare_process
+
+prepare_process()  # before torch is imported
+
 import argparse
 import logging
 from collections.abc import Callable, Sequence

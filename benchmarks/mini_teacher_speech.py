@@ -8,6 +8,10 @@ human-like variants of the pip package `espeakng-loader`; nothing but clean synt
 
 from __future__ import annotations
 
+from robustdistiller.process import prepare_process
+
+prepare_process()  # before torch is imported
+
 import argparse
 from pathlib import Path
 

@@ -8,6 +8,10 @@ that of all its workers, is looked at ten times a second (PSS: what processes sh
 
 from __future__ import annotations
 
+from robustdistiller.process import prepare_process
+
+prepare_process()  # before torch is imported
+
 import argparse
 import os
 import subprocess

@@ -11,6 +11,10 @@ Both steps train equal students and are taken in turn, so that a busy machine sl
 
 from __future__ import annotations
 
+from robustdistiller.process import prepare_process
+
+prepare_process()  # before torch is imported
+
 import argparse
 import ctypes
 import json
@@ -37,11 +41,11 @@ from robustdistiller.audio.batching import LengthBucketSampler
 from robustdistiller.audio.io import SAMPLE_RATE, read_audio, write_audio
 from robustdistiller.audio.manifest import Recording
 from robustdistiller.config import EnvironmentConfig, NoiseMix, ObjectivesConfig, StudentConfig, TrainingConfig
-from robustdistiller.memory import keep_freed_memory
 from robustdistiller.models.precision import autocast, pick_precision
 from robustdistiller.models.student import Student, build_student
 from robustdistiller.models.teacher import Teacher, load_teacher
 from robustdistiller.objectives.total import total_loss
+from robustdistiller.process import keep_freed_memory
 from robustdistiller.training.data import Batch, CropDataset, collate
 from robustdistiller.training.optimiser import build_optimiser
 from robustdistiller.training.target_cache import TargetCache, audio_key

@@ -7,6 +7,10 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from robustdistiller.process import quiet_threads
+
+quiet_threads()
+
 from pathlib import Path
 
 import numpy as np

@@ -21,6 +21,10 @@ distillation: two types of recorded noise and five rooms are kept for it.
 
 from __future__ import annotations
 
+from robustdistiller.process import prepare_process
+
+prepare_process()  # before torch is imported
+
 import argparse
 import shlex
 import subprocess

@@ -3,19 +3,25 @@
 import json
 import math
 import os
+import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import make_recipe, make_speech
+from small_runs import make_recipe, make_speech, shared
 
+from robustdistiller.audio.io import write_audio
+from robustdistiller.config import recipe_from_dict
+from robustdistiller.distributed import Distributed
 from robustdistiller.errors import UserError
 from robustdistiller.training import checkpoint as checkpoints
 from robustdistiller.training import data
 from robustdistiller.training import distill as task
 from robustdistiller.training.distill import distill
 from robustdistiller.training.metrics_log import validation_at
+from robustdistiller.training.step_guard import FiniteGuard
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +245,104 @@ def test_a_run_folder_records_what_it_was_made_of(recipe, tmp_path, speech):
     assert (tmp_path / "run" / "recipe.yaml").is_file() and (
         tmp_path / "run" / "manifests" / "speech-train.jsonl"
     ).is_file()
+
+
+def test_a_run_whose_weights_explode_ends_with_an_error_and_leaves_no_student(recipe, tmp_path):
+    huge = ["training.weight_decay=1000", "training.learning_rate=1000", "training.warmup=0"]
+    with pytest.raises(UserError, match=r"lower training\.learning_rate"):
+        distill(recipe(*huge, "training.valid_every=4", "training.steps=20"), tmp_path / "run")
+    for folder in [*checkpoints.available(tmp_path / "run"), tmp_path / "run" / "student"]:
+        if folder.is_dir():
+            assert all(bool(x.isfinite().all()) for x in load_file(folder / "model.safetensors").values())
+
+
+def test_weights_that_a_sound_step_spoilt_are_never_saved(recipe, tmp_path, monkeypatch):
+    saved = []
+    step = torch.optim.AdamW.step
+
+    def spoiling(self, *arguments):
+        step(self, *arguments)
+        saved.append(1)
+        if len(saved) == 4:
+            self.param_groups[0]["params"][0].data.fill_(math.inf)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoiling)
+    with pytest.raises(UserError, match=r"weights after step 4 are not finite \(such as .*goes on from step 2"):
+        distill(recipe(), tmp_path / "run")
+    assert [checkpoints.step_of(path) for path in checkpoints.available(tmp_path / "run")] == [2]
+
+
+def test_a_run_is_held_by_one_process_whose_death_lets_go(recipe, tmp_path):
+    run, ready, asked = tmp_path / "run", os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        with checkpoints.exclusive(run):
+            os.write(ready[1], b"x")
+            os.read(asked[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    with pytest.raises(UserError, match=r"Another process is training in .*run: wait for its end"):
+        distill(recipe(), run)
+    assert not (run / "checkpoints").exists()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    distill(recipe("training.steps=1"), run)
+
+
+def test_a_copy_of_a_checkpoint_is_no_newer_one(recipe, tmp_path):
+    distill(recipe("training.steps=4"), tmp_path / "run")
+    place = tmp_path / "run" / "checkpoints"
+    shutil.copytree(place / "step-00000002", place / "step-backup")
+    result = distill(recipe(), tmp_path / "run", resume=True)
+    assert result.progress.step == 8
+    starts = json.loads((tmp_path / "run" / "run.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 4] and (place / "step-backup").is_dir()
+
+
+def test_a_finished_run_whose_student_is_gone_writes_it_again(recipe, tmp_path, caplog):
+    result = distill(recipe(), tmp_path / "run")
+    before = load_file(result.student / "model.safetensors")
+    shutil.rmtree(result.student)
+    again = distill(recipe(), tmp_path / "run", resume=True)
+    assert "the weights of step 8, the best so far, are gone" in caplog.text
+    assert_same(load_file(again.student / "model.safetensors"), before)
+    assert again.metrics == result.metrics
+
+
+def test_faults_in_any_process_are_gathered(tmp_path):
+    """What rank 1 cannot use is written down by rank 0."""
+
+    class Two(Distributed):
+        def gather(self, value):
+            return [{**value, "utterances": [], "terms": []}, {**value, "batch": ["theirs"]}]
+
+    bad = torch.tensor([math.nan])
+    model = SimpleNamespace(
+        module=torch.nn.Linear(1, 1), precision="fp32", ids=lambda batch: ["a"], sources=lambda b: {}
+    )
+    guard = FiniteGuard(tmp_path, Two(0, 2), torch.device("cpu"), model, lambda: "…")
+    guard.record(None, bad, {"l1": bad})
+    assert guard.finish(1, torch.tensor(False)) == 1
+    row = lines(tmp_path / "non_finite.jsonl")[0]
+    assert row["utterances"] == ["a"] and row["terms"] == ["l1"] and row["batch"] == ["a", "theirs"]
+
+
+def test_one_long_recording_gives_its_end_to_validation_and_a_short_one_is_not_enough(recipe, tmp_path, caplog):
+    write_audio(tmp_path / "one" / "long.wav", shared().speech_like(8.0, 1))
+    one = recipe("training.steps=1").model_dump(mode="json")
+    one["data"]["speech"] = [str(tmp_path / "one")]
+    distill(recipe_from_dict(one), tmp_path / "run")
+    rows = [lines(tmp_path / "run" / "manifests" / f"speech-{part}.jsonl")[0] for part in ("train", "valid")]
+    assert rows[1].get("start") == pytest.approx(rows[0]["duration"]) and sum(r["duration"] for r in rows) == 8.0
+    assert "validation hears the last 2.0 s" in caplog.text
+    write_audio(tmp_path / "one" / "long.wav", shared().speech_like(2.0, 1))
+    with pytest.raises(UserError, match=r"one recording of 2 s .*: give more recordings"):
+        distill(recipe_from_dict(one), tmp_path / "other")
+
+
+def test_what_was_listed_in_mid_run_stays_listed_on_resume(recipe, tmp_path):
+    distill(recipe("training.steps=4"), tmp_path / "run")
+    rows = [{"id": "a", "reason": "missing", "step": 1}, {"id": "b", "reason": "missing", "step": 5}]
+    (tmp_path / "run" / "skipped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    distill(recipe(), tmp_path / "run", resume=True)
+    assert lines(tmp_path / "run" / "skipped.jsonl") == rows[:1]  # step 5 was taken again

@@ -20,7 +20,7 @@ from robustdistiller.provenance import read_provenance
 from robustdistiller.training import checkpoint as checkpoints
 from robustdistiller.training.data import CropDataset
 from robustdistiller.training.distill import distill
-from robustdistiller.training.metrics_log import MetricsLog, replaced_noises, validation_at
+from robustdistiller.training.metrics_log import MetricsLog, append_rows, replaced_noises, validation_at
 from robustdistiller.training.observer import Silent
 
 FIELDS = [
@@ -259,7 +259,7 @@ def test_noise_that_white_noise_replaces_is_counted(speech, tmp_path):
     for number in range(3):
         _, scene, _, rows = dataset._read(7, Crop(number, 0, 0, 8000))
         assert scene.noises[0].kind == "white"
-        log.replaced(rows)
+        append_rows(tmp_path / "skipped.jsonl", rows)
     log.close()
     assert replaced_noises(tmp_path) == 3
     assert [row["id"] for row in lines(tmp_path / "skipped.jsonl")] == [r.id for r in recordings[:3]]

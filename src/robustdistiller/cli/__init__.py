@@ -18,7 +18,7 @@ import typer
 
 from .. import __version__
 from ..errors import UserError
-from ..memory import keep_freed_memory
+from ..process import prepare_process
 from . import audio, data, demo, deployment, distillation, evaluation, process, recipes, teachers
 from .output import Notes, complain
 from .progress import is_main_process
@@ -67,7 +67,7 @@ def main() -> None:
     """Entry point of the console script: runs the verb and leaves with its exit code."""
     process.harden_streams()
     process.guard_workers()
-    keep_freed_memory()
+    prepare_process()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     sys.exit(run(arguments, debug="--debug" in sys.argv[1:]))
 

@@ -242,8 +242,9 @@ class Distillation:
             + f"), {len(m.noise['train'])} noise recordings"
             + (f" and {', '.join(made)} noise" if made else "")
             + f", {len(m.rooms['train']) or f'{environment.simulated_rooms} simulated'} rooms",
-            f"teacher {teacher.name} ({teacher.source}) {teacher.num_parameters / 1e6:.1f} M, layers {', '.join(map(str, teacher.layers))} "
-            f"-> student {self.student.num_parameters / 1e6:.2f} M ({self.initialisation})",
+            f"teacher {teacher.name} ({teacher.source}) {teacher.num_parameters / 1e6:.1f} M, layers "
+            f"{', '.join(map(str, teacher.layers))} -> student {self.student.num_parameters / 1e6:.2f} M "
+            f"({self.initialisation})",
             f"{settings.steps} steps of {self.recipe.data.batch_seconds:g} s in {self.sampler.microbatches} microbatches, "
             f"{self.sampler.steps_per_epoch:.0f} an epoch, {self.precision} on {self.device} x {self.context.world}",
         ]
