@@ -82,7 +82,7 @@ runpy.run_{kind}({program!r}, run_name="__main__")
 def test_every_program_prepares_its_process_before_torch_is_imported(program):
     kind, arguments = "module", ["features", "none", "none", "--out", "none"]
     if program != "robustdistiller":
-        kind, arguments, program = "path", [], str(Path(__file__).parents[1] / "benchmarks" / program)
+        kind, arguments, program = "path", ["--help"], str(Path(__file__).parents[1] / "benchmarks" / program)
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "KMP_"))}
     code = WATCH.format(kind=kind, program=program, arguments=arguments)
     done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True)
