@@ -22,7 +22,7 @@ MARKERS = "os^DXv*"
 LINES = ("-", "--", ":", "-.", (0, (4, 2)), (0, (1, 2)), (0, (8, 3)))
 PANEL = (3.6, 2.6)  # inches
 KINDS = {"clean": "clean", "noise": "noise", "reverb": "reverberation", "both": "noise in rooms"}
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "robustdistiller", "font.family": "sans-serif", "font.size": 9,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e8ec",
     "text.parse_math": False, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False,
@@ -116,9 +116,9 @@ def scatter(result: Result, measure: Measure) -> str:
         words = f"{model}, {size_text(sizes[model])}" if sizes.get(model) else model
         axis.annotate(words, (x, y), (7, 5), textcoords="offset points")
     axis.set(title="clean against contaminated", xlabel=f"clean {measure.label}", ylabel="mean of all contaminated")
-    ends = [max(axis.get_xlim()[0], axis.get_ylim()[0]), min(axis.get_xlim()[1], axis.get_ylim()[1])]
-    if ends[0] < ends[1]:  # the line of no loss, where both axes have it
-        axis.plot(ends, ends, color="#8b949e", linestyle=":", zorder=0)
+    both = [max(axis.get_xlim()[0], axis.get_ylim()[0]), min(axis.get_xlim()[1], axis.get_ylim()[1])]
+    if both[0] < both[1]:  # the line of no loss, where both axes have it
+        axis.plot(both, both, color="#8b949e", linestyle=":", zorder=0)
     return _embedded(figure, f"clean against contaminated {measure.label}")
 
 
