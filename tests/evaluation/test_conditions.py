@@ -135,6 +135,20 @@ def test_what_was_not_named_is_left_out_with_a_note():
     assert any("'recorded' is left out" in note for note in stage.notes)
 
 
+def test_sources_that_no_condition_asks_for_are_looked_at_all_the_same(noises):
+    with pytest.raises(UserError, match="There is no rooms at /nowhere"):
+        ConditionRenderer(ConditionsConfig.model_validate(GRID), rooms=["/nowhere"])
+    renderer = ConditionRenderer(ConditionsConfig(), noise=[str(noises)])
+    assert any("--noise is not used" in note for note in renderer.notes)
+
+
+def test_two_conditions_never_share_a_name():
+    sources = [{"name": "hum_1dB", "kind": "hum"}, {"name": "hum", "kind": "hum"}]
+    same = {"noise": {"sources": sources, "snr_db": [1.0000001, 1]}}
+    with pytest.raises(UserError, match="Two conditions of conditions are called hum_1dB"):
+        ConditionRenderer(ConditionsConfig.model_validate(same))
+
+
 def test_contaminated_training_uses_the_training_part(noises, keywords):
     stage = ConditionRenderer(ConditionsConfig.model_validate(GRID), noise=[str(noises)])
     scenes = [stage.scene(TRAINING, keywords, "train", e) for e in keywords.train]
