@@ -1,21 +1,28 @@
 """Laws of the exact stream: equal to the chunk-masked offline pass for any cut, constant in memory, unharmed by bad input."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from robustdistiller.audio.io import write_audio
+from robustdistiller.cli import app
 from robustdistiller.config import EnhancementConfig, StreamingConfig, StudentConfig
 from robustdistiller.deployment.export import ExportOptions, export_student
 from robustdistiller.deployment.parity import voice_like
-from robustdistiller.deployment.stream_export import StreamJob, open_stream, streamed
+from robustdistiller.deployment.stream_export import StreamJob, open_detector, open_stream, streamed
 from robustdistiller.deployment.stream_graph import DetectorGraph, StreamGraph
 from robustdistiller.deployment.task_head import TaskHead
 from robustdistiller.errors import AudioError, UserError
-from robustdistiller.evaluation.heads import UtteranceHead
+from robustdistiller.evaluation.heads import Trained, UtteranceHead
+from robustdistiller.evaluation.probes import save_heads
+from robustdistiller.evaluation.subjects import open_models
 from robustdistiller.models.streaming import Chunking
 from robustdistiller.models.student import build_student, load_student
 from robustdistiller.models.teacher import load_teacher
-from robustdistiller.runtime import Stream, Trigger
+from robustdistiller.runtime import Detector, Stream, Trigger
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +178,47 @@ def test_a_trigger_is_the_same_for_any_cut():
         pieces += trigger(scores[start : start + 7])
     assert whole == pieces
     assert [(frame // 10, column) for frame, column, _ in whole] == [(10, 0)]  # once, and never the background
+
+
+@pytest.fixture(scope="module")
+def head_file(folder, tmp_path_factory):
+    """A head for the student at 80 ms + 40 ms, as the benchmark writes it."""
+    (subject,) = open_models([f"{folder}@80+40"])
+    torch.manual_seed(0)
+    head = UtteranceHead(len(subject.state_names), 64, [3])
+    path = tmp_path_factory.mktemp("results") / "heads" / "words" / "student.safetensors"
+    about = {
+        "task": "words", "kind": "classification", "slots": ["label"], "classes": [["_unknown_", "no", "yes"]],
+        "states": list(subject.state_names), "level_dbfs": None, "model": subject.digest,
+    }  # fmt: skip
+    save_heads(path, [Trained(head.state_dict(), 1e-3, 1e-2, 0.5)], "key", about)
+    return path
+
+
+def test_the_exported_detector_tells_what_pytorch_tells(folder, head_file, tmp_path):
+    export_student(f"{folder}@80+40", tmp_path / "onnx", ExportOptions(task=str(head_file)))
+    wave = voice_like(50_000, 7)
+    exported = Detector(tmp_path / "onnx" / "words.stream.onnx", 0.3, refractory=0.5)
+    ours = open_detector(f"{folder}@80+40", str(head_file), 0.3, 0.2, 0.5)
+    cuts = [wave[start : start + 1234] for start in range(0, len(wave), 1234)]
+    told = [[*(d for cut in cuts for d in detector.push(cut)), *detector.close()] for detector in (exported, ours)]
+    assert told[0] and [d[0] for d in told[0]] == [d[0] for d in told[1]]
+    assert [d.time for d in told[0]] == [d.time for d in told[1]]
+    # A refractory time of 0.5 s, told at the ends of chunks of 0.08 s.
+    assert all(b.time - a.time >= 0.5 - 0.08 for a, b in zip(told[0], told[0][1:], strict=False))
+    with pytest.raises(UserError, match="operating point"):
+        open_detector(str(folder), str(head_file), 0.3, 0.2, 0.5)
+    with pytest.raises(UserError, match="another model"):
+        open_detector(f"{folder}@80+0", str(head_file), 0.3, 0.2, 0.5)
+
+
+def test_listen_tells_the_keywords_of_a_file(folder, head_file, tmp_path):
+    wave = voice_like(50_000, 7)
+    write_audio(tmp_path / "speech.wav", wave)
+    command = ["listen", f"{folder}@80+40", str(tmp_path / "speech.wav"), "--head", str(head_file), "--json"]
+    done = CliRunner().invoke(app, [*command, "--threshold", "0.3"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["detections"][0].keys() == {"label", "score", "time"}
+    assert told["seconds"] == 3.125
+    assert told["latency"] == pytest.approx(0.125)

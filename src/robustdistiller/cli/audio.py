@@ -1,4 +1,4 @@
-"""The verbs on audio files: contaminate, enhance, features."""
+"""The verbs on audio: contaminate, enhance, features, listen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to `app`."""
-    for verb in (contaminate, enhance, features):
+    for verb in (contaminate, enhance, features, listen):
         app.command()(verb)
 
 
@@ -102,6 +102,64 @@ def features(
             loaded, inputs, out, predictions, "float16" if half else "float32", bars.of("extracting"), overwrite
         )
     _tell(done, out, as_json)
+
+
+def listen(
+    model: Annotated[
+        str,
+        typer.Argument(help="`FOLDER@160+160`, a streaming student at an operating point; or a `TASK.stream.onnx`."),
+    ],
+    wav: Annotated[Path | None, typer.Argument(help="A file to listen to; the microphone when left out.")] = None,
+    head: Annotated[
+        Path | None, typer.Option(help="The student's head: `RESULTS/heads/TASK/MODEL.safetensors` of `evaluate`.")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(parser=between(0.01, 1), metavar="P", help="The smoothed probability that tells a keyword.")
+    ] = 0.8,
+    smoothing: Annotated[
+        float, typer.Option(parser=between(0, 10), metavar="S", help="Seconds that probabilities are averaged over.")
+    ] = 0.2,
+    refractory: Annotated[
+        float, typer.Option(parser=between(0, 60), metavar="S", help="Seconds without another keyword after one.")
+    ] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Tell keywords in a file or at the microphone as they are spoken: label, score, time.
+
+    The microphone needs the package `sounddevice`: `pip install "robustdistiller[microphone]"`.
+    Example: `robustdistiller listen runs/mini-stream/student@160+160 speech.wav --head results/heads/keywords/s.safetensors`
+    """
+    import time
+
+    from ..audio.io import read_audio
+    from ..runtime.detection import Detector, microphone
+
+    if (head is None) is not model.endswith(".onnx"):
+        raise UserError("Give a streaming student and its --head, or an exported .onnx file, which holds its head.")
+    if head is None:
+        detector = Detector(model, threshold, smoothing, refractory)
+    else:
+        from ..deployment.stream_export import open_detector
+
+        detector = open_detector(model, str(head), threshold, smoothing, refractory)
+    chunks = microphone() if wav is None else [read_audio(wav)]
+    found, heard, busy = [], 0, 0.0
+    try:
+        for chunk in (*chunks, None) if wav is not None else chunks:
+            begin = time.perf_counter()
+            new = detector.close() if chunk is None else detector.push(chunk)
+            busy, heard = busy + time.perf_counter() - begin, heard + (0 if chunk is None else len(chunk))
+            found += new
+            for detection in new if not as_json else ():
+                say(f"{detection.time:8.2f} s  {detection.label}  {detection.score:.2f}")
+    except KeyboardInterrupt:
+        pass
+    seconds = heard / detector.rate
+    if as_json:
+        say_json({"detections": [d._asdict() for d in found], "seconds": seconds, "latency": detector.latency,
+                  "real_time_factor": busy / seconds if seconds else None})  # fmt: skip
+    elif seconds:
+        say(f"{seconds:.1f} s heard, latency {detector.latency:.2f} s, real-time factor {busy / seconds:.3f}")
 
 
 def _tell(done: list[Applied], target: Path, as_json: bool) -> None:

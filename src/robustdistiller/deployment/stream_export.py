@@ -8,6 +8,7 @@ type of every tensor of the state, in the order of the graph's inputs behind `wa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import UserError
 from ..evaluation.detection import pooled_scores
+from ..evaluation.subjects import open_models
 from ..models.frames import GRID
 from ..models.streaming import ENDLESS
-from ..models.student import Student
+from ..models.student import Student, load_student
 from ..runtime.container import Description
+from ..runtime.detection import BACKGROUND, Detector
 from ..runtime.stream import Stream
 from .onnx_file import trace
 from .parity import TOLERANCE, Measured, Probe, _cosine
-from .stream_graph import StreamGraph
-from .task_head import TaskHead
+from .stream_graph import DetectorGraph, StreamGraph
+from .task_head import TaskHead, read_head
 
 Waves = Sequence[NDArray[np.float32]]
 CUTS = (160, 1, 4000, 777, 16_000)  # samples of a chunk, in turn: nothing may depend on them
@@ -75,6 +79,25 @@ def open_stream(description: Description, model: Any, fed: list[dict[str, Any]] 
     stream = Stream.__new__(Stream)
     stream._open(description, SessionEngine(model, fed))
     return stream
+
+
+def open_detector(student: str, head_file: str, threshold: float, smoothing: float, refractory: float) -> Detector:
+    """A streaming student at its operating point (``folder@160+160``) with a head of the benchmark, in PyTorch.
+
+    Raises `UserError` for a student without an operating point, or a head that was trained on another model.
+    """
+    loaded, head = load_student(student), read_head(head_file)
+    if loaded.chunking is None:
+        raise UserError(f"Name the operating point as well: {student}@160+160 for chunks and a look-ahead of 160 ms.")
+    if open_models([student], len(head.states) > len(loaded.states_names))[0].digest != head.model:
+        raise UserError(
+            f"The head {head_file} was trained on another model than {student}: give one trained on exactly it."
+        )
+    network = DetectorGraph(loaded, loaded.chunking, head).eval()
+    detector = Detector.__new__(Detector)
+    detector._open(replace(StreamJob(network, loaded, head).description, labels=head.labels), SessionEngine(network))
+    detector._configure(threshold, smoothing, refractory, BACKGROUND)
+    return detector
 
 
 def streamed(stream: Stream, wave: NDArray[np.float32], cuts: Sequence[int] = CUTS) -> NDArray[np.float32]:

@@ -23,7 +23,7 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from .container import Description, describe
-from .detection import Detection, Detector, Trigger
+from .detection import Detection, Detector, Trigger, microphone
 from .models import Answer, Classifier, Encoder, Enhancer, Features
 from .sound import SAMPLE_RATE, read_wave
 from .stream import Stream
@@ -41,5 +41,6 @@ __all__ = [
     "Stream",
     "Trigger",
     "describe",
+    "microphone",
     "read_wave",
 ]

@@ -11,7 +11,7 @@ for chunk in microphone:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,7 @@ class Trigger:
         smooth: Frames that the moving average spans.
         refractory: Frames after a detection in which there is no other.
         background: Labels that are never told.
+        warm_up: Frames before the first detection, which would be about a piece of a word.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Trigger:
         smooth: int = 10,
         refractory: int = 50,
         background: Sequence[str] = BACKGROUND,
+        warm_up: int = 50,
     ):
         self.keywords = [k for k, label in enumerate(labels) if label not in background]
         if not 0 < threshold <= 1 or smooth < 1 or refractory < 0 or not self.keywords:
@@ -60,7 +62,7 @@ class Trigger:
             )
         self.threshold, self.smooth, self.refractory = threshold, smooth, refractory
         self._last = np.zeros((smooth - 1, len(self.keywords)))
-        self._frame, self._quiet_until = 0, 0
+        self._frame, self._quiet_until = 0, warm_up
 
     def __call__(self, scores: NDArray[Any]) -> list[tuple[int, int, float]]:
         """Scores (F, classes) of the next frames → (frame, column, smoothed score) of every detection."""
@@ -102,6 +104,9 @@ class Detector(Stream):
         threads: int | None = None,
     ):
         super().__init__(path, threads)
+        self._configure(threshold, smoothing, refractory, background)
+
+    def _configure(self, threshold: float, smoothing: float, refractory: float, background: Sequence[str]) -> None:
         (self.labels,) = self.description.labels.values()
         rate = self.rate / self.description.stride
         self._trigger = Trigger(
@@ -124,3 +129,17 @@ class Detector(Stream):
             last = (frame // self.chunk + 1) * self.chunk - 1 + self.look_ahead  # that the frame's chunk has waited for
             found.append(Detection(self.labels[column], score, (last * d.stride + d.field) / self.rate))
         return found
+
+
+def microphone(block: int = 1600, rate: int = 16_000) -> Iterator[NDArray[np.float32]]:
+    """Blocks of samples from the default microphone, without end. Raises `UserError` without `sounddevice` or a device."""
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:  # OSError: PortAudio itself is missing
+        raise UserError("The microphone needs the package 'sounddevice': run  pip install sounddevice.") from error
+    try:
+        with sounddevice.InputStream(rate, block, channels=1, dtype="float32") as stream:
+            while True:
+                yield stream.read(block)[0][:, 0]
+    except sounddevice.PortAudioError as error:
+        raise UserError(f"The microphone cannot be opened ({error}): check the device, or give a WAV file.") from error
