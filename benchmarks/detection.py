@@ -4,10 +4,10 @@
         [--noise SOURCE] [--rooms SOURCE] [--snr 10 0] [--positives 200]
 
 MANIFEST holds recordings of one word each with `label`, `speaker` and `split` (train, valid, and test if there is one);
-SOURCE is speech without these words. Half of its speakers (or recordings) train the head, the others are the background of
-the positives, and the negatives. The head learns from whole words anywhere in a second, from words cut off, from other
-speech and from silence (the last three are `_unknown_`). Positives are set into running speech at 20 dB ("clean") and at
-every --snr, with --noise into that noise instead, and with --rooms into a room as well.
+SOURCE is speech without these words. Half of its speakers (of its recordings, with fewer than four) train the head, the
+others are the background of the positives, and the negatives. The head learns from whole words anywhere in a second, from
+words cut off, from other speech and from silence (the last three are `_unknown_`). Positives are set into running speech at
+20 dB ("clean") and at every --snr, with --noise into that noise instead, and with --rooms into a room as well.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ def main() -> None:
     labels = (*sorted({str(r.label) for r in known}), UNKNOWN)
     others = prepare_all(options.negatives, "speech").recordings
     mine: dict[bool, list[Recording]] = {True: [], False: []}  # by whether they train the head
+    few = len({r.speaker for r in others}) < 4
     for recording in others:
-        mine[fraction("detection", str(recording.speaker or recording.id)) < 0.5].append(recording)
+        mine[fraction("detection", str(recording.id if few else recording.speaker)) < 0.5].append(recording)
     train = [r for r in known if r.split != test_split]
     head = train_head(student, train, [r for r in words if r.label in BACKGROUND and r.split != test_split],
                       mine[True], labels, options)  # fmt: skip

@@ -202,7 +202,8 @@ def test_the_exported_detector_tells_what_pytorch_tells(folder, head_file, tmp_p
     ours = open_detector(f"{folder}@80+40", str(head_file), 0.3, 0.2, 0.5)
     cuts = [wave[start : start + 1234] for start in range(0, len(wave), 1234)]
     told = [[*(d for cut in cuts for d in detector.push(cut)), *detector.close()] for detector in (exported, ours)]
-    assert told[0] and [d[0] for d in told[0]] == [d[0] for d in told[1]]
+    assert told[0]
+    assert [d.label for d in told[0]] == [d.label for d in told[1]]
     assert [d.time for d in told[0]] == [d.time for d in told[1]]
     # A refractory time of 0.5 s, told at the ends of chunks of 0.08 s.
     assert all(b.time - a.time >= 0.5 - 0.08 for a, b in zip(told[0], told[0][1:], strict=False))
