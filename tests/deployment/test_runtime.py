@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 
 import robustdistiller.runtime
 from robustdistiller.apply import enhanced, features_of
+from robustdistiller.deployment.onnx_file import write_model
 from robustdistiller.errors import AudioError, UserError
 from robustdistiller.models.student import load_student
 from robustdistiller.runtime import Classifier, Encoder, Enhancer, describe, read_wave, streaming
@@ -204,3 +206,13 @@ def test_the_engine_leaves_nothing_in_the_home_folder(exported, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     subprocess.run([sys.executable, "-c", code], env=environment | {"HOME": str(tmp_path)}, check=True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", [
+    {"kind": "enhancer"}, {"states": ("cnn",)}, {"hidden": 63}, {"sampling_rate": 0}, {"field": 1 << 40}, {"stride": True},
+])  # fmt: skip
+def test_a_graph_that_is_not_what_its_description_says_is_refused(exported, tmp_path, change):
+    model, sound = onnx.load(exported[0] / "encoder.onnx"), describe(exported[0] / "encoder.onnx")
+    write_model(tmp_path / "a.onnx", model, replace(sound, **change))
+    with pytest.raises(UserError, match=r"not what its description says|cannot be understood"):
+        (Enhancer if "kind" in change else Encoder)(tmp_path / "a.onnx")

@@ -533,10 +533,17 @@ def _make_onnx(folder: Path) -> None:
     from robustdistiller.deployment.onnx_file import write_model
     from robustdistiller.runtime.container import Description
 
-    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "T"]) for name in ("wave", "states")]
-    graph = helper.make_graph([helper.make_node("Identity", ["wave"], ["states"])], "g", ports[:1], ports[1:])
+    shapes = {"wave": ["B", "T"], "lengths": ["B"], "states": ["B", 1, "T", 1], "frames": ["B"]}
+    types = {name: TensorProto.INT64 if name in ("lengths", "frames") else TensorProto.FLOAT for name in shapes}
+    ports = [helper.make_tensor_value_info(name, types[name], shape) for name, shape in shapes.items()]
+    nodes = [
+        helper.make_node("Unsqueeze", ["wave", "axes"], ["states"]),
+        helper.make_node("Identity", ["lengths"], ["frames"]),
+    ]
+    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [1, 3])
+    graph = helper.make_graph(nodes, "g", ports[:2], ports[2:], [axes])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    write_model(folder / "a.onnx", model, Description("encoder", "fp32", "s", 16_000, 320, 400, False, ("cnn",), 64))
+    write_model(folder / "a.onnx", model, Description("encoder", "fp32", "s", 16_000, 320, 400, False, ("cnn",), 1))
 
 
 def _open_onnx(folder: Path) -> object:

@@ -74,7 +74,7 @@ class Description:
         known["labels"] = {str(k): tuple(str(x) for x in v) for k, v in known.get("labels", {}).items()}
         made = cls(**known)
         numbers = (made.sampling_rate, made.stride, made.field, made.hidden)
-        if made.kind not in KINDS or not all(isinstance(n, int) and n >= 0 for n in numbers) or made.stride < 1:
+        if made.kind not in KINDS or not all(type(n) is int and 0 <= n <= 1 << 20 for n in numbers) or 0 in numbers[:3]:
             raise ValueError("impossible values")
         return made
 

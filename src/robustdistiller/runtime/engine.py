@@ -92,7 +92,10 @@ def open_graph(
             f"OpenVINO gives wrong numbers for the int8 file {path}: give it the fp32 file, or use onnxruntime."
         )
     try:
-        return description, ENGINES[engine](Path(path), threads)
+        made = ENGINES[engine](Path(path), threads)
+        if isinstance(made, OnnxRuntime) and not _fits(made.session, description):
+            raise UserError(f"The graph in {path} is not what its description says: export the student again.")
+        return description, made
     except UserError:
         raise
     except Exception as error:  # engines raise types of their own for each of their stages
@@ -100,3 +103,18 @@ def open_graph(
         raise UserError(
             f"{engine} cannot load {path} ({reason[:160]}): export it again, or update {engine}."
         ) from error
+
+
+def _fits(session: Any, description: Description) -> bool:
+    """Whether inputs and outputs are those of the kind that a description claims; streams check theirs themselves."""
+    ranks = {"encoder": [4, 1], "enhancer": [2], "classifier": [2] * len(description.labels)}.get(description.kind)
+    if ranks is None:
+        return True
+    inputs = {value.name: len(value.shape) for value in session.get_inputs()}
+    outputs = [value.shape for value in session.get_outputs()]
+    if inputs != {"wave": 2, "lengths": 1} or [len(shape) for shape in outputs] != ranks:
+        return False
+    expected = [len(labels) for labels in description.labels.values()]
+    if description.kind == "encoder":
+        return outputs[0][1] in (len(description.states), None) and outputs[0][3] in (description.hidden, None)
+    return description.kind != "classifier" or [shape[1] for shape in outputs] == expected
