@@ -125,8 +125,8 @@ def peak() -> float:
 def measure(name: str, options: argparse.Namespace, place: Path) -> dict[str, Any]:
     """Everything that a user of this teacher does, once, in this process."""
     import torch
-    from robustdistiller.memory import keep_freed_memory
-    from robustdistiller.training.loop import distill
+    from robustdistiller.process import keep_freed_memory
+    from robustdistiller.training.distill import distill
 
     from robustdistiller.config import load_recipe
     from robustdistiller.deployment.export import export_student

@@ -47,7 +47,7 @@ def test_a_name_that_is_no_teacher_is_a_sentence(capsys, tmp_path):
 
 
 def test_a_teacher_is_looked_up_before_a_corpus_is_scanned(tmp_path):
-    from robustdistiller.training.loop import distill
+    from robustdistiller.training.distill import distill
 
     recipe = load_recipe("smoke", teacher__model="mini-hubrt", data__speech=[str(tmp_path / "no speech")])
     with pytest.raises(UserError, match="Did you mean 'mini-hubert'"):
