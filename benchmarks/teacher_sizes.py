@@ -111,7 +111,7 @@ def made_speech(folder: Path) -> str:
 def recipe_fields(options: argparse.Namespace) -> list[str]:
     """The --set values of a run of few steps."""
     return [
-        f"data.batch_seconds={options.batch_seconds}", f"training.accumulate={options.accumulate}",
+        f"data.batch_seconds={options.batch_seconds * options.accumulate}", f"data.microbatch_seconds={options.batch_seconds}",
         f"training.steps={options.steps}", "training.save_every=1", "training.log_every=1", "training.valid_every=1000000",
         "data.valid_seconds=16", "data.workers=1", "environment.simulated_rooms=8",
     ]  # fmt: skip
@@ -125,13 +125,13 @@ def peak() -> float:
 def measure(name: str, options: argparse.Namespace, place: Path) -> dict[str, Any]:
     """Everything that a user of this teacher does, once, in this process."""
     import torch
-    from robustdistiller.process import keep_freed_memory
-    from robustdistiller.training.distill import distill
 
     from robustdistiller.config import load_recipe
     from robustdistiller.deployment.export import export_student
     from robustdistiller.models.student import load_student
     from robustdistiller.models.teacher import load_teacher
+    from robustdistiller.process import keep_freed_memory
+    from robustdistiller.training.distill import distill
 
     keep_freed_memory()
     folder = place / name

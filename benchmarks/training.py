@@ -2,11 +2,16 @@
 
     python benchmarks/training.py --size mini            # the shipped mini teacher
     python benchmarks/training.py --size base --steps 3  # HuBERT Base's layout with random weights: speed needs no others
+    python benchmarks/training.py --device cuda --size base --only variants --json gpu.json --profile trace.json
 
 The serial step is what one writes first: batches drawn without regard to length and padded, each utterance read, convolved
 (scipy) with a response and mixed with a noise that are read from the disk inside the step, the noise resampled (44.1 kHz, as
 that of UrbanSound8K), a whole teacher and the student in float32, a plain AdamW, memory as the C library gives and takes it.
 Both steps train equal students and are taken in turn, so that a busy machine slows both. Rates count valid audio, not padding.
+
+The variants are our step with one measure off, or one more on: each trains a student of its own on the same batches, which are
+in memory before the clock starts. Model FLOPs are those of products, convolutions and attention in teacher and student,
+forward and backward, as torch counts them; their share is of the dense bf16 peak that the maker gives for the card.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,16 +65,16 @@ QUIET = EnvironmentConfig(clean=1, noise=0, reverb=0, both=0)
 class Clock:
     """Seconds by part, one value a step; waits for a GPU at the end of every part."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, waits: bool = True):
+        self.device, self.waits = device, waits
         self.values: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        if self.waits:
+            _wait(self.device)
         self.values[name].append(time.perf_counter() - begin)
 
     def median(self, name: str) -> float:
@@ -108,17 +114,21 @@ class Ours:
         self.sampler = LengthBucketSampler([r.seconds for r in speech], options.batch_seconds, options.crop_seconds)
         self.dataset = CropDataset(speech, environment)
         self.precision = pick_precision("auto", device, student.encoder)
-        self.optimiser = build_optimiser(student, TrainingConfig())
+        self.optimiser: torch.optim.Optimizer = build_optimiser(student, TrainingConfig(), device)
         self.clock, self.audio, self.padded = Clock(device), 0.0, 0.0
 
     def read(self, step: int) -> Batch:
         return collate([self.dataset[(step, crop)] for crop in self.sampler.batch(step).parts[0]])  # type: ignore[misc]
 
     def step(self, step: int) -> None:
+        with self.clock.part("reading"):  # in a training, loader workers do this meanwhile
+            batch = self.read(step)
+        self.compute(batch)
+
+    def compute(self, batch: Batch) -> None:
         part = self.clock.part
-        with part("reading"):  # in the loop, loader workers do this meanwhile
-            batch = self.read(step).to(self.device)
         with part("scene"):
+            batch = batch.to(self.device)
             noisy = self.environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)
         with part("teacher"):
             target = self.teacher(batch.clean, batch.lengths)
@@ -127,7 +137,7 @@ class Ours:
                 output = self.student(noisy, batch.lengths)
             loss = total_loss(self.objectives, output, target, batch.clean).total.mean()
         update(self.clock, loss, self.student, self.optimiser)
-        self.audio += float(batch.lengths.sum()) / SAMPLE_RATE
+        self.audio += batch.seconds
         self.padded += batch.clean.numel() / SAMPLE_RATE
 
 
@@ -227,6 +237,128 @@ def cache_rates(ours: Ours, folder: Path) -> dict[str, Any]:
     return cache.report()
 
 
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}  # dense bf16 FLOP/s
+
+
+def variants(options: argparse.Namespace, folder: Path, speech: list[Recording], noise: list[Recording],
+             device: torch.device, save: Any) -> dict[str, Any]:  # fmt: skip
+    """Our step as it is, with one measure off or on, and with other microbatches; `save` is told as it goes."""
+    found: dict[str, Any] = {}
+    cases: dict[str, dict[str, Any]] = {
+        "ours": {},
+        "plain distillation": {"robust": False},
+        "fp32": {"precision": "fp32"},
+        "attention without SDPA": {"attention": "eager"},
+        "AdamW not fused": {"fused": False},
+        **{f"microbatch of {s:g} s": {"seconds": s} for s in options.microbatches},
+        "compiled": {"compile": True},  # last: it takes longest to begin
+    }
+    if device.type != "cuda":
+        del cases["AdamW not fused"]
+        cases = {k: v for k, v in cases.items() if k != "compiled" or options.compile}
+    for name, case in cases.items():
+        if options.cases and name not in options.cases:
+            continue
+        try:
+            found[name] = variant(options, folder, speech, noise, device, name == "ours", **case)
+        except (RuntimeError, torch.OutOfMemoryError) as error:
+            found[name] = {"failed": str(error).splitlines()[0][:200]}
+        print(f"{name:28}", found[name], flush=True)
+        save(found)
+    return found
+
+
+def variant(options: argparse.Namespace, folder: Path, speech: list[Recording], noise: list[Recording],
+            device: torch.device, profile: bool, robust: bool = True, precision: str = "auto", attention: str = "",
+            fused: bool = True, compile: bool = False, seconds: float = 0.0) -> dict[str, Any]:  # fmt: skip
+    """Rate, memory and FLOPs of one variant of our step."""
+    seconds = seconds or options.batch_seconds
+    loss = ObjectivesConfig() if robust else ObjectivesConfig.model_validate({"enhancement": {"enabled": False}})
+    teacher = load(options.size, folder, precision).stop_at_highest().to(device)
+    student = build_student(teacher, StudentConfig(), loss.enhancement, 0)[0].to(device).train()
+    if attention:
+        for encoder in (teacher.encoder, student.encoder):
+            encoder.model.set_attn_implementation(attention)
+    environment = Environment.build(NOISY if robust else QUIET, noise=noise, speech=speech)
+    few = argparse.Namespace(**{**vars(options), "batch_seconds": seconds})
+    ours = Ours(teacher, student, environment, speech, few, device, loss)
+    ours.precision = pick_precision(precision, device, student.encoder)
+    if not fused:
+        ours.optimiser = torch.optim.AdamW(student.parameters(), 2e-4, fused=False, foreach=False)
+    if compile:
+        teacher.encoder.forward = torch.compile(teacher.encoder.forward)  # type: ignore[method-assign]
+        student.encoder.forward = torch.compile(student.encoder.forward)  # type: ignore[method-assign]
+    steps = options.steps
+    batches = [ours.read(step) for step in range(min(4, steps))]
+    if device.type == "cuda":
+        batches = [batch.pin_memory() for batch in batches]
+        torch.cuda.reset_peak_memory_stats()
+    begin = time.perf_counter()
+    for step in range(2):
+        ours.compute(batches[step % len(batches)])
+    warm = time.perf_counter() - begin
+    flops = _flops(ours, batches[0]) if not compile else None
+    _wait(device)
+    begin = time.perf_counter()
+    for step in range(steps):
+        ours.compute(batches[step % len(batches)])
+    _wait(device)
+    took = (time.perf_counter() - begin) / steps
+    audio = statistics.mean(batch.seconds for batch in batches[: min(len(batches), steps)])
+    numbers: dict[str, Any] = {
+        "audio hours an hour": round(audio / took, 1), "ms a step": round(1000 * took, 2), "first two steps, s": round(warm, 2)
+    }  # fmt: skip
+    if device.type == "cuda":
+        numbers["peak memory, GB"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    if flops is not None:
+        numbers["model TFLOP/s"] = round(flops / took / 1e12, 3)
+        name = torch.cuda.get_device_name() if device.type == "cuda" else ""
+        peak = next((value for card, value in PEAKS.items() if card in name), None)
+        if peak:
+            numbers["share of peak"] = round(flops / took / peak, 4)
+    if profile:
+        ours.clock = Clock(device)
+        for step in range(min(steps, 4)):
+            ours.compute(batches[step % len(batches)])
+        parts = {part: ours.clock.median(part) for part in PARTS[1:]}
+        numbers["shares"] = {part: round(value / sum(parts.values()), 3) for part, value in parts.items()}
+        if device.type == "cuda":
+            numbers["synchronisations a step"] = _synchronisations(ours, batches[0])
+        if options.profile:
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            activities += [torch.profiler.ProfilerActivity.CUDA] * (device.type == "cuda")
+            with torch.profiler.profile(activities=activities) as trace:
+                ours.compute(batches[0])
+                _wait(device)
+            trace.export_chrome_trace(str(options.profile))
+    return numbers
+
+
+def _flops(ours: Ours, batch: Batch) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        ours.compute(batch)
+    return int(counter.get_total_flops())
+
+
+def _synchronisations(ours: Ours, batch: Batch) -> dict[str, int]:
+    """Where the host waits for the GPU within a step, by line of code, and how often."""
+    ours.clock = Clock(ours.device, waits=False)
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ours.compute(batch)
+    torch.cuda.set_sync_debug_mode("default")
+    places = [f"{Path(w.filename).name}:{w.lineno}" for w in seen if "synchroniz" in str(w.message)]
+    return {place: places.count(place) for place in dict.fromkeys(places)}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def give_memory_back() -> None:
     """The bounds that the GNU C library settles on by itself: what `keep_freed_memory` changes, for the serial step."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -240,26 +372,53 @@ def load(size: str, folder: Path, precision: str) -> Teacher:
         return load_teacher("mini-hubert", (4, 8, 12), precision)
     from transformers import HubertConfig, HubertModel
 
+    shapes: dict[str, dict[str, Any]] = {
+        "tiny": dict(hidden_size=64, num_hidden_layers=12, num_attention_heads=4, intermediate_size=96, conv_dim=(32,) * 7,
+                     num_conv_pos_embeddings=32, num_conv_pos_embedding_groups=4),
+        "base": {},
+        "large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
+                      do_stable_layer_norm=True, feat_extract_norm="layer", conv_bias=True),
+    }  # fmt: skip
     if not (folder / "teacher").is_dir():
         torch.manual_seed(0)
-        HubertModel(HubertConfig()).save_pretrained(folder / "teacher")
+        HubertModel(HubertConfig(**shapes[size])).save_pretrained(folder / "teacher")
         (folder / "teacher" / "preprocessor_config.json").write_text('{"do_normalize": false, "sampling_rate": 16000}')
-    return load_teacher(str(folder / "teacher"), (4, 8, 12), precision)
+    return load_teacher(str(folder / "teacher"), (8, 16, 24) if size == "large" else (4, 8, 12), precision)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("mini", "base"), default="mini")
+    parser.add_argument("--size", choices=("tiny", "mini", "base", "large"), default="mini")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--only", choices=("all", "serial", "variants"), default="all")
+    parser.add_argument("--microbatches", type=float, nargs="*", default=[], help="seconds, for the scaling over them")
+    parser.add_argument("--cases", nargs="*", default=[], help="only these variants, by name")
+    parser.add_argument("--compile", action="store_true", help="also compile on a processor")
+    parser.add_argument("--profile", type=Path, help="leave a trace of one step here (chrome://tracing)")
     parser.add_argument("--steps", type=int, default=6, help="timed steps of each kind, after one that is not")
     parser.add_argument("--batch-seconds", type=float, default=32.0)
     parser.add_argument("--crop-seconds", type=float, default=15.625)
     parser.add_argument("--recordings", type=int, default=200)
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(automatic if options.device == "auto" else options.device)
+    machine = _machine(device)
+    known: dict[str, Any] = {"machine": machine, "options": {k: str(v) for k, v in vars(options).items()}}
+
+    def save(more: dict[str, Any]) -> None:
+        if options.json:
+            options.json.write_text(json.dumps({**known, **more}, indent=2) + "\n")
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         speech, noise = make_sound(folder, options.recordings, options.crop_seconds)
+        if options.only != "serial":
+            known["variants"] = variants(
+                options, folder, speech, noise, device, lambda found: save({"variants": found})
+            )
+            if options.only == "variants":
+                return
         fast, plain = load(options.size, folder, "auto").to(device), load(options.size, folder, "fp32").to(device)
 
         def student(objectives: ObjectivesConfig) -> Student:
@@ -290,13 +449,12 @@ def main() -> None:
                     keep_freed_memory()  # as the command line does
                 kind.step(step)
         keep_freed_memory()
-        scenes = scene_rates(ours, serial, 40)
+        scenes = scene_rates(ours, serial, min(40, 3 * options.steps))
         cache = cache_rates(ours, folder / "cache")
     rates = {name: kind.audio / sum(map(sum, kind.clock.values.values())) for name, kind in kinds.items()}
     per_audio = {
         name: {part: sum(kind.clock.values[part]) / kind.audio for part in PARTS} for name, kind in kinds.items()
     }
-    machine = _machine(device)
     print(f"{options.size}, {options.batch_seconds:g} s a batch, {options.steps} steps; {machine}")
     print(
         f"{'ms per second of speech':28}" + "".join(f"{part:>11}" for part in PARTS) + f"{'all':>11}{'audio s/s':>11}"
@@ -320,8 +478,7 @@ def main() -> None:
     }
     for name, value in numbers.items():
         print(f"{name:48}{value:12.3f}")
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "parts": per_audio, **numbers}, indent=2) + "\n")
+    save({"parts": per_audio, **numbers})
 
 
 def _machine(device: torch.device) -> str:
