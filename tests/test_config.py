@@ -1,12 +1,17 @@
 """Laws of the recipe: strict, immutable, never evaluated, the same after saving."""
 
+import math
+import typing
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from robustdistiller.config import Recipe, load_recipe
 from robustdistiller.errors import UserError
+from robustdistiller.evaluation.conditions import ConditionsConfig
+from robustdistiller.evaluation.task_file import TaskConfig
 from robustdistiller.presets import shipped_names
 
 
@@ -53,7 +58,10 @@ def test_a_recipe_cannot_be_changed():
         ("objectives.enhancement.tapp=last", "Did you mean 'tap'?"),
         ("training.steps=0", "'training.steps' in smoke is wrong: input should be greater than or equal to 1"),
         ("environment.snr_db=[20, 0]", "snr_db must be [lowest, highest]"),
-        ("environment.t60_seconds=[0, 1]", "t60_seconds must start at 0.1 s"),
+        (
+            "environment.t60_seconds=[0, 1]",
+            "input should be greater than or equal to 0.1",
+        ),
         ("training.learning_rate=nan", "'training.learning_rate'"),
         ("training.learning_rate=.inf", "'training.learning_rate'"),
         ("training.steps", "--set 'training.steps' has no value"),
@@ -68,6 +76,87 @@ def test_a_wrong_field_is_one_sentence_with_its_name(override, message):
         load_recipe("smoke", [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def numeric_fields(model, *place):
+    """(place, dimension) of every field of a file's sections that holds numbers: 0 for one number, 1 and 2 for lists."""
+    for name, field in model.model_fields.items():
+        pending, sections, depth = [(field.annotation, 0)], [], None
+        while pending:
+            kind, inside = pending.pop()
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                sections.append((kind, inside))
+            elif kind in (int, float):
+                depth = inside
+            inside += typing.get_origin(kind) is tuple
+            pending += [(part, inside) for part in typing.get_args(kind)]
+        for kind, inside in sections:
+            yield from numeric_fields(kind, *place, name, *([0] if inside else []))
+        if depth is not None:
+            yield (*place, name), depth
+
+
+def refused(model, place, value, required):
+    """Whether `model` refuses `value` at `place` of a file that has the fields `required`, and for that place."""
+    for part in reversed(place):
+        value = [value] if part == 0 else {part: value}
+    try:
+        model.model_validate(required | value)
+    except ValidationError as error:
+        return any(fault["loc"][: len(place)] == place for fault in error.errors())
+    return False
+
+
+WORDS = {"tap", "folds"}  # a word may stand there as well
+NEGATIVE = {"snr_db", "gain_db", "start_snr_db"}
+
+
+@pytest.mark.parametrize("number", [-1, 0, True, "yes", math.nan, math.inf, -math.inf, 1e308, -1e308, 10**23, 10**400])
+def test_no_number_out_of_bounds_passes_a_file(number):
+    """Every numeric field of recipes, of pretraining's recipes, tasks and conditions."""
+    from robustdistiller.training.pretrain import PretrainConfig
+
+    task = {"name": "a", "kind": "ctc"}
+    tried = 0
+    for model, required in ((Recipe, {}), (PretrainConfig, {}), (TaskConfig, task), (ConditionsConfig, {})):
+        for place, depth in numeric_fields(model):
+            may = (number == 0) or (number == -1 and place[-1] in NEGATIVE) or (number == "yes" and place[-1] in WORDS)
+            for value in [number, [number], [number, number]] if depth < 2 else [[[number, number]]]:
+                tried += 1
+                assert may or refused(model, place, value, required), (model.__name__, place, value)
+    assert tried > 300
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "training.steps",
+        "training.learning_rate",
+        "training.eps",
+        "training.clip",
+        "data.batch_seconds",
+        "student.layers",
+        "student.hidden_size",
+        "teacher.average",
+        "objectives.enhancement.hidden",
+        "training.save_every",
+        "environment.effects.clipping_percent",
+        "environment.effects.high_hz",
+        "environment.noises",
+    ],
+)
+def test_what_must_be_above_zero_is(field):
+    for value in ("0", "[0, 0]"):
+        with pytest.raises(UserError):
+            load_recipe(None, [f"{field}={value}"])
+
+
+@pytest.mark.parametrize(
+    "field", ["training.betas=[1, 1]", "environment.noises=[1, 100000000]", "student.layers=100000"]
+)
+def test_sizes_without_an_end_are_refused(field):
+    with pytest.raises(UserError, match="less than"):
+        load_recipe(None, [field])
 
 
 @pytest.mark.parametrize(

@@ -29,14 +29,14 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from ..acoustics.noise import KINDS
-from ..config import EnvironmentConfig
+from ..config import Count, EnvironmentConfig, Number, Seed
 from ..errors import closest
 from ..presets import find_shipped
 from .options import Options, load_options
 
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
-Decibels = Annotated[float, Field(ge=-30, le=60)]
-Bin = tuple[Annotated[float, Field(ge=0.05)], Annotated[float, Field(le=10)]]
+Decibels = Annotated[Number, Field(ge=-30, le=60)]
+Bin = tuple[Annotated[Number, Field(ge=0.05)], Annotated[Number, Field(le=10)]]
 
 
 def once(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -72,7 +72,7 @@ class RoomSource(Options):
     """A set of rooms: simulated ones (so many in every T60 bin), or measured responses."""
 
     name: Name
-    simulated: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    simulated: Annotated[Count, Field(le=10_000)] | None = None
     source: str | None = None  # None, and not simulated: --rooms
     root: str | None = None
     where: dict[str, Any] = Field(default_factory=dict)
@@ -130,7 +130,7 @@ class ConditionsConfig(Options):
     """A conditions file."""
 
     name: str = "conditions"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     clean: bool = True
     noise: NoiseGrid = NoiseGrid()
     rooms: RoomGrid = RoomGrid()

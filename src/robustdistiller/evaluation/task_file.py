@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..audio.manifest import Recording
+from ..config import Count, Number
 from ..errors import printable
 from ..files import digest
 from .options import Options
@@ -25,8 +26,8 @@ class SplitConfig(Options):
     source: str | None = None  # None: the task's
     root: str | None = None
     where: dict[str, Any] = Field(default_factory=dict)  # field: value, or field: [values]; all must hold
-    hold_out: Annotated[float, Field(gt=0, lt=1)] | None = None  # valid only: this share of the training speakers
-    limit: Annotated[int, Field(ge=1)] | None = None  # at most so many, balanced over labels, always the same ones
+    hold_out: Annotated[Number, Field(gt=0, lt=1)] | None = None  # valid only: this share of the training speakers
+    limit: Count | None = None  # at most so many, balanced over labels, always the same ones
 
 
 class TaskConfig(Options):
@@ -46,15 +47,15 @@ class TaskConfig(Options):
     units: Literal["characters", "phones"] = "characters"
     fold: str | None = None  # ctc, frames: a named folding of phones, such as timit39
     # Cross-validation: so many folds of speakers, or a field, each of whose values is the test part once; the others train.
-    folds: Annotated[int, Field(ge=2, le=100)] | str | None = None
+    folds: Annotated[Count, Field(ge=2, le=100)] | str | None = None
     train: SplitConfig = SplitConfig(where={"split": "train"})
     valid: SplitConfig = SplitConfig(where={"split": "valid"})
     test: SplitConfig = SplitConfig(where={"split": "test"})
-    level_dbfs: Annotated[float, Field(ge=-60, le=-10)] | None = None  # RMS level every utterance is brought to
-    min_seconds: Annotated[float, Field(ge=0.1)] = 0.1
-    max_seconds: Annotated[float, Field(gt=0.1)] = 29.0  # longer utterances are cut
+    level_dbfs: Annotated[Number, Field(ge=-60, le=-10)] | None = None  # RMS level every utterance is brought to
+    min_seconds: Annotated[Number, Field(ge=0.1)] = 0.1
+    max_seconds: Annotated[Number, Field(gt=0.1)] = 29.0  # longer utterances are cut
     measures: tuple[Literal["si_sdr", "stoi", "pesq", "dnsmos"], ...] | None = None  # enhancement; None: all installed
-    trials: Annotated[int, Field(ge=10)] = (
+    trials: Annotated[Count, Field(ge=10, le=10**8)] = (
         20_000  # verification: pairs compared, half of them of one speaker if possible
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..audio.io import SAMPLE_RATE
-from ..config import Count
+from ..config import Depth, Whole, Width
 from ..models.frames import GRID
 
 
@@ -28,13 +28,13 @@ class MiniConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: Literal["hubert", "wav2vec2", "wavlm"] = "hubert"
-    layers: Count = 12
-    hidden_size: Count = 256
-    heads: Count = 4
-    feed_forward: Count = 1024
-    channels: Count = 128
-    taps: tuple[int, ...] = (0, 3, 6, 9, 12)
-    targets: tuple[int, ...] = (0, 1, 2, 3, 4)
+    layers: Depth = 12
+    hidden_size: Width = 256
+    heads: Width = 4
+    feed_forward: Width = 1024
+    channels: Width = 128
+    taps: tuple[Whole, ...] = (0, 3, 6, 9, 12)
+    targets: tuple[Whole, ...] = (0, 1, 2, 3, 4)
 
     @model_validator(mode="after")
     def _check(self) -> MiniConfig:

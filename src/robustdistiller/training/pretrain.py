@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from ..audio.io import SAMPLE_RATE
-from ..config import Count, NonNegative, Positive, Probability, Seed, TrainingConfig, explain
+from ..config import Count, Decay, NonNegative, Positive, Probability, Rate, Seed, TrainingConfig, explain
 from ..distributed import Distributed
 from ..errors import UserError
 from ..files import read_json, read_mapping, replacing_folder, write_json
@@ -58,10 +58,10 @@ class PretrainConfig(BaseModel):
     mask: Probability = 0.0  # share of the projected frames that is hidden from the Transformer, in spans
     mask_span: Count = 10
     steps: Count = 4400
-    learning_rate: Positive = 1e-3
+    learning_rate: Rate = 1e-3
     warmup_steps: Count = 300
     decay: Probability = 0.3  # share of the steps over which the learning rate falls to zero at the end
-    weight_decay: NonNegative = 0.01
+    weight_decay: Decay = 0.01
     clip: Positive = 1.0
     seed: Seed = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -11,22 +11,24 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import soxr
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import read_manifest
-from ..config import Count, NonNegative, Positive, Probability
+from ..config import Number, Positive, Seconds
 from ..errors import UserError
 from ..randomness import generator
 
 log = logging.getLogger(__name__)
 
 PAUSE = 0.25  # s, the longest silence between two clips of a crop
+Factor = Annotated[Number, Field(ge=0.25, le=4)]
 
 
 class PoolConfig(BaseModel):
@@ -44,9 +46,9 @@ class CropConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seconds: tuple[Positive, ...] = (1.0, 2.0, 3.0, 5.0)  # one length per step, equal for all of its rows
-    speeds: tuple[Positive, Positive] = (0.87, 1.15)
-    gain_db: NonNegative = 6.0  # between clips that share a crop; the level of the crop as a whole is normalised
+    seconds: tuple[Seconds, ...] = (1.0, 2.0, 3.0, 5.0)  # one length per step, equal for all of its rows
+    speeds: tuple[Factor, Factor] = (0.87, 1.15)
+    gain_db: Annotated[Number, Field(ge=0, le=60)] = 6.0  # between clips of a crop, whose level is then normalised
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def draw(pools: Sequence[Pool], config: CropConfig, batch_seconds: float, seed: 
     return torch.from_numpy(np.stack([cut(pools, samples, config, seed, step, row) for row in range(rows)]))
 
 
-def draw_mask(rows: int, frames: int, share: Probability, span: Count, seed: int, step: int) -> Tensor | None:
+def draw_mask(rows: int, frames: int, share: float, span: int, seed: int, step: int) -> Tensor | None:
     """Spans of frames to hide, (B, F) boolean, about `share` of all; None when nothing is to be hidden."""
     if not share:
         return None
