@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from robustdistiller import load_student, write_audio
 from robustdistiller.runtime import Trigger
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -22,3 +24,15 @@ def test_a_mistake_at_the_keyword_example_is_a_sentence(monkeypatch, arguments, 
     monkeypatch.setattr(sys, "argv", ["keyword_spotting.py", *arguments])
     with pytest.raises(SystemExit, match=told):
         runpy.run_path(str(EXAMPLES / "keyword_spotting.py"))
+
+
+def test_the_minimal_loop_brings_the_student_nearer_to_its_teacher_and_leaves_it_in_a_folder(tmp_path, voice, capsys):
+    for number in range(12):
+        write_audio(tmp_path / f"speech/{number}.wav", voice(0.6, seed=number))
+    example = runpy.run_path(str(EXAMPLES / "minimal_distill.py"))
+    arguments = ["--speech", str(tmp_path / "speech"), "--out", str(tmp_path / "student"), "--simulated-rooms", "1"]
+    before, after = example["train"](example["parse"]([*arguments, "--steps", "8", "--batch", "2", "--seconds", "0.5"]))
+    assert after > before + 0.05, capsys.readouterr().out
+    student = load_student(tmp_path / "student")
+    assert student.enhance(torch.from_numpy(voice(0.5))[None]).shape == (1, 8000)
+    assert student.layers == (4, 8, 12)
