@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .frames import FrameGrid, at_least_single, mask_from_lengths
+from .frames import FrameGrid, at_least_single, beside, mask_from_lengths
 from .streaming import Chunking, chunked_layers
 
 
@@ -85,7 +85,7 @@ class LengthAwareGroupNorm(nn.GroupNorm):
         lengths = _FIRST_LENGTHS.get()  # (B,) bound by SpeechEncoder; None: all frames are valid
         if lengths is None:
             return super().forward(x)
-        x = at_least_single(x)
+        x, lengths = at_least_single(x), beside(lengths, x)
         valid = mask_from_lengths(lengths, x.shape[-1])[:, None]  # (B, 1, F)
         count = lengths.clamp_min(1)[:, None, None]
         mean = (x * valid).sum(-1, keepdim=True) / count
@@ -110,6 +110,7 @@ def normalize_wave(wave: Tensor, lengths: Tensor) -> Tensor:
 
     wave: (B, T); lengths: (B,) samples. The 1e-7 is that of `transformers.Wav2Vec2FeatureExtractor`.
     """
+    lengths = beside(lengths, wave)
     valid = mask_from_lengths(lengths, wave.shape[1])
     count = lengths.clamp_min(1)[:, None]
     mean = (wave * valid).sum(1, keepdim=True) / count
@@ -217,7 +218,7 @@ class SpeechEncoder(nn.Module):
         cnn = cnn.transpose(1, 2)  # (B, F, C)
         projected = self._project(cnn)  # (B, F, D)
         frames = self.conv_grid.count(lengths)
-        valid = mask_from_lengths(frames, cnn.shape[1]) if padded else None
+        valid = mask_from_lengths(beside(frames, cnn), cnn.shape[1]) if padded else None
         if chunking is not None:
             layers = chunked_layers(self.model.encoder, projected, valid, chunking)
         else:

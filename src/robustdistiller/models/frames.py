@@ -39,6 +39,11 @@ def at_least_single(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def beside(lengths: Tensor, x: Tensor) -> Tensor:
+    """`lengths` on the device of `x`. In training they stay integers of the host, where reading them waits for nothing."""
+    return lengths.to(x.device, non_blocking=True)
+
+
 def mask_from_lengths(lengths: Tensor, size: int) -> Tensor:
     """(B,) lengths → (B, size) boolean mask, True where valid."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
@@ -55,6 +60,7 @@ def align_frames(features: Tensor, lengths: Tensor, source: FrameGrid, target: F
     wanted = (
         torch.arange(frames, device=features.device) * target.stride + target.offset - source.offset
     ) / source.stride
+    lengths = beside(lengths, features)
     nearest = torch.floor(wanted + 0.5).long()[None, :]  # (1, F)
     nearest = torch.minimum(nearest.clamp_min(0), (lengths[:, None] - 1).clamp_min(0))  # (B, F)
     index = nearest.view(nearest.shape[0], *(1,) * (features.dim() - 3), frames, 1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from .frames import GRID, FrameGrid, align_frames, at_least_single, mask_from_lengths
+from .frames import GRID, FrameGrid, align_frames, at_least_single, beside, mask_from_lengths
 
 N_FFT, WINDOW, HOP, BINS = 512, 400, 160, 257
 SPECTRUM_GRID = FrameGrid(stride=HOP, offset=0, field=1)
@@ -112,7 +112,7 @@ class EnhancementHead(nn.Module):
             return self.lstm(x)[0]
         # The backward direction must start at the end of each utterance, not in the padding. Packed sequences do that too,
         # but their backward pass on a processor takes ten times as long.
-        if x.is_cuda:
+        if x.device.type != "cpu":
             packed = pack_padded_sequence(x, valid.clamp_min(1).cpu(), batch_first=True, enforce_sorted=False)
             return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=size)[0]
         place = torch.arange(size).expand(x.shape[0], size)
@@ -148,7 +148,7 @@ def stft(wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         spectrum = torch.stft(wave, N_FFT, HOP, WINDOW, window, center=True, pad_mode="constant", return_complex=True)
     frames = torch.div(lengths, HOP, rounding_mode="floor") + 1
     if bool((frames != spectrum.shape[-1]).any()):
-        spectrum = spectrum * mask_from_lengths(frames, spectrum.shape[-1])[:, None]
+        spectrum = spectrum * mask_from_lengths(beside(frames, spectrum), spectrum.shape[-1])[:, None]
     return spectrum, frames
 
 

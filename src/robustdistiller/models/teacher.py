@@ -6,6 +6,7 @@ stops at the highest target layer, and answers on the student's frame grid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +80,10 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def states(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All states [projected CNN output, layer 1, …] on the student's grid, (B, S, F, D) float32, and lengths (B,)."""
+        return self._states(wave, lengths, None)
+
+    def _states(self, wave: Tensor, lengths: Tensor | None, chosen: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+        """`states`, those numbers only that are `chosen`: what is not asked for is never copied to single precision."""
         if lengths is None:
             lengths = torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
         frames = GRID.count(lengths)
@@ -86,16 +91,17 @@ class Teacher(nn.Module):
             raise UserError("Some audio is shorter than one frame (400 samples, 25 ms): leave it out.")
         with autocast(wave.device, pick_precision(self.precision, wave.device, self.encoder)):
             output = self.encoder(wave, lengths)
-        stacked = torch.stack([state.float() for state in output.states], 1)
+        found = output.states if chosen is None else [output.states[number] for number in chosen]
+        stacked = torch.stack([state.float() for state in found], 1)
         return align_frames(
             stacked, output.lengths, self.encoder.grid, GRID, int(GRID.count(torch.tensor(wave.shape[1])))
         ), frames
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> TeacherOutput:
         """Clean waveforms (B, T) with valid `lengths` (B,) samples → the target layers."""
-        states, frames = self.states(wave, lengths)
-        groups = [states[:, layer - self.average + 1 : layer + 1].mean(1) for layer in self.layers]
-        hidden = torch.stack(groups, 1)  # (B, L, F, D)
+        chosen = [number for layer in self.layers for number in range(layer - self.average + 1, layer + 1)]
+        states, frames = self._states(wave, lengths, chosen)
+        hidden = states.unflatten(1, (len(self.layers), self.average)).mean(2)  # (B, L, F, D)
         if self.target_norm == "layer":
             hidden = functional.layer_norm(hidden, hidden.shape[-1:])
         return TeacherOutput(hidden, frames)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ..errors import UserError
 from .encoder import EncoderOutput
-from .frames import FrameGrid, mask_from_lengths
+from .frames import FrameGrid, beside, mask_from_lengths
 
 TAIL = 50  # frames of 20 ms
 
@@ -76,7 +76,8 @@ class WhisperEncoder(nn.Module):
         power = spectrum.abs().square()  # (B, bins, frames)
         mel = torch.log10((self.mel_filters.T @ power).clamp_min(1e-10))
         # The frame after the last valid one still overlaps it, as it does when the reference pads to 30 s.
-        valid = mask_from_lengths(torch.div(lengths, self.hop, rounding_mode="floor") + 2, mel.shape[-1])[:, None]
+        covered = torch.div(beside(lengths, mel), self.hop, rounding_mode="floor") + 2
+        valid = mask_from_lengths(covered, mel.shape[-1])[:, None]
         peak = mel.masked_fill(~valid, -10.0).amax((1, 2), keepdim=True)
         return (torch.maximum(mel, peak - 8.0) + 4.0) / 4.0
 
@@ -92,6 +93,7 @@ class WhisperEncoder(nn.Module):
             )
         context = (frames + TAIL).clamp_max(self.max_frames)  # (B,)
         size = int(context.max())
+        whole, context = bool((context == size).all()), beside(context, wave)
         with torch.autocast(wave.device.type, enabled=False):
             mel = self.log_mel(functional.pad(wave, (0, max(0, size * 320 - wave.shape[1])))[:, : size * 320], lengths)
         mel = mel * mask_from_lengths(2 * context, mel.shape[-1])[:, None]
@@ -100,7 +102,7 @@ class WhisperEncoder(nn.Module):
         cnn = functional.gelu(self.model.conv2(x)).transpose(1, 2)  # (B, F, D)
         x = cnn + self.model.embed_positions.weight[:size]
         heard = mask_from_lengths(context, size)
-        mask = None if bool(heard.all()) else heard[:, None, None, :].expand(-1, 1, size, -1)
+        mask = None if whole else heard[:, None, None, :].expand(-1, 1, size, -1)
         states = [cnn]
         for layer in self.model.layers:
             x = layer(x, mask)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..models.frames import mask_from_lengths
+from ..models.frames import beside, mask_from_lengths
 from ..models.heads import Enhancement, stft
 
 REFERENCE_RMS = 10 ** (-24 / 20)
@@ -39,12 +39,13 @@ def spectral_distance(estimate: Enhancement, clean: Tensor, power: int) -> Tenso
     target = stft(clean, estimate.lengths)[0].abs()  # (B, K, N)
     gain = reference_gain(clean, estimate.lengths)[:, :, None]
     distance = ((estimate.magnitude - target) * gain).abs().pow(power).mean(1)  # (B, N)
-    valid = mask_from_lengths(estimate.frames, distance.shape[-1])
-    return (distance * valid).sum(-1) / estimate.frames
+    frames = beside(estimate.frames, distance)
+    return (distance * mask_from_lengths(frames, distance.shape[-1])).sum(-1) / frames
 
 
 def reference_gain(clean: Tensor, lengths: Tensor) -> Tensor:
     """What brings each utterance (B, T) to the reference level, (B, 1); 1 for silence."""
+    lengths = beside(lengths, clean)
     valid = mask_from_lengths(lengths, clean.shape[1])
     power = (clean.square() * valid).sum(1, keepdim=True) / lengths.clamp_min(1)[:, None]
     return torch.where(power > 1e-10, REFERENCE_RMS * torch.rsqrt(power.clamp_min(1e-10)), torch.ones_like(power))
@@ -52,6 +53,7 @@ def reference_gain(clean: Tensor, lengths: Tensor) -> Tensor:
 
 def multi_resolution_stft(estimate: Tensor, clean: Tensor, lengths: Tensor) -> Tensor:
     """Mean over resolutions of 0.5 spectral convergence + 0.5 log-magnitude distance; (B, T) twice → (B,)."""
+    lengths = beside(lengths, clean)
     valid = mask_from_lengths(lengths, clean.shape[1])
     estimate, clean = estimate * valid, clean * valid
     total = torch.zeros(clean.shape[0], device=clean.device)
@@ -75,6 +77,7 @@ def _magnitude(wave: Tensor, size: int, hop: int, window: int) -> Tensor:
 
 def si_sdr(estimate: Tensor, reference: Tensor, lengths: Tensor) -> Tensor:
     """Scale-invariant signal-to-distortion ratio in dB (arXiv 1811.02508) over valid samples; (B, T) twice → (B,)."""
+    lengths = beside(lengths, reference)
     valid = mask_from_lengths(lengths, reference.shape[1])
     count = lengths.clamp_min(1)[:, None]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import ObjectivesConfig
+from ..models.frames import beside
 from ..models.student import StudentOutput
 from ..models.teacher import TeacherOutput
 from .distillation import TERMS
@@ -38,6 +39,7 @@ def total_loss(config: ObjectivesConfig, output: StudentOutput, target: TeacherO
     assert output.predictions is not None
     frames = min(output.predictions.shape[2], target.hidden.shape[2])
     lengths = torch.minimum(output.encoded.lengths, target.lengths).clamp_max(frames)
+    lengths = beside(lengths, output.predictions)
     predictions, hidden = output.predictions[:, :, :frames].float(), target.hidden[:, :, :frames].float()
     weights: dict[str, float] = {name: getattr(config, name) for name in TERMS}
     # L1 and cosine are always told, so that runs with other weights can be compared.

@@ -38,8 +38,9 @@ class Batch:
 
     Attributes:
         clean: (B, T) speech.
-        lengths: (B,) valid samples.
+        lengths: (B,) valid samples, on the host.
         noise: (B, T) before it is scaled, where there is any.
+        noisy: (B, T) contaminated speech, once it was rendered.
         scenes: what happens to each utterance.
         seconds: valid speech in all.
         replaced: recordings that could not be read, as rows.
@@ -55,17 +56,17 @@ class Batch:
     replaced: list[dict[str, Any]] = field(default_factory=list)
     keys: list[bytes] | None = None
     planned_frames: int = 0
+    noisy: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors on `device`."""
+        """The batch with its sound on `device`; lengths stay on the host, where they are read."""
         noise = None if self.noise is None else self.noise.to(device, non_blocking=True)
-        clean, lengths = (x.to(device, non_blocking=True) for x in (self.clean, self.lengths))
-        return replace(self, clean=clean, lengths=lengths, noise=noise)
+        return replace(self, clean=self.clean.to(device, non_blocking=True), noise=noise)
 
     def pin_memory(self) -> Batch:
         """For the loader: page-locked copies, which a GPU reads without waiting."""
         noise = None if self.noise is None else self.noise.pin_memory()
-        return replace(self, clean=self.clean.pin_memory(), lengths=self.lengths.pin_memory(), noise=noise)
+        return replace(self, clean=self.clean.pin_memory(), noise=noise)
 
 
 Item = tuple[np.ndarray, Scene, "np.ndarray | None", list[dict[str, Any]]]
@@ -266,10 +267,18 @@ def _collate(items: Sequence[Item | UserError], keyed: bool) -> Batch | UserErro
 def read_batches(
     dataset: CropDataset, sampler: StepSampler, workers: int, device: torch.device, keyed: bool = False
 ) -> Iterator[Batch]:
-    """The microbatches of `sampler` on `device`, read by `workers` processes, or by this one. Raises what a worker met.
+    """The microbatches of `sampler` on `device`, contaminated; read by `workers` processes, or by this one.
 
-    For a GPU they are copied one ahead, beside the computation.
+    For a GPU they are copied and rendered one ahead, beside the computation. Raises what a worker met.
     """
+
+    def prepare(batch: Batch | UserError) -> Batch:
+        if isinstance(batch, UserError):
+            raise batch
+        batch = batch.to(device)
+        noisy = dataset.environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)
+        return replace(batch, noisy=noisy)
+
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -280,26 +289,25 @@ def read_batches(
         prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=dataset.activity.begin,
     )
-    for batch in loader if device.type != "cuda" else _ahead(loader, device):
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    yield from map(prepare, loader) if device.type != "cuda" else _ahead(loader, prepare, device)
 
 
-def _ahead(loader: Iterable[Batch | UserError], device: torch.device) -> Iterator[Batch | UserError]:
-    """Each batch of `loader` on the GPU `device`, copied on a stream of its own while the one before is computed on."""
-    copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    held: Batch | UserError | None = None
+def _ahead(loader: Iterable[Any], prepare: Callable[[Any], Batch], device: torch.device) -> Iterator[Batch]:
+    """Each batch of `loader` prepared on a stream of its own, while the GPU computes on the one before.
+
+    Rendering reads levels on the host, and so waits for that stream alone.
+    """
+    beside, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    held: Batch | None = None
     for batch in loader:
-        with torch.cuda.stream(copying):
-            moved = batch if isinstance(batch, UserError) else batch.to(device)
+        with torch.cuda.stream(beside):
+            ready = prepare(batch)
         if held is not None:
             yield held
-        held = moved
-        computing.wait_stream(copying)
-        if isinstance(held, Batch):
-            for tensor in (held.clean, held.noise):
-                if tensor is not None:
-                    tensor.record_stream(computing)
+        held = ready
+        computing.wait_stream(beside)
+        for tensor in (held.clean, held.noise, held.noisy):
+            if tensor is not None:
+                tensor.record_stream(computing)
     if held is not None:
         yield held

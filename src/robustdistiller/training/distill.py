@@ -20,6 +20,7 @@ from ..config import Recipe
 from ..distributed import Distributed
 from ..errors import UserError
 from ..files import write_json
+from ..models.frames import beside
 from ..models.precision import autocast, pick_precision
 from ..models.student import build_student
 from ..models.teacher import Teacher, TeacherOutput, load_teacher
@@ -195,7 +196,8 @@ class Distillation:
 
     def inputs(self, batch: Batch) -> tuple[Tensor, TeacherOutput]:
         """What the student hears, (B, T), and what it shall predict."""
-        noisy = self.materials.train_environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)
+        noisy = batch.noisy
+        assert noisy is not None
         if self.cache is not None and batch.keys is not None:
             return noisy, self.cache(batch.clean, batch.lengths, batch.keys)
         return noisy, self.teacher(batch.clean, batch.lengths)
@@ -207,7 +209,8 @@ class Distillation:
             output = model(noisy, batch.lengths)
         loss = total_loss(self.recipe.objectives, output, target, batch.clean)
         terms = {name: term.mean(1) if term.dim() > 1 else term for name, term in loss.terms.items()}
-        return StepLoss(loss.total, terms, target.lengths / batch.planned_frames, batch.seconds)
+        weights = beside(target.lengths / batch.planned_frames, loss.total)
+        return StepLoss(loss.total, terms, weights, batch.seconds)
 
     def sources(self, batch: Batch) -> dict[str, Tensor]:
         """What the loss was made from."""
