@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from robustdistiller.config import Recipe, load_recipe
+from robustdistiller.config import Recipe, load_recipe, recipe_from_dict
 from robustdistiller.errors import UserError
 from robustdistiller.evaluation.conditions import ConditionsConfig
 from robustdistiller.evaluation.task_file import TaskConfig
@@ -188,3 +188,27 @@ def test_no_override_ends_in_anything_but_a_recipe_or_a_sentence(text):
         assert isinstance(load_recipe(None, [text]), Recipe)
     except UserError as error:
         assert len(str(error)) > 10
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "training.steps=true", "training.learning_rate=yes", "training.betas=[1,1]", "training.eps=1e-320",
+        "training.weight_decay=1e300", "student.layers=100000", "environment.noises=[1, 100000000]",
+        "training.seed=-1", "training.seed=99999999999999999999999", "data.batch_seconds=.inf", "training.steps=1e308",
+    ],
+)  # fmt: skip
+def test_numbers_that_nothing_can_be_computed_with_are_refused(field):
+    with pytest.raises(UserError, match=field.partition("=")[0]):
+        load_recipe("mini-robust", [field])
+
+
+def test_a_recipe_of_the_version_before_opens_or_says_so():
+    old = load_recipe("mini-robust").to_dict()
+    del old["data"]["microbatch_seconds"]
+    old["data"]["batch_seconds"], old["training"]["accumulate"] = 120.0, 1
+    data = recipe_from_dict(old).data
+    assert (data.batch_seconds, data.microbatch_seconds) == (120.0, 120.0)
+    old["training"]["accumulate"] = 4
+    with pytest.raises(UserError, match=r"accumulate is of the version before: data\.batch_seconds"):
+        recipe_from_dict(old)

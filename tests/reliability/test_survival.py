@@ -10,10 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import make_recipe, make_speech, shared
+from small_runs import make_recipe, make_speech
 
-from robustdistiller.audio.io import write_audio
-from robustdistiller.config import recipe_from_dict
 from robustdistiller.distributed import Distributed
 from robustdistiller.errors import UserError
 from robustdistiller.training import checkpoint as checkpoints
@@ -325,19 +323,6 @@ def test_faults_in_any_process_are_gathered(tmp_path):
     assert guard.finish(1, torch.tensor(False)) == 1
     row = lines(tmp_path / "non_finite.jsonl")[0]
     assert row["utterances"] == ["a"] and row["terms"] == ["l1"] and row["batch"] == ["a", "theirs"]
-
-
-def test_one_long_recording_gives_its_end_to_validation_and_a_short_one_is_not_enough(recipe, tmp_path, caplog):
-    write_audio(tmp_path / "one" / "long.wav", shared().speech_like(8.0, 1))
-    one = recipe("training.steps=1").model_dump(mode="json")
-    one["data"]["speech"] = [str(tmp_path / "one")]
-    distill(recipe_from_dict(one), tmp_path / "run")
-    rows = [lines(tmp_path / "run" / "manifests" / f"speech-{part}.jsonl")[0] for part in ("train", "valid")]
-    assert rows[1].get("start") == pytest.approx(rows[0]["duration"]) and sum(r["duration"] for r in rows) == 8.0
-    assert "validation hears the last 2.0 s" in caplog.text
-    write_audio(tmp_path / "one" / "long.wav", shared().speech_like(2.0, 1))
-    with pytest.raises(UserError, match=r"one recording of 2 s .*: give more recordings"):
-        distill(recipe_from_dict(one), tmp_path / "other")
 
 
 def test_what_was_listed_in_mid_run_stays_listed_on_resume(recipe, tmp_path):

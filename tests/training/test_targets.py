@@ -14,6 +14,7 @@ from robustdistiller.config import load_recipe
 from robustdistiller.errors import UserError
 from robustdistiller.models.teacher import Teacher, load_teacher
 from robustdistiller.training import checkpoint as checkpoints
+from robustdistiller.training import target_cache
 from robustdistiller.training.distill import distill
 from robustdistiller.training.observer import Silent
 from robustdistiller.training.target_cache import TargetCache, audio_key
@@ -250,3 +251,29 @@ def test_another_student_and_another_seed_find_the_same_targets(checkpoint, spee
     run(checkpoint, speech, tmp_path / "one", place, split)
     second = run(checkpoint, speech, tmp_path / "two", place, split, "training.seed=7", "student.layers=1")
     assert second[0].cache["read"] > 5 * second[0].cache["computed"]
+
+
+TARGETS = {
+    "hubert": [0.0609, 0.3452, 0.9375, 0.9979, 0.9976, 0.8003],
+    "wavlm": [0.0535, 0.3394, 0.9566, 0.9979, 0.9976, 0.8004],
+    "whisper": [-0.6995, 0.5272, -0.3422, 1.0001, 1.0001, 0.8148],
+}
+"""What teachers of given weights make of a given wave in target format 1."""
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_targets_are_those_of_their_format(checkpoint, voice, kind):
+    """Where this fails for a reason, raise `target_cache.FORMAT`, so that kept targets are not taken for the new ones."""
+    teacher = load_teacher(str(checkpoint(kind)), precision="fp32")
+    with torch.no_grad():
+        for name, p in sorted(teacher.encoder.named_parameters()):
+            values = np.random.Generator(np.random.Philox(key=len(name))).standard_normal(p.numel()).reshape(p.shape)
+            gain = p.dim() == 1 and "weight" in name
+            p.copy_(torch.from_numpy(values * (0.1 if p.dim() > 1 else 0.02) + gain))
+    wave, lengths = torch.zeros(2, 9600), torch.tensor([9600, 7000])
+    for row, count in zip(wave, lengths.tolist(), strict=True):
+        row[:count] = torch.from_numpy(voice(0.6, 1))[:count]
+    h = teacher(wave, lengths).hidden
+    found = [h[0, 0, 5, 3], h[0, 1, 20, 10], h[1, 2, 15, 7], h[0].std(), h[1, :, :21].std(), h[0].abs().mean()]
+    torch.testing.assert_close(torch.stack(found), torch.tensor(TARGETS[kind]), rtol=0, atol=5e-3)
+    assert target_cache.FORMAT == 1
