@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, one sentence for mistakes and exit code 2, real runs, kills, two processes."""
+"""The command line as a user meets it: help, one sentence for mistakes and exit code 2, real runs, kills."""
 
 import inspect
 import json
@@ -30,10 +30,14 @@ SMALL = [
 ]  # fmt: skip
 
 
-def run(*arguments, program=("-m", "robustdistiller")):
+def run(*arguments):
     """The command in a process of its own, which must succeed."""
     done = subprocess.run(
-        [sys.executable, *program, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT, timeout=240
+        [sys.executable, "-m", "robustdistiller", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -257,6 +261,10 @@ def test_nothing_of_the_user_is_destroyed(call, speech, noise, checkpoint, tmp_p
     (tmp_path / "results" / "results.csv").write_text("mine")
     call("evaluate", "log-mel", "--speech", speech, "--out", tmp_path / "results", expect=2)
     call("export", "mini-edge", "--out", tmp_path / "results", "--overwrite", expect=2)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "shards.json").write_text("mine")
+    call("shard", speech, "--out", tmp_path / "shards", expect=2)
+    assert (tmp_path / "shards" / "shards.json").read_text() == "mine"
     _, error = call("quickstart", "--out", keep, expect=2) if (keep / "corpus").mkdir() is None else None
     assert "corpus is there already" in error
     assert {file: file.read_bytes() for file in before} == before
@@ -404,22 +412,3 @@ def test_a_polite_stop_saves_and_says_how_to_go_on(checkpoint, speech, tmp_path)
     assert process.returncode == 130
     assert "--resume" in error and "Traceback" not in error
     assert (sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1] / "progress.json").is_file()
-
-
-def test_two_processes_give_the_losses_of_one(checkpoint, speech, tmp_path):
-    still = ["--set", "student.dropout=0", "--set", "objectives.enhancement.dropout=0", "--set", "training.log_every=1"]
-    still += ["--steps", "4", "--set", "data.batch_seconds=6"]
-    run(*distill_command(checkpoint, speech, tmp_path / "one", *still))
-    run(
-        "--standalone", "--nproc_per_node", 2, "-m", "robustdistiller",
-        *distill_command(checkpoint, speech, tmp_path / "two", *still), program=("-m", "torch.distributed.run"),
-    )  # fmt: skip
-    curves = []
-    for name in ("one", "two"):
-        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        curves.append(
-            {(row["step"], k): v for row in rows for k, v in row.items() if k.endswith(("loss", "contaminated"))}
-        )
-    assert curves[0].keys() == curves[1].keys() and len(curves[0]) >= 5
-    for key, value in curves[0].items():
-        assert curves[1][key] == pytest.approx(value, rel=2e-4), key

@@ -1,6 +1,9 @@
 """Laws of shards: nothing is lost or changed in them, writing goes on where it stopped, and damage is one sentence."""
 
+import dataclasses
+import io
 import json
+import resource
 import tarfile
 
 import numpy as np
@@ -160,6 +163,87 @@ def test_damage_is_one_sentence(sharded, tmp_path):
         with pytest.raises(UserError, match=sentence) as told:
             read_shards(sharded.folder)
         assert str(told.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bytes", 10**13 * 10**6), ("bytes", None), ("recordings", 10**400), ("recordings", -1), ("seconds", float("nan")),
+        ("seconds", float("inf")), ("digest", "\0" * 32), ("digest", "../" * 9), ("digest", None), ("lengths", 5),
+        ("speakers", [["a"]]), ("speakers", None), ("split", []), ("split", "elsewhere"), ("histogram", {}),
+        ("histogram", {"99999999999": [1, 1.0]}), ("histogram", {"3": [10**400, 1.0]}), ("histogram", {"3": [0, 0.0]}),
+        ("name", "../x.tar"), ("name", "a\0.tar"), ("name", 7),
+    ],
+)  # fmt: skip
+def test_what_an_index_claims_is_checked_before_it_is_used(sharded, key, value):
+    index = sharded.folder / "shards.json"
+    values = json.loads(index.read_text())
+    values["shards"][1][key] = value
+    index.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="is damaged") as told:
+        read_shards(sharded.folder)
+    assert str(told.value).isprintable()
+
+
+def hostile_tars(shard, audio):
+    """Tar files of strangers, by what is wrong with them: (name, bytes)."""
+
+    def tar(*entries, format=tarfile.PAX_FORMAT, lengthen=None):
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w", format=format) as archive:
+            for name, content, more in entries:
+                info = tarfile.TarInfo(name)
+                info.size, info.pax_headers = len(content), more
+                archive.addfile(info, io.BytesIO(content))
+        content = bytearray(stream.getvalue())
+        if lengthen is not None:  # the size in the header of that entry, in base 256, and the checksum again
+            at = content.index(lengthen.encode())
+            content[at + 124 : at + 136] = b"\x80" + (10**13).to_bytes(11, "big")
+            content[at + 148 : at + 156] = b" " * 8
+            content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
+        return bytes(content)
+
+    def row(**more):
+        return json.dumps({"id": "a", "samples": 8000, "speaker": "s"} | more).encode()
+
+    sound = ("a.flac", audio, {})
+    yield "sound", tar(sound, ("a.json", row(), {}))
+    yield "10 TB of audio", tar(sound, ("a.json", row(), {}), lengthen="a.flac")
+    yield "10 TB of JSON", tar(sound, ("a.json", row(), {}), lengthen="a.json")
+    for size in ("10000000000000", "1" + 40 * "0", "-5", "many"):
+        yield f"PAX size {size}", tar(sound, ("a.json", row(), {"size": size}))
+        yield f"PAX size {size} of audio", tar(("a.flac", audio, {"size": size}), ("a.json", row(), {}))
+    yield "PAX sparse", tar(sound, ("a.json", row(), {"GNU.sparse.size": "10000000000000", "GNU.sparse.map": "0,1"}))
+    yield (
+        "a long name of 10 TB",
+        tar(("a" * 300 + ".flac", audio, {}), format=tarfile.GNU_FORMAT, lengthen="././@LongLink"),
+    )
+    yield "deep", tar(sound, ("a.json", b'{"a":' * 100_000 + b"1" + b"}" * 100_000, {}))
+    yield "digits", tar(sound, ("a.json", b'{"samples": ' + b"9" * 10_000 + b"}", {}))
+    yield "no text", tar(sound, ("a.json", b"\xff\xfe", {}))
+    yield "a list", tar(sound, ("a.json", b"[1]", {}))
+    yield "JSON alone", tar(("a.json", row(), {}))
+    yield "other names", tar(sound, ("b.json", row(), {}))
+    for value in (None, "many", [], 10**400, float("inf"), float("nan"), -1, 0):
+        yield f"samples {str(value)[:9]}", tar(sound, ("a.json", row(samples=value), {}))
+    for value in ([["a"]], {"a": 1}):
+        yield f"speaker {value}", tar(sound, ("a.json", row(speaker=value), {}))
+
+
+def test_tar_files_of_strangers_are_recordings_or_a_sentence(sharded, tmp_path):
+    shard = dataclasses.replace(read_shards(sharded.folder)[0], bytes=1 << 20)
+    with tarfile.open(shard.path) as tar:
+        audio = tar.extractfile(tar.getnames()[0]).read()
+    before, found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, {}
+    for name, content in hostile_tars(shard, audio):
+        (tmp_path / "x.tar").write_bytes(content)
+        try:
+            found[name] = [len(member.load()) for member in members(tmp_path / "x.tar", shard)]
+        except AudioError as error:
+            assert str(error).isprintable(), name
+
+    assert found.keys() == {"sound"}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
 
 
 def test_shards_are_no_source_of_files(sharded, tmp_path):

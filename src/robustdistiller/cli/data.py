@@ -88,8 +88,8 @@ def shard(
     For object storage and for more files than a file system likes. Speakers stay together; what cannot be used is
     listed in `OUT/skipped.jsonl`. Example: `robustdistiller shard librispeech:LibriSpeech/ --out shards/`
     """
-    names = ("shard-000000.tar", "shard-000000.json", "index.json", "skipped.jsonl", "scan")
-    claim_workplace(out, "shard", names, ("index.json",), sources)
+    names = ("shard-000000.tar", "shard-000000.json", "shards.json", "skipped.jsonl", "scan")
+    claim_workplace(out, "shard", names, ("shards.json",), sources)
     from ..audio.sharding import write_shards
 
     with Bars() as bars:
