@@ -143,7 +143,9 @@ def test_no_number_out_of_bounds_passes_an_option(call, verb, tmp_path, speech):
                 _, error = call(*words, f"{flag}={number}", expect=2)
                 assert len(error.strip().splitlines()) == 1 and not (tmp_path / "out").exists(), (flag, number, error)
                 tried += 1
-    numeric = {"contaminate", "demo", "distill", "evaluate", "latency", "prepare", "pretrain", "quickstart", "shard"}
+    numeric = {
+        "contaminate", "demo", "distill", "evaluate", "latency", "listen", "prepare", "pretrain", "quickstart", "shard",
+    }  # fmt: skip
     assert bool(tried) == (verb in numeric)
 
 
