@@ -248,7 +248,7 @@ def build_student(
             report = initialise(model, weights, kept)
             encoder.to(device)
             pruning.fit(encoder, source, replace(kept, channels=[]) if streams else kept, moments, clips, origins)
-            if streams and (kept.channels or model.config.conv_dim == source.model.config.conv_dim):
+            if streams and (kept.channels or tuple(model.config.conv_dim) == tuple(source.model.config.conv_dim)):
                 fit_layer_norm(encoder, source, clips, kept.channels)
                 report.mark_fitted("feature_")
             encoder.cpu()
