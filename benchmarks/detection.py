@@ -26,16 +26,16 @@ from robustdistiller.audio.prepare import prepare_all
 from robustdistiller.evaluation.detection import (
     BACKGROUND,
     Curve,
-    Positive,
+    PositiveScene,
     detection_curve,
     embed,
     long_scores,
     training_clip,
 )  # fmt: skip
-from robustdistiller.evaluation.features import Features
-from robustdistiller.evaluation.heads import HeadConfig, UtteranceHead, fit_utterance_heads
+from robustdistiller.evaluation.evaluated import open_models
+from robustdistiller.evaluation.features import StoredFeatures
 from robustdistiller.evaluation.probes import save_heads
-from robustdistiller.evaluation.subjects import open_models
+from robustdistiller.evaluation.task_heads import HeadConfig, UtteranceHead, fit_utterance_heads
 from robustdistiller.files import write_json
 from robustdistiller.models.student import Student, load_student
 from robustdistiller.randomness import fraction, generator
@@ -127,7 +127,7 @@ def train_head(
         targets.append(labels.index(label))
     held = np.arange(len(rows)) % 8 == 7
     stacked, answers = np.stack(rows).astype(np.float32), np.array(targets)[:, None]
-    parts = [Features(stacked[m], np.ones(int(m.sum()), np.int64)) for m in (~held, held)]
+    parts = [StoredFeatures(stacked[m], np.ones(int(m.sum()), np.int64)) for m in (~held, held)]
     (trained, *_) = fit_utterance_heads(
         parts[0], answers[~held], parts[1], answers[held], [len(labels)], HeadConfig(seeds=1), options.seed
     )
@@ -144,7 +144,7 @@ def train_head(
 def positive(
     student: Student, head: UtteranceHead, word: Recording, behind: np.ndarray, snr: float, room: np.ndarray | None,
     labels: tuple[str, ...], seed: int,
-) -> Positive:  # fmt: skip
+) -> PositiveScene:  # fmt: skip
     """A scene of `SCENE_SECONDS` with the word in its middle, scored. room: an impulse response (T,), or None"""
     size, at = int(SCENE_SECONDS * SAMPLE_RATE), int(WORD_AT * SAMPLE_RATE)
     start = int(generator(seed, "scene", word.id).integers(max(1, len(behind) - size)))
@@ -154,7 +154,7 @@ def positive(
         direct = int(np.abs(room).argmax())
         scene = (fftconvolve(scene, room)[direct : direct + size] / np.abs(room).max()).astype(np.float32)
     frames = long_scores(student.states, head, scene)
-    return Positive(frames, labels.index(str(word.label)), begin // 320, end // 320)
+    return PositiveScene(frames, labels.index(str(word.label)), begin // 320, end // 320)
 
 
 def write(out: Path, rows: dict[str, Curve]) -> None:

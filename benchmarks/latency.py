@@ -27,7 +27,7 @@ import numpy as np
 
 from robustdistiller.cli.deployment import print_latency
 from robustdistiller.config import load_recipe
-from robustdistiller.deployment.latency import FORMATS, Latency, Result, measure_latency, quick_export
+from robustdistiller.deployment.latency import FORMATS, Latency, LatencyResult, measure_latency, quick_export
 from robustdistiller.files import write_json
 from robustdistiller.models.student import build_student
 from robustdistiller.models.teacher import load_teacher
@@ -127,7 +127,7 @@ def timed(run: Callable[[], None]) -> float:
 
 def goals(latency: Latency, threads: int, streams: list[dict[str, Any]]) -> list[tuple[str, float, str, bool]]:
     """Every goal about speed and size: what it says, what was reached, its limit, whether it is kept."""
-    rows: dict[tuple[str, str], Result] = {(r.candidate.name, r.candidate.format): r for r in latency.rows}
+    rows: dict[tuple[str, str], LatencyResult] = {(r.candidate.name, r.candidate.format): r for r in latency.rows}
 
     def factor(name: str, form: str) -> float:
         return latency.factor(rows[name, form], threads)

@@ -31,11 +31,11 @@ from torch import Tensor
 from robustdistiller.assets import asset
 from robustdistiller.audio.manifest import Recording, read_manifest
 from robustdistiller.evaluation.baselines import MFCC, LogMel
-from robustdistiller.evaluation.features import Features
-from robustdistiller.evaluation.heads import HeadConfig, UtteranceHead, fit_utterance_heads, load_head, predict
+from robustdistiller.evaluation.features import StoredFeatures
 from robustdistiller.evaluation.metrics import ACCURACY, Scores
 from robustdistiller.evaluation.phones import TIMIT39
 from robustdistiller.evaluation.statistics import Bootstrap, interval
+from robustdistiller.evaluation.task_heads import HeadConfig, UtteranceHead, fit_utterance_heads, load_head, predict
 from robustdistiller.files import write_json
 from robustdistiller.models.encoder import SpeechEncoder
 from robustdistiller.models.teacher import Teacher, load_teacher
@@ -110,8 +110,8 @@ def probe(
     choose = np.isin(speaker, chosen) & ~test
     fit = ~test & ~choose
 
-    def part(mask: NDArray[np.bool_]) -> Features:
-        return Features(rows[mask], np.ones(int(mask.sum()), np.int64))
+    def part(mask: NDArray[np.bool_]) -> StoredFeatures:
+        return StoredFeatures(rows[mask], np.ones(int(mask.sum()), np.int64))
 
     heads = fit_utterance_heads(part(fit), target[fit], part(choose), target[choose], [len(names)], config, 0)
     found = [predict(load_head(h, UtteranceHead, rows.shape[1:], [len(names)]), part(test))[:, 0] for h in heads]

@@ -63,7 +63,7 @@ def test_a_small_quickstart_ends_in_its_page(tmp_path, monkeypatch):
 
 def module_settings(seed):
     from robustdistiller.evaluation.benchmark import Settings
-    from robustdistiller.evaluation.heads import HeadConfig
+    from robustdistiller.evaluation.task_heads import HeadConfig
 
     heads = HeadConfig(learning_rates=(1e-3,), weight_decays=(1e-2,), epochs=2, steps=20)
     return Settings(seed=seed, seeds=1, replicates=200, similarity=0, heads=heads)

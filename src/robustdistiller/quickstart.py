@@ -32,7 +32,7 @@ from .models.teacher import load_teacher
 from .objectives.enhancement import si_sdr
 from .report.markdown import write_summary
 from .report.page import write_page
-from .report.reading import Result, read_result
+from .report.reading import BenchmarkResult, read_result
 from .synthetic.spoken import build_corpus
 from .training.distill import distill
 from .training.observer import Observer
@@ -53,7 +53,7 @@ class Quickstart:
     student: Path
     exported: Path
     demo: Path | None  # the page to play with in a browser, where its engine could be fetched
-    result: Result
+    result: BenchmarkResult
     sentence: str
     seconds: float
 
@@ -116,7 +116,7 @@ def _part(progress: Callable[[str, int, int], None] | None, what: str) -> Callab
     return None if progress is None else lambda done, total: progress(what, done, total)
 
 
-def _sentence(result: Result) -> str:
+def _sentence(result: BenchmarkResult) -> str:
     """What was measured, in one sentence, whichever way it went."""
     measure = result.measures(result.tasks[0])[0]
     found = {name: measure.get(name, "mean:contaminated") for name in ("robust", "plain", "teacher")}
@@ -135,7 +135,7 @@ def _sentence(result: Result) -> str:
     )
 
 
-def _times_larger(result: Result) -> float:
+def _times_larger(result: BenchmarkResult) -> float:
     sizes = {model["name"]: model["num_parameters"] for model in result.models}
     return float(sizes["teacher"] / sizes["robust"])
 

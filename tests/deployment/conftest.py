@@ -10,9 +10,9 @@ from robustdistiller.audio.io import write_audio
 from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.deployment.export import ExportOptions, export_student
 from robustdistiller.deployment.parity import voice_like
-from robustdistiller.evaluation.heads import Trained, UtteranceHead
+from robustdistiller.evaluation.evaluated import open_models
 from robustdistiller.evaluation.probes import save_heads
-from robustdistiller.evaluation.subjects import open_models
+from robustdistiller.evaluation.task_heads import Trained, UtteranceHead
 from robustdistiller.models.student import build_student
 from robustdistiller.models.teacher import load_teacher
 

@@ -10,7 +10,7 @@ from robustdistiller.deployment.cost import SECONDS, macs_per_second
 from robustdistiller.deployment.latency import (
     Candidate,
     Latency,
-    Result,
+    LatencyResult,
     Timing,
     describe_machine,
     measure_latency,
@@ -38,7 +38,7 @@ def test_operations_are_those_of_the_equations(checkpoint):
 
 def example(times, name="reference", form="torch"):
     candidate = Candidate(name, form, "x", 1_000_000, 1e9, 4_000_000)
-    return Result(candidate, {1: Timing(1, list(times), list(times), 10, 5)})
+    return LatencyResult(candidate, {1: Timing(1, list(times), list(times), 10, 5)})
 
 
 def test_factors_compare_minima():

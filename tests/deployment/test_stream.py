@@ -16,9 +16,9 @@ from robustdistiller.deployment.stream_export import StreamJob, open_detector, o
 from robustdistiller.deployment.stream_graph import DetectorGraph, StreamGraph
 from robustdistiller.deployment.task_head import TaskHead
 from robustdistiller.errors import AudioError, UserError
-from robustdistiller.evaluation.heads import Trained, UtteranceHead
+from robustdistiller.evaluation.evaluated import open_models
 from robustdistiller.evaluation.probes import save_heads
-from robustdistiller.evaluation.subjects import open_models
+from robustdistiller.evaluation.task_heads import Trained, UtteranceHead
 from robustdistiller.models.streaming import Chunking
 from robustdistiller.models.student import build_student, load_student
 from robustdistiller.models.teacher import load_teacher

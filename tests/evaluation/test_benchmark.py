@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.errors import UserError
 from robustdistiller.evaluation.benchmark import Settings, evaluate
-from robustdistiller.evaluation.features import Stream
-from robustdistiller.evaluation.heads import HeadConfig
-from robustdistiller.evaluation.subjects import open_models
+from robustdistiller.evaluation.evaluated import open_models
+from robustdistiller.evaluation.features import FeatureStream
+from robustdistiller.evaluation.task_heads import HeadConfig
 from robustdistiller.evaluation.tasks import TaskConfig, load_folds
 from robustdistiller.files import read_jsonl
 from robustdistiller.models.student import build_student
@@ -120,7 +120,7 @@ def test_predictions_follow_from_the_stored_features_and_heads_alone(config, con
 
 def test_an_interrupted_benchmark_goes_on_and_ends_the_same(config, conditions, tmp_path, monkeypatch):
     straight = evaluate(["log-mel"], [config], conditions, tmp_path / "straight", settings=FAST)
-    finish = Stream.finish
+    finish = FeatureStream.finish
     calls = []
 
     def failing(self, plan):
@@ -129,7 +129,7 @@ def test_an_interrupted_benchmark_goes_on_and_ends_the_same(config, conditions, 
             raise KeyboardInterrupt
         finish(self, plan)
 
-    monkeypatch.setattr(Stream, "finish", failing)
+    monkeypatch.setattr(FeatureStream, "finish", failing)
     with pytest.raises(KeyboardInterrupt):
         evaluate(["log-mel"], [config], conditions, tmp_path / "broken", settings=FAST)
     monkeypatch.undo()
@@ -142,7 +142,7 @@ def test_a_model_joins_later_without_repeating_the_others(config, conditions, tm
     heard = []
     states = type(open_models(["log-mel"])[0]).states
     monkeypatch.setattr(
-        "robustdistiller.evaluation.subjects.EvaluatedModel.states",
+        "robustdistiller.evaluation.evaluated.EvaluatedModel.states",
         lambda self, wave, lengths: heard.append(self.name) or states(self, wave, lengths),
     )
     result = evaluate(["log-mel", "mfcc"], [config], conditions, tmp_path, settings=FAST, reference="mfcc")
@@ -438,7 +438,7 @@ def test_the_digest_of_a_model_follows_its_weights(student):
     assert first.digest == again.digest
     with torch.no_grad():
         next(first.network.encoder.parameters()).add_(1e-3)
-    from robustdistiller.evaluation.subjects import _digest
+    from robustdistiller.evaluation.evaluated import _digest
 
     assert _digest(first.network, first.state_names) != again.digest
 

@@ -11,7 +11,7 @@ from robustdistiller.audio.io import write_audio
 from robustdistiller.audio.manifest import Recording, write_manifest
 from robustdistiller.errors import UserError
 from robustdistiller.evaluation.conditions import CLEAN, ConditionsConfig, load_conditions
-from robustdistiller.evaluation.stage import TRAINING, ConditionRenderer, load_wave
+from robustdistiller.evaluation.rendering import TRAINING, ConditionRenderer, load_wave
 from robustdistiller.presets import shipped_folder
 
 GRID = {

@@ -8,7 +8,7 @@ from robustdistiller.config import EnhancementConfig, StreamingConfig, StudentCo
 from robustdistiller.errors import UserError
 from robustdistiller.evaluation.detection import (
     DetectionConfig,
-    Positive,
+    PositiveScene,
     detection_curve,
     detections,
     embed,
@@ -17,7 +17,7 @@ from robustdistiller.evaluation.detection import (
     training_clip,
     word_bounds,
 )  # fmt: skip
-from robustdistiller.evaluation.heads import UtteranceHead
+from robustdistiller.evaluation.task_heads import UtteranceHead
 from robustdistiller.models.streaming import Chunking
 from robustdistiller.models.student import build_student
 from robustdistiller.models.teacher import load_teacher
@@ -33,7 +33,7 @@ def scores(frames, rng, events=()):
 
 
 def positives(rng, heights, label=1):
-    return [Positive(scores(300, rng, [(100, label, h)]), 1, 90, 125) for h in heights]
+    return [PositiveScene(scores(300, rng, [(100, label, h)]), 1, 90, 125) for h in heights]
 
 
 def test_recall_and_false_alarms_are_those_of_the_trigger():
@@ -63,7 +63,7 @@ def test_another_keyword_or_one_too_late_is_no_hit():
     rng = np.random.default_rng(1)
     quiet = [scores(6000, rng)]
     assert detection_curve(positives(rng, [0.95] * 5, label=0), quiet, LABELS, replicates=20).summary["recall"] == 0
-    late = [Positive(scores(300, rng, [(200, 1, 0.95)]), 1, 90, 125)]
+    late = [PositiveScene(scores(300, rng, [(200, 1, 0.95)]), 1, 90, 125)]
     assert detection_curve(late, quiet, LABELS, replicates=20).summary["recall"] == 0
     waits = DetectionConfig(tolerance=2.0)
     told = detection_curve(late, quiet, LABELS, waits, delay=0.32, replicates=20).summary

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustdistiller.errors import UserError
-from robustdistiller.evaluation.features import Stream, extract, make_plan, require_space
+from robustdistiller.evaluation.features import FeatureStream, extract, make_plan, require_space
 
 LENGTHS = [800 + 320 * (k % 7) for k in range(23)]
 
@@ -51,7 +51,7 @@ def test_a_plan_holds_every_utterance_once_in_bounded_batches(seconds, batch, sh
 
 
 def test_averaged_rows_are_means_over_valid_frames(tmp_path):
-    stream = Stream(tmp_path, {"a": 1})
+    stream = FeatureStream(tmp_path, {"a": 1})
     extract([Model()], [stream], PLAN, render, True)
     rows = stream.open().rows
     for k, length in enumerate(LENGTHS):
@@ -61,7 +61,7 @@ def test_averaged_rows_are_means_over_valid_frames(tmp_path):
 
 
 def test_all_frames_are_kept_in_utterance_order(tmp_path):
-    stream = Stream(tmp_path, {"a": 1})
+    stream = FeatureStream(tmp_path, {"a": 1})
     extract([Model()], [stream], PLAN, render, False)
     features = stream.open()
     assert features.frames.tolist() == [(n - 400) // 320 + 1 for n in LENGTHS] and features.rows.dtype == np.float16
@@ -73,7 +73,7 @@ def test_all_frames_are_kept_in_utterance_order(tmp_path):
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_an_interrupted_extraction_goes_on_and_leaves_the_same_bytes(tmp_path, pooled):
-    straight, broken = Stream(tmp_path / "straight", {"a": 1}), Stream(tmp_path / "broken", {"a": 1})
+    straight, broken = FeatureStream(tmp_path / "straight", {"a": 1}), FeatureStream(tmp_path / "broken", {"a": 1})
     extract([Model()], [straight], PLAN, render, pooled)
     with pytest.raises(KeyboardInterrupt):
         extract([Model(fail_after=12)], [broken], PLAN, render, pooled)
@@ -95,7 +95,7 @@ def test_only_what_is_missing_is_computed_and_all_models_hear_the_same(tmp_path)
         return wave, lengths
 
     first, second = Model(), Model()
-    streams = [Stream(tmp_path, {"m": 1}), Stream(tmp_path, {"m": 2})]
+    streams = [FeatureStream(tmp_path, {"m": 1}), FeatureStream(tmp_path, {"m": 2})]
     extract([first], streams[:1], PLAN, listening, True)
     batches = len(heard)
     extract([first, second], streams, PLAN, listening, True)
@@ -103,12 +103,12 @@ def test_only_what_is_missing_is_computed_and_all_models_hear_the_same(tmp_path)
 
 
 def test_another_key_is_another_stream(tmp_path):
-    assert Stream(tmp_path, {"a": 1}).folder != Stream(tmp_path, {"a": 2}).folder
-    assert Stream(tmp_path, {"a": 1}).folder == Stream(tmp_path, {"a": 1}).folder
+    assert FeatureStream(tmp_path, {"a": 1}).folder != FeatureStream(tmp_path, {"a": 2}).folder
+    assert FeatureStream(tmp_path, {"a": 1}).folder == FeatureStream(tmp_path, {"a": 1}).folder
 
 
 def test_damage_is_told_in_one_sentence(tmp_path):
-    stream = Stream(tmp_path, {"a": 1})
+    stream = FeatureStream(tmp_path, {"a": 1})
     extract([Model()], [stream], PLAN, render, True)
     (stream.folder / "features.npy").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="are damaged: delete that folder"):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from robustdistiller.evaluation import enhancement, features, heads, similarity, stage
+from robustdistiller.evaluation import enhancement, features, rendering, similarity, task_heads
 from robustdistiller.evaluation.conditions import ConditionsConfig
-from robustdistiller.evaluation.subjects import open_models
+from robustdistiller.evaluation.evaluated import open_models
 
 GRID = {
     "noise": {"sources": [{"name": "babble", "kind": "babble"}, {"name": "wind", "kind": "wind"}], "snr_db": [5]},
@@ -26,12 +26,12 @@ def summary(values):
 
 
 def test_conditions_sound_as_their_format_says(keywords):
-    renderer = stage.ConditionRenderer(ConditionsConfig.model_validate(GRID))
+    renderer = rendering.ConditionRenderer(ConditionsConfig.model_validate(GRID))
     found = {}
     for condition in renderer.conditions:
         wave, _ = renderer.render(condition, keywords, "test", keywords.test)(range(3))
         found[condition.name] = summary(100 * wave)
-    assert stage.FORMAT == 1
+    assert rendering.FORMAT == 1
     assert found == {name: pytest.approx(values, rel=1e-3, abs=1e-3) for name, values in SOUND.items()}
 
 
@@ -48,10 +48,10 @@ def test_heads_are_what_their_format_says():
     rng = np.random.default_rng(0)
     rows, labels = rng.standard_normal((120, 2, 8)).astype(np.float32), rng.integers(0, 3, (120, 1))
     rows[:, 1, :3] += 2 * np.eye(3)[labels[:, 0]]
-    part = features.Features(rows, np.ones(120, np.int64))
-    config = heads.HeadConfig(learning_rates=(1e-3,), weight_decays=(1e-2,), epochs=2, steps=20, seeds=1)
-    (trained,) = heads.fit_utterance_heads(part, labels, part, labels, [3], config, 0)
-    assert heads.FORMAT == 1
+    part = features.StoredFeatures(rows, np.ones(120, np.int64))
+    config = task_heads.HeadConfig(learning_rates=(1e-3,), weight_decays=(1e-2,), epochs=2, steps=20, seeds=1)
+    (trained,) = task_heads.fit_utterance_heads(part, labels, part, labels, [3], config, 0)
+    assert task_heads.FORMAT == 1
     assert [*trained.state["mix.weights"].tolist(), trained.validation] == pytest.approx(HEAD, rel=1e-2)
 
 

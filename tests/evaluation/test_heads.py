@@ -8,8 +8,9 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from robustdistiller.evaluation.ctc import CTCHead, decode, fit_ctc_heads, frames_of
-from robustdistiller.evaluation.features import Features
-from robustdistiller.evaluation.heads import (
+from robustdistiller.evaluation.features import StoredFeatures
+from robustdistiller.evaluation.metrics import RankedTrials
+from robustdistiller.evaluation.task_heads import (
     HeadConfig,
     Mix,
     UtteranceHead,
@@ -20,14 +21,13 @@ from robustdistiller.evaluation.heads import (
     predict,
     train_heads,
 )
-from robustdistiller.evaluation.metrics import RankedTrials
-from robustdistiller.evaluation.verification import make_trials, similarities
+from robustdistiller.evaluation.verification import make_trials, trial_similarities
 
 FAST = HeadConfig(learning_rates=(1e-3,), weight_decays=(1e-2,), epochs=10, steps=120, seeds=2)
 
 
 def averaged(rows):
-    return Features(np.asarray(rows, dtype=np.float32), np.ones(len(rows), dtype=np.int64))
+    return StoredFeatures(np.asarray(rows, dtype=np.float32), np.ones(len(rows), dtype=np.int64))
 
 
 def material(states=1, dims=20, classes=4, count=300, seed=0, spread=1.6):
@@ -110,10 +110,10 @@ def test_unseen_speakers_can_be_told_apart():
 
     def rate(values, which):
         left, right, same = trials[which]
-        return RankedTrials(similarities(values, left, right), same).equal_error_rate()
+        return RankedTrials(trial_similarities(values, left, right), same).equal_error_rate()
 
     trained = fit_speaker_heads(voices[0], targets, 20, lambda values: -rate(values, 0), voices[1], FAST, 0)
-    from robustdistiller.evaluation.heads import SpeakerHead
+    from robustdistiller.evaluation.task_heads import SpeakerHead
 
     assert rate(embeddings(load_head(trained[0], SpeakerHead, (1, 16), [20]), voices[2]), 1) < 0.15
 
@@ -137,7 +137,7 @@ def utterances(count, seed):
         rows.append(np.array(held) + 0.15 * rng.standard_normal((len(held), 12)))
         frames.append(len(held))
         targets.append(units.astype(np.int64))
-    return Features(np.concatenate(rows)[:, None].astype(np.float16), np.array(frames)), targets
+    return StoredFeatures(np.concatenate(rows)[:, None].astype(np.float16), np.array(frames)), targets
 
 
 @pytest.mark.parametrize("recurrent", [False, True])

@@ -188,7 +188,7 @@ def test_the_fingerprint_changes_with_the_audio(words, tmp_path):
 
 
 def test_shipped_task_examples_are_valid():
-    from robustdistiller.evaluation.options import load_options
+    from robustdistiller.evaluation.yaml_config import load_options
 
     examples = sorted((Path(__file__).parents[2] / "tasks").glob("*.yaml"))
     assert examples

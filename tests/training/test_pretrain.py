@@ -26,8 +26,8 @@ from robustdistiller.training.pretrain import (
     Pretraining,
     _check_same_run,
     export,
-    learning_rate,
     load_pretrain_config,
+    plateau_learning_rate,
     train,
 )
 from robustdistiller.training.pretrain_speech import CropConfig, Pool, PoolConfig, cut, load_pools
@@ -103,7 +103,9 @@ def test_training_lowers_the_loss_of_both_terms(teacher: Teacher, tmp_path: Path
 def test_the_end_of_a_run_may_be_chosen_while_it_goes(teacher: Teacher, tmp_path: Path) -> None:
     longer = CONFIG.model_copy(update={"steps": 100})
     for step in range(60):  # before the fall of the shorter run, both have the same rate
-        assert learning_rate(CONFIG.model_copy(update={"steps": 90}), step) == learning_rate(longer, step)
+        assert plateau_learning_rate(CONFIG.model_copy(update={"steps": 90}), step) == plateau_learning_rate(
+            longer, step
+        )
     _check_same_run(CONFIG, tmp_path)
     train(CONFIG, pools(), pools("valid"), teacher, tmp_path, stop_after=1)
     _check_same_run(longer, tmp_path)
@@ -119,11 +121,11 @@ def test_the_end_of_a_run_may_be_chosen_while_it_goes(teacher: Teacher, tmp_path
 @given(st.integers(1, 5000), st.integers(1, 400), st.floats(0.01, 1.0))
 def test_the_learning_rate_rises_stays_and_ends_at_zero(steps: int, warm: int, decay: float) -> None:
     config = CONFIG.model_copy(update={"steps": steps, "warmup_steps": warm, "decay": decay})
-    rates = [learning_rate(config, step) for step in range(steps)]
+    rates = [plateau_learning_rate(config, step) for step in range(steps)]
     assert min(rates) > 0 and max(rates) <= config.learning_rate
     peak = int(np.argmax(rates))
     assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert learning_rate(config, steps) == 0.0
+    assert plateau_learning_rate(config, steps) == 0.0
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4])

@@ -1,6 +1,6 @@
 """The command line: thin verbs over the library, with help that teaches and one sentence for every mistake.
 
-One file a group of verbs; `options` holds what verbs share, `output` what is printed, `progress` the bars, `process` what
+One file a group of verbs; `options` holds what verbs share, `output` what is printed, `progress` the bars, `signals` what
 concerns the process as a whole. Nothing heavy is imported before a verb runs.
 """
 
@@ -19,7 +19,7 @@ import typer
 from .. import __version__
 from ..errors import UserError
 from ..process import prepare_process
-from . import audio, data, demo, deployment, distillation, evaluation, process, recipes, teachers
+from . import audio, data, demo, deployment, distillation, evaluation, recipes, signals, teachers
 from .output import Notes, complain
 from .progress import is_main_process
 
@@ -65,8 +65,8 @@ def _options(
 
 def main() -> None:
     """Entry point of the console script: runs the verb and leaves with its exit code."""
-    process.harden_streams()
-    process.guard_workers()
+    signals.harden_streams()
+    signals.guard_workers()
     prepare_process()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     sys.exit(run(arguments, debug="--debug" in sys.argv[1:]))
@@ -84,7 +84,7 @@ def run(arguments: list[str], debug: bool = False) -> int:
     except (KeyboardInterrupt, SystemExit):
         return _ended()
     except (UserError, OSError, MemoryError, RecursionError, OverflowError, UnicodeError) as error:
-        if process.ended_by:  # the workers that were ended are missed somewhere
+        if signals.ended_by:  # the workers that were ended are missed somewhere
             return _ended()
         if debug:
             traceback.print_exc()
@@ -98,7 +98,7 @@ def run(arguments: list[str], debug: bool = False) -> int:
             place = getattr(getattr(error, "ctx", None), "command_path", "robustdistiller")
             complain(f"{error.format_message().rstrip('.')}. See {place} --help.")
             return int(getattr(error, "exit_code", 2))
-        if process.ended_by or type(error).__name__ == "Abort":  # what typer makes of Ctrl-C
+        if signals.ended_by or type(error).__name__ == "Abort":  # what typer makes of Ctrl-C
             return _ended()
         if "allocate memory" in str(error) or "out of memory" in str(error):  # torch's has no type of its own
             if debug:
@@ -111,8 +111,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
 
 
 def _ended() -> int:
-    complain("terminated" if process.ended_by == signal.SIGTERM else "interrupted")
-    return 128 + (process.ended_by or signal.SIGINT)
+    complain("terminated" if signals.ended_by == signal.SIGTERM else "interrupted")
+    return 128 + (signals.ended_by or signal.SIGINT)
 
 
 def _sentence(error: BaseException, arguments: list[str]) -> str:

@@ -78,7 +78,7 @@ def evaluate(
     """
     if train_on not in ("clean", "contaminated"):
         raise UserError(f"--train-on is clean or contaminated, not {train_on}.")
-    from ..evaluation.subjects import groups_of
+    from ..evaluation.evaluated import groups_of
 
     models, groups = models or [], groups_of(group or [])
     read = [
@@ -147,7 +147,7 @@ def _keep_report(out: Path, models: list[str], tasks: list[str], overwrite: bool
     """Raise `UserError` if the report in `out` has models or tasks that the new one would lose."""
     if overwrite or not (out / "benchmark.json").is_file():
         return
-    from ..evaluation.subjects import model_name
+    from ..evaluation.evaluated import model_name
     from ..files import read_mapping
     from ..report.reading import read_result
 

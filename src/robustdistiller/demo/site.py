@@ -32,7 +32,7 @@ from ..audio.manifest import Recording
 from ..deployment.export import Exported, ExportOptions, export_student
 from ..deployment.task_head import TaskHead, read_head
 from ..errors import UserError
-from ..evaluation.subjects import EvaluatedModel, open_models
+from ..evaluation.evaluated import EvaluatedModel, open_models
 from ..files import replacing_folder, write_json
 from ..randomness import generator
 from ..synthetic.speakers import speakers

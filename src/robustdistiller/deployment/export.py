@@ -30,7 +30,7 @@ from .. import __version__
 from ..assets import located
 from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, need
-from ..evaluation.subjects import open_models
+from ..evaluation.evaluated import open_models
 from ..files import replacing_folder, write_json
 from ..models.frames import GRID
 from ..models.streaming import split_operating_point

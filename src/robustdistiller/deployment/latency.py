@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..evaluation.subjects import model_name
+from ..evaluation.evaluated import model_name
 from ..files import GENERIC
 from ..models.hub import load_encoder
 from ..models.repository import locate
@@ -73,7 +73,7 @@ class Timing:
 
 
 @dataclass
-class Result:
+class LatencyResult:
     """One row of the table: a candidate with its timings by number of threads."""
 
     candidate: Candidate
@@ -84,12 +84,12 @@ class Result:
 class Latency:
     """All rows; the first is the reference. audio: seconds of audio in a run."""
 
-    rows: list[Result]
+    rows: list[LatencyResult]
     audio: float
     repeats: int
     machine: dict[str, Any]
 
-    def factor(self, row: Result, threads: int) -> float:
+    def factor(self, row: LatencyResult, threads: int) -> float:
         """How many times faster than the reference on as many threads, by the minimum."""
         return self.rows[0].timings[threads].minimum / row.timings[threads].minimum
 
@@ -163,7 +163,7 @@ def measure_latency(
                 timing.processor.append(answer["processor"])
                 timing.peak, timing.model = answer["peak"], answer["model"]
         report("measuring", repeats, repeats)
-    rows = [Result(c, {n: timings[c, n] for n in threads}) for c in candidates]
+    rows = [LatencyResult(c, {n: timings[c, n] for n in threads}) for c in candidates]
     return Latency(rows, audio, repeats, describe_machine())
 
 

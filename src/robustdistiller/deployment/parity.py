@@ -50,7 +50,7 @@ class Measured:
         return {name: value for name, value in asdict(self).items() if value not in (None, (), {}, "")}
 
 
-class Probe(NamedTuple):
+class ProbeBatch(NamedTuple):
     """A batch (B, T) with lengths (B,), and what it is."""
 
     name: str
@@ -58,8 +58,8 @@ class Probe(NamedTuple):
     lengths: Tensor
 
 
-def varied_audio(real: Sequence[Floats] = (), seed: int = 0) -> Iterator[Probe]:
-    """Probes: every length of `LENGTHS` as noise, voice, silence, voice off zero, alone and in batches; real clips."""
+def varied_audio(real: Sequence[Floats] = (), seed: int = 0) -> Iterator[ProbeBatch]:
+    """Batches: every length of `LENGTHS` as noise, voice, silence, voice off zero, alone and in batches; real clips."""
     for number, length in enumerate(LENGTHS):
         shorter = [length, max(400, int(0.61 * length)), max(400, length - 320)]
         kinds = (
@@ -70,9 +70,9 @@ def varied_audio(real: Sequence[Floats] = (), seed: int = 0) -> Iterator[Probe]:
         for size in (1, 3):
             names = list(kinds)[:size]
             waves = [kinds[name](n, seed + number) for name, n in zip(names, shorter, strict=False)]
-            yield Probe(f"{', '.join(names)} of {length} samples", *_padded(waves))
+            yield ProbeBatch(f"{', '.join(names)} of {length} samples", *_padded(waves))
     for start in range(0, len(real), 3):
-        yield Probe(f"contaminated speech, batch {start // 3 + 1}", *_padded(list(real[start : start + 3])))
+        yield ProbeBatch(f"contaminated speech, batch {start // 3 + 1}", *_padded(list(real[start : start + 3])))
 
 
 def _padded(waves: Sequence[Floats]) -> tuple[Tensor, Tensor]:
@@ -104,7 +104,9 @@ def _offset(samples: int, seed: int) -> Floats:
     return (voice_like(samples, seed) + 0.5).astype(np.float32)
 
 
-def compare(session: Any, reference: Reference, audio: Iterable[Probe], single: Reference | None = None) -> Measured:
+def compare(
+    session: Any, reference: Reference, audio: Iterable[ProbeBatch], single: Reference | None = None
+) -> Measured:
     """Measure the outputs of `session` against those of PyTorch in float64.
 
     Args:

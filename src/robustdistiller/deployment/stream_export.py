@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..evaluation.detection import pooled_scores
-from ..evaluation.subjects import open_models
+from ..evaluation.evaluated import open_models
 from ..models.frames import GRID
 from ..models.streaming import ENDLESS
 from ..models.student import Student, load_student
@@ -26,7 +26,7 @@ from ..runtime.container import Description
 from ..runtime.detection import BACKGROUND, Detector
 from ..runtime.stream import Stream
 from .onnx_file import trace
-from .parity import TOLERANCE, Measured, Probe, _cosine
+from .parity import TOLERANCE, Measured, ProbeBatch, _cosine
 from .stream_graph import DetectorGraph, StreamGraph
 from .task_head import TaskHead, read_head
 
@@ -131,7 +131,7 @@ class StreamJob:
         states = self.student.states(wave[None].double(), predictions=wanted > len(self.student.states_names))[0]
         return (states[0] if self.head is None else pooled_scores(self.head.head, states)[None]).numpy()  # type: ignore[no-any-return]
 
-    def compare(self, model: Any, audio: Iterator[Probe]) -> Measured:
+    def compare(self, model: Any, audio: Iterator[ProbeBatch]) -> Measured:
         """A stream of `model` against `reference` on every recording of `audio`, alone, in pieces of many sizes."""
         worst, samples, signal = 0.0, 0, ""
         for name, wave, lengths in audio:

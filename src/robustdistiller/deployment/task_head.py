@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..audio.manifest import Recording
 from ..errors import AudioError, UserError
-from ..evaluation.heads import UtteranceHead
+from ..evaluation.task_heads import UtteranceHead
 from ..evaluation.tasks import load_task
 
 

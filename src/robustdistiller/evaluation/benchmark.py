@@ -28,20 +28,20 @@ from ..audio.io import write_audio
 from ..distributed import Distributed
 from ..errors import UserError, closest
 from ..files import read_json, write_json
-from .checks import check_heard
+from .checks import check_exposure
 from .conditions import CLEAN, Condition, load_conditions
 from .enhancement import UNPROCESSED, enhance_and_score, score_enhancement
-from .features import FeatureModel, Features, Plan, extract, make_plan, require_space
-from .heads import Trained
+from .evaluated import EvaluatedModel, ReportedModel, open_reported
+from .features import FeatureModel, Plan, StoredFeatures, extract, make_plan, require_space
 from .metrics import Scores, TrialScores, available_quality, join_scores
 from .probes import Confusions, Probe, load_heads, make_probe, save_heads
+from .rendering import TRAINING, ConditionRenderer
 from .results import benchmark_result, task_figures, task_summary
 from .settings import Settings
 from .similarity import similarities
-from .stage import TRAINING, ConditionRenderer
 from .store import Row, Store, read_rows, write_rows
-from .subjects import EvaluatedModel, ReportedModel, open_reported
 from .tables import write_tables
+from .task_heads import Trained
 from .tasks import Example, Task, TaskConfig, build_task, families, load_folds
 
 __all__ = ["Settings", "evaluate"]
@@ -116,7 +116,7 @@ def evaluate(
         raise UserError(
             f"The reference {reference} is none of the models {', '.join(known)}.{closest(reference, known)}"
         )
-    notes = [*stage.notes, *check_heard(opened, [t for folds in loaded for t in folds], stage, allow_overlap)]
+    notes = [*stage.notes, *check_exposure(opened, [t for folds in loaded for t in folds], stage, allow_overlap)]
     for task in (t for folds in loaded for t in folds):
         notes += [note if note.startswith("OVERLAP") else f"{task.report_name}: {note}" for note in task.notes]
     notes = list(dict.fromkeys(notes))
@@ -217,11 +217,11 @@ class _Benchmark:
         config = replace(self.settings.heads, seeds=self.settings.seeds)
         return make_probe(task, config, self.settings.seed, self.device)
 
-    # Features, heads, predictions
+    # StoredFeatures, heads, predictions
 
     def _extract(
         self, models: Sequence[EvaluatedModel], task: Task, part: str, condition: Condition, pooled: bool
-    ) -> dict[str, Features]:
+    ) -> dict[str, StoredFeatures]:
         """The features of some models, computed where they are missing."""
         streams = {model.name: self.store.stream(model, task, part, condition, pooled) for model in models}
         missing = [model for model in models if not streams[model.name].finished]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import UserError
-from .stage import ConditionRenderer
-from .subjects import EvaluatedModel
+from .evaluated import EvaluatedModel
+from .rendering import ConditionRenderer
 from .task_file import Task
 
 
-def check_heard(
+def check_exposure(
     subjects: Sequence[EvaluatedModel], tasks: Sequence[Task], stage: ConditionRenderer, allow: bool
 ) -> list[str]:
     """Notes about the provenance of every student; refuses (or, with `allow`, reports) what training and test share.
@@ -21,12 +21,12 @@ def check_heard(
     for subject in subjects:
         if subject.kind != "student":
             continue
-        if subject.heard is None:
+        if subject.exposure is None:
             notes.append(
                 f"The folder of {subject.name} does not tell what it heard in training: no overlap can be checked."
             )
             continue
-        made = sorted(subject.heard.noise_kinds & stage.made_noises())
+        made = sorted(subject.exposure.noise_kinds & stage.synthetic_noises())
         if made:
             notes.append(
                 f"{subject.name} was trained on {', '.join(made)} noise too, which the conditions call unseen."
@@ -34,13 +34,13 @@ def check_heard(
         pairs = [
             (
                 f"speaker(s) of the task {task.name}",
-                subject.heard.speakers,
+                subject.exposure.speakers,
                 {e.recording.speaker or "" for e in task.test} - {""},
             )
             for task in tasks
         ]
-        pairs.append(("noise recording(s) marked unseen", subject.heard.noise_groups, stage.groups("noise")))
-        pairs.append(("room(s) marked unseen", subject.heard.room_groups, stage.groups("rooms")))
+        pairs.append(("noise recording(s) marked unseen", subject.exposure.noise_groups, stage.groups("noise")))
+        pairs.append(("room(s) marked unseen", subject.exposure.room_groups, stage.groups("rooms")))
         for what, heard, tested in pairs:
             shared = sorted(heard & tested)
             if not shared:

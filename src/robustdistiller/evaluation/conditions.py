@@ -32,11 +32,11 @@ from ..acoustics.noise import KINDS
 from ..config import Count, EnvironmentConfig, Number, Seed
 from ..errors import closest
 from ..presets import find_shipped
-from .options import Options, load_options
+from .yaml_config import Options, load_options
 
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 Decibels = Annotated[Number, Field(ge=-30, le=60)]
-Bin = tuple[Annotated[Number, Field(ge=0.05)], Annotated[Number, Field(le=10)]]
+Bin = tuple[Annotated[Number, Field(ge=0.05)], Annotated[Number, Field(le=10)]]  # of T60, seconds
 
 
 def once(values: tuple[Any, ...]) -> tuple[Any, ...]:

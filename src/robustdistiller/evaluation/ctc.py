@@ -16,9 +16,9 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..randomness import generator
-from .features import Features
-from .heads import WIDTH, HeadConfig, Mix, Trained, train_heads
+from .features import StoredFeatures
 from .metrics import unit_errors
+from .task_heads import WIDTH, HeadConfig, Mix, Trained, train_heads
 
 BLANK = 0
 BATCH_FRAMES = 2500  # padding included: 50 s
@@ -51,9 +51,9 @@ class CTCHead(nn.Module):
 
 
 def fit_ctc_heads(
-    train: Features,
+    train: StoredFeatures,
     targets: Sequence[NDArray[np.int64]],
-    valid: Features,
+    valid: StoredFeatures,
     valid_targets: Sequence[NDArray[np.int64]],
     units: int,
     recurrent: bool,
@@ -87,7 +87,7 @@ def fit_ctc_heads(
 
 
 @torch.no_grad()
-def decode(head: nn.Module, features: Features, device: torch.device | str = "cpu") -> list[list[int]]:
+def decode(head: nn.Module, features: StoredFeatures, device: torch.device | str = "cpu") -> list[list[int]]:
     """The best path of every utterance, repeats merged and blanks removed: unit indices from 1."""
     found: list[list[int]] = [[]] * len(features)
     for batch in _packed(np.argsort(-features.frames, kind="stable"), features.frames):
@@ -99,7 +99,7 @@ def decode(head: nn.Module, features: Features, device: torch.device | str = "cp
     return found
 
 
-def frames_of(features: Features, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def frames_of(features: StoredFeatures, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """The frames of some utterances, padded with zeros: (B, F, S, D) float32 and valid frames (B,)."""
     starts = features.starts
     counts = features.frames[indices]

@@ -56,7 +56,7 @@ class DetectionConfig:
 
 
 @dataclass(frozen=True)
-class Positive:
+class PositiveScene:
     """Scores (F, K) of a scene with one keyword: its label, and the frames in which the word begins and ends."""
 
     scores: Array
@@ -128,7 +128,7 @@ def detections(
 
 
 def detection_curve(
-    positives: Sequence[Positive],
+    positives: Sequence[PositiveScene],
     negatives: Sequence[Array],
     labels: Sequence[str],
     config: DetectionConfig = DetectionConfig(),

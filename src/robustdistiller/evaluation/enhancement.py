@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .conditions import Condition
+from .evaluated import EvaluatedModel
 from .features import Plan
 from .metrics import METRICS, Scores, TrialScores, speech_quality
-from .stage import ConditionRenderer
-from .subjects import EvaluatedModel
+from .rendering import ConditionRenderer
 from .task_file import Task
 
 FORMAT = 1  # raise it when the same inputs would give other measures

@@ -1,4 +1,4 @@
-"""Features, extracted once per model and condition, streamed to disk, and read by every head.
+"""StoredFeatures, extracted once per model and condition, streamed to disk, and read by every head.
 
 A stream is filled shard by shard; a shard is written whole or not at all, so an interrupted extraction goes on where it
 stopped and yields the same bytes. When the last shard is there they are joined into two NumPy files, in the order of the
@@ -75,7 +75,7 @@ def make_plan(seconds: Sequence[float], batch_seconds: float = 48.0, shard_secon
 
 
 @dataclass(frozen=True)
-class Features:
+class StoredFeatures:
     """A finished stream: `rows` (ΣF, S, D) mapped from disk and `frames` (N,), in the order of the utterances."""
 
     rows: NDArray[Any]
@@ -96,7 +96,7 @@ class Features:
             yield part, torch.from_numpy(np.array(self.rows[part], dtype=np.float32))
 
 
-class Stream:
+class FeatureStream:
     """One stream of features on disk, named by the digest of everything that it depends on."""
 
     def __init__(self, root: Path, key: dict[str, Any], about: str = ""):
@@ -160,7 +160,7 @@ class Stream:
                 f"The feature file {self._shard(number)} is damaged: delete it and run the same command again."
             ) from error
 
-    def open(self) -> Features:
+    def open(self) -> StoredFeatures:
         """The finished stream, mapped, not read."""
         try:
             rows = np.load(self.folder / "features.npy", mmap_mode="r", allow_pickle=False)
@@ -169,7 +169,7 @@ class Stream:
             raise UserError(
                 f"The features in {self.folder} are damaged: delete that folder and run the same command again."
             ) from error
-        return Features(rows, frames)
+        return StoredFeatures(rows, frames)
 
 
 Render = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
@@ -178,7 +178,7 @@ Render = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 
 def extract(
     models: Sequence[FeatureModel],
-    streams: Sequence[Stream],
+    streams: Sequence[FeatureStream],
     plan: Plan,
     render: Render,
     pooled: bool,

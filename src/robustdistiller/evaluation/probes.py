@@ -21,10 +21,9 @@ from safetensors.torch import save_file
 from ..errors import UserError
 from ..files import replacing
 from ..randomness import generator
-from . import ctc, heads
+from . import ctc, task_heads
 from .conditions import Condition
-from .features import Features
-from .heads import HeadConfig, Trained
+from .features import StoredFeatures
 from .metrics import (
     ACCURACY,
     CER,
@@ -40,7 +39,8 @@ from .metrics import (
     unit_errors,
 )  # fmt: skip
 from .task_file import Example, Task
-from .verification import make_trials, similarities
+from .task_heads import HeadConfig, Trained
+from .verification import make_trials, trial_similarities
 
 Row = dict[str, Any]
 Tick = Callable[[], None] | None
@@ -53,11 +53,11 @@ class Probe(Protocol):
 
     pooled: bool
 
-    def fit(self, train: Features, valid: Features, tick: Tick = None) -> list[Trained]:
+    def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
         """Heads for every seed."""
         ...
 
-    def predict(self, trained: Sequence[Trained], test: Features) -> list[Row]:
+    def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         """One row per test utterance (verification: per pair), with the predictions of every head."""
         ...
 
@@ -91,15 +91,18 @@ class UtteranceProbe:
         rows = [[code[answer] for code, answer in zip(codes, e.target, strict=True)] for e in examples]
         return np.array(rows, dtype=np.int64)
 
-    def fit(self, train: Features, valid: Features, tick: Tick = None) -> list[Trained]:
+    def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
         task = self.task
-        return heads.fit_utterance_heads(
+        return task_heads.fit_utterance_heads(
             train, self._targets(task.train), valid, self._targets(task.valid), self.sizes, self.config, self.seed, tick
         )
 
-    def predict(self, trained: Sequence[Trained], test: Features) -> list[Row]:
+    def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         shape = test.rows.shape[1:]
-        found = [heads.predict(heads.load_head(t, heads.UtteranceHead, shape, self.sizes), test) for t in trained]
+        found = [
+            task_heads.predict(task_heads.load_head(t, task_heads.UtteranceHead, shape, self.sizes), test)
+            for t in trained
+        ]
         rows = []
         for k, example in enumerate(self.task.test):
             answers = [
@@ -130,7 +133,9 @@ class FrameProbe:
         self.config = replace(config, batch=512, epochs=min(5, config.epochs))
         self.code = {unit: k for k, unit in enumerate(task.classes[0])}
 
-    def _labelled(self, examples: Sequence[Example], frames: Features, part: str) -> tuple[Features, NDArray[np.int64]]:
+    def _labelled(
+        self, examples: Sequence[Example], frames: StoredFeatures, part: str
+    ) -> tuple[StoredFeatures, NDArray[np.int64]]:
         """At most `MOST_FRAMES` frames with a known unit, as if each were an utterance, and the classes of these."""
         units = [self.code.get(unit, -1) for e, count in zip(examples, frames.frames, strict=True)
                  for unit in _of_length(e.target, int(count))]  # fmt: skip
@@ -138,16 +143,17 @@ class FrameProbe:
         kept = np.flatnonzero(codes >= 0)
         if len(kept) > MOST_FRAMES:
             kept = np.sort(generator(self.seed, "frames", part).permutation(kept)[:MOST_FRAMES])
-        return Features(frames.rows[kept], np.ones(len(kept), np.int64)), codes[kept][:, None]
+        return StoredFeatures(frames.rows[kept], np.ones(len(kept), np.int64)), codes[kept][:, None]
 
-    def fit(self, train: Features, valid: Features, tick: Tick = None) -> list[Trained]:
+    def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
         parts = self._labelled(self.task.train, train, "train"), self._labelled(self.task.valid, valid, "valid")
-        return heads.fit_utterance_heads(*parts[0], *parts[1], [len(self.code)], self.config, self.seed, tick)
+        return task_heads.fit_utterance_heads(*parts[0], *parts[1], [len(self.code)], self.config, self.seed, tick)
 
-    def predict(self, trained: Sequence[Trained], test: Features) -> list[Row]:
+    def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         names, shape = self.task.classes[0], test.rows.shape[1:]
         found = [
-            heads.predict(heads.load_head(t, heads.UtteranceHead, shape, [len(names)]), test)[:, 0] for t in trained
+            task_heads.predict(task_heads.load_head(t, task_heads.UtteranceHead, shape, [len(names)]), test)[:, 0]
+            for t in trained
         ]
         rows = []
         for k, example in enumerate(self.task.test):
@@ -186,13 +192,13 @@ class RecognitionProbe:
     def _targets(self, examples: Sequence[Example]) -> list[NDArray[np.int64]]:
         return [np.array([self.code[u] for u in e.target if u in self.code], dtype=np.int64) for e in examples]
 
-    def fit(self, train: Features, valid: Features, tick: Tick = None) -> list[Trained]:
+    def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
         return ctc.fit_ctc_heads(
             train, self._targets(self.task.train), valid, self._targets(self.task.valid), len(self.code),
             self.recurrent, self.config, self.seed, self.device, tick,
         )  # fmt: skip
 
-    def predict(self, trained: Sequence[Trained], test: Features) -> list[Row]:
+    def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         names = self.task.classes[0]
         found = []
         for t in trained:
@@ -222,23 +228,29 @@ class VerificationProbe:
         self.speakers = task.classes[0]
         self.trials = make_trials([e.target[0] for e in task.test], task.config.trials, seed)
 
-    def fit(self, train: Features, valid: Features, tick: Tick = None) -> list[Trained]:
+    def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
         code = {name: k for k, name in enumerate(self.speakers)}
         targets = np.array([[code[e.target[0]]] for e in self.task.train], dtype=np.int64)
         left, right, same = make_trials([e.target[0] for e in self.task.valid], self.task.config.trials, self.seed)
 
         def score(embeddings: torch.Tensor) -> float:
-            rate = RankedTrials(similarities(embeddings, left, right), same).equal_error_rate()
+            rate = RankedTrials(trial_similarities(embeddings, left, right), same).equal_error_rate()
             return -1.0 if np.isnan(rate) else -rate
 
-        return heads.fit_speaker_heads(train, targets, len(self.speakers), score, valid, self.config, self.seed, tick)
+        return task_heads.fit_speaker_heads(
+            train, targets, len(self.speakers), score, valid, self.config, self.seed, tick
+        )
 
-    def predict(self, trained: Sequence[Trained], test: Features) -> list[Row]:
+    def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         left, right, same = self.trials
         shape, sizes = test.rows.shape[1:], [len(self.speakers)]
         values = np.stack(
             [
-                similarities(heads.embeddings(heads.load_head(t, heads.SpeakerHead, shape, sizes), test), left, right)
+                trial_similarities(
+                    task_heads.embeddings(task_heads.load_head(t, task_heads.SpeakerHead, shape, sizes), test),
+                    left,
+                    right,
+                )
                 for t in trained
             ]
         )

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from .conditions import Condition
+from .evaluated import ReportedModel
 from .metrics import Metric, Scores, TrialScores, stack_trainings
+from .rendering import ConditionRenderer
 from .settings import Settings
-from .stage import ConditionRenderer
 from .statistics import Bootstrap, Difference, Interval, difference, holm, interval
-from .subjects import ReportedModel
 from .task_file import Task
 
 Array = NDArray[np.float64]
-Measured = Mapping[str, Mapping[str, Scores | TrialScores]]
+ScoresByTask = Mapping[str, Mapping[str, Scores | TrialScores]]
 """Model → condition → scores of one metric."""
 
 AVERAGES = {
@@ -159,7 +159,7 @@ def averaged(conditions: Sequence[Condition]) -> dict[str, list[str]]:
 def figures(
     task: str,
     metric: Metric,
-    measured: Measured,
+    measured: ScoresByTask,
     conditions: Sequence[Condition],
     bootstrap: Bootstrap,
     reference: str | None,

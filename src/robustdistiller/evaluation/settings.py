@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .heads import HeadConfig
+from .task_heads import HeadConfig
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .conditions import Condition
 from .features import FeatureModel, Plan
-from .stage import ConditionRenderer
+from .rendering import ConditionRenderer
 from .task_file import Example, Task
 
 FORMAT = 1  # raise it when the same inputs would give other figures

@@ -14,12 +14,12 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import digest, read_json, read_jsonl, unique_name, write_json, write_jsonl
-from . import enhancement, heads, similarity
+from . import enhancement, similarity, task_heads
 from .conditions import CLEAN, Condition
-from .features import Stream
+from .evaluated import EvaluatedModel
+from .features import FeatureStream
+from .rendering import TRAINING, ConditionRenderer
 from .settings import Settings
-from .stage import TRAINING, ConditionRenderer
-from .subjects import EvaluatedModel
 from .task_file import Example, Task
 
 Row = dict[str, Any]
@@ -67,7 +67,7 @@ class Store:
         """Relative to `out`."""
         return Path("audio") / unique_name(task.name) / unique_name(example.id) / f"{condition.name}.wav"
 
-    def stream(self, model: EvaluatedModel, task: Task, part: str, condition: Condition, pooled: bool) -> Stream:
+    def stream(self, model: EvaluatedModel, task: Task, part: str, condition: Condition, pooled: bool) -> FeatureStream:
         """The features of a part of a task under a condition."""
         key = {
             "model": model.digest,
@@ -76,7 +76,7 @@ class Store:
             "pooled": pooled,
             "batch_seconds": self.settings.batch_seconds,
         }
-        return Stream(self.out / "features", key, f"{model.name}, {task.name} {part}, {condition.title}")
+        return FeatureStream(self.out / "features", key, f"{model.name}, {task.name} {part}, {condition.title}")
 
     # Keys
 
@@ -85,7 +85,9 @@ class Store:
         streams = [self.stream(model, task, part, condition, pooled).key for part in ("train", "valid")]
         answers = [[list(e.target) for e in task.part(part)] for part in ("train", "valid")]
         config = {**asdict(self.settings.heads), "seeds": self.settings.seeds}
-        return digest([heads.FORMAT, streams, answers, config, self.settings.seed, task.config.kind, task.config.units])
+        return digest(
+            [task_heads.FORMAT, streams, answers, config, self.settings.seed, task.config.kind, task.config.units]
+        )
 
     def predictions_key(self, model: EvaluatedModel, task: Task, condition: Condition, pooled: bool) -> str:
         answers = [list(e.target) for e in task.test]

@@ -12,9 +12,9 @@ from ..audio.manifest import Recording
 from ..config import Count, Number
 from ..errors import printable
 from ..files import digest
-from .options import Options
 from .phones import FOLDINGS
 from .sources import fingerprint
+from .yaml_config import Options
 
 Kind = Literal["classification", "slots", "frames", "ctc", "verification", "enhancement", "unlabelled"]
 PARTS = ("train", "valid", "test")

@@ -31,10 +31,10 @@ from ..files import unique_name
 from ..models.frames import GRID
 from ..randomness import fraction
 from .fairness import check_answers, check_overlap, remark_speakers
-from .options import load_options
 from .phones import FOLDINGS
 from .sources import matches, read_source, value_of
 from .task_file import PARTS, Example, SplitConfig, Task, TaskConfig
+from .yaml_config import load_options
 
 __all__ = ["Example", "SplitConfig", "Task", "TaskConfig", "build_task", "families", "load_folds", "load_task"]
 

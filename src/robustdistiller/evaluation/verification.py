@@ -31,7 +31,7 @@ def make_trials(
     return left[chosen], right[chosen], same[chosen]
 
 
-def similarities(embeddings: Tensor, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
+def trial_similarities(embeddings: Tensor, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
     """Cosines of pairs of unit-length embeddings (N, E), (P,)."""
     values = embeddings.double().numpy()
     return np.einsum("pe,pe->p", values[left], values[right])

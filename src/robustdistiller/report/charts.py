@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ..errors import need
 from ..files import replacing
-from .reading import PALETTE, Measure, Result, size_text, unique
+from .reading import PALETTE, BenchmarkResult, Measure, size_text, unique
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def _styled(draw: Callable[P, T]) -> Callable[P, T]:
 
 
 @_styled
-def curves(result: Result, measure: Measure) -> str:
+def curves(result: BenchmarkResult, measure: Measure) -> str:
     """A panel for every noise (over SNR), every source of rooms (over T60), and every room with noise."""
     panels = [(noise, "SNR (dB)", _over_snr(result.of_kind("noise"), noise=noise))
               for noise in unique(c["noise"] for c in result.of_kind("noise"))]  # fmt: skip
@@ -72,7 +72,7 @@ def curves(result: Result, measure: Measure) -> str:
 
 
 @_styled
-def write_means(result: Result, measure: Measure, path: str | os.PathLike[str]) -> None:
+def write_means(result: BenchmarkResult, measure: Measure, path: str | os.PathLike[str]) -> None:
     """Write one picture of a measure: over SNR, the mean of all noises, and over T60, the mean of all sources of rooms."""
     noise, reverb = result.of_kind("noise"), result.of_kind("reverb")
     by_snr = {snr: [c["name"] for c in noise if c["snr_db"] == snr] for snr in sorted({c["snr_db"] for c in noise})}
@@ -98,7 +98,7 @@ def write_means(result: Result, measure: Measure, path: str | os.PathLike[str]) 
 
 
 @_styled
-def scatter(result: Result, measure: Measure) -> str:
+def scatter(result: BenchmarkResult, measure: Measure) -> str:
     """Clean against the average of all contaminated conditions; the marker's area grows with the model."""
     sizes = {m["name"]: int(m["num_parameters"]) for m in result.models}
     found = [(m, measure.get(m, "clean"), measure.get(m, "mean:contaminated")) for m in measure.models]
@@ -123,7 +123,7 @@ def scatter(result: Result, measure: Measure) -> str:
 
 
 @_styled
-def weights(heads: Sequence[dict[str, Any]], result: Result) -> str:
+def weights(heads: Sequence[dict[str, Any]], result: BenchmarkResult) -> str:
     """Which states the heads read: a panel of bars for every model."""
     heads = [head for head in heads if len(head["states"]) > 1]
     if not heads:
@@ -137,7 +137,7 @@ def weights(heads: Sequence[dict[str, Any]], result: Result) -> str:
 
 
 @_styled
-def similarities(rows: Sequence[dict[str, Any]], result: Result) -> str:
+def similarity_per_state(rows: Sequence[dict[str, Any]], result: BenchmarkResult) -> str:
     """Cosine of clean and contaminated features per state, a panel for every model, a line for every kind of contamination."""
     kinds = {c["name"]: c["kind"] for c in result.conditions}
     models = [m for m in result.models if len(m["states"]) > 1 and any(row["model"] == m["name"] for row in rows)]
@@ -196,7 +196,7 @@ def _over_t60(cells: Sequence[dict[str, Any]]) -> list[Place]:
             *((k + 1.0, f"{c['t60'][0]:g}–{c['t60'][1]:g}", c["name"]) for k, c in enumerate(ordered))]  # fmt: skip
 
 
-def _lines(axis: Axes, result: Result, measure: Measure, places: Sequence[Place]) -> None:
+def _lines(axis: Axes, result: BenchmarkResult, measure: Measure, places: Sequence[Place]) -> None:
     """A line with its interval for every model."""
     for model in measure.models:
         found = [(place, figure) for place, _, name in places if (figure := measure.get(model, name))]

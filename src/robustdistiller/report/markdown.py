@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import markdown
 from ..files import write_text
-from .reading import Measure, Result, read_result, size_text
+from .reading import BenchmarkResult, Measure, read_result, size_text
 
 
 def write_summary(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -18,7 +18,7 @@ def write_summary(folder: str | Path, out: str | Path | None = None) -> Path:
     return path
 
 
-def render_summary(result: Result) -> str:
+def render_summary(result: BenchmarkResult) -> str:
     """The whole document."""
     settings = result.values["settings"]
     lines = [
@@ -45,7 +45,7 @@ def render_summary(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _averages(result: Result, measure: Measure) -> list[str]:
+def _averages(result: BenchmarkResult, measure: Measure) -> list[str]:
     names = ["clean", *(f"mean:{name}" for name in result.averages)]
     titles = ["clean", *(result.average_title(name) for name in result.averages)]
     lines = [f"| model | {' | '.join(titles)} |", f"| --- |{' ---: |' * len(titles)}"]
@@ -61,7 +61,7 @@ def _averages(result: Result, measure: Measure) -> list[str]:
     return lines
 
 
-def _all(result: Result, measure: Measure) -> list[str]:
+def _all(result: BenchmarkResult, measure: Measure) -> list[str]:
     lines = [
         f"| condition | seen | {' | '.join(map(markdown, measure.models))} |",
         f"| --- | --- |{' ---: |' * len(measure.models)}",
@@ -73,7 +73,7 @@ def _all(result: Result, measure: Measure) -> list[str]:
     return lines
 
 
-def _similarities(result: Result, task: dict[str, Any]) -> list[str]:
+def _similarities(result: BenchmarkResult, task: dict[str, Any]) -> list[str]:
     found = result.similarity(task)
     if not found:
         return []

@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from ..audio.io import SAMPLE_RATE, read_audio
 from ..files import write_text
 from . import charts
-from .reading import Result, read_result, size_text, unique
+from .reading import BenchmarkResult, read_result, size_text, unique
 
 SECONDS = 6.0  # of an utterance that the page plays, at most
 MOST = 24  # conditions per task that it plays; the folder `audio` has them all
@@ -35,7 +35,7 @@ def write_page(folder: str | Path, out: str | Path | None = None, sections: Sequ
     return path
 
 
-def render_page(result: Result, sections: Sequence[str] = (), lead: str = "") -> str:
+def render_page(result: BenchmarkResult, sections: Sequence[str] = (), lead: str = "") -> str:
     """The whole page."""
     files = resources.files(__package__)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -59,7 +59,7 @@ def render_page(result: Result, sections: Sequence[str] = (), lead: str = "") ->
     )
 
 
-def _task(result: Result, task: dict[str, Any]) -> dict[str, Any]:
+def _task(result: BenchmarkResult, task: dict[str, Any]) -> dict[str, Any]:
     """A task as the page shows it."""
     own = [note for note in result.values["notes"] if note.startswith(f"{task['name']}: ")]
     return {
@@ -78,7 +78,7 @@ def _states(names: Sequence[str]) -> str:
     return f"{len(names)}: {names[0]}, {names[1]} … {names[-1]}" if len(names) > 4 else ", ".join(names)
 
 
-def _clips(result: Result, task: dict[str, Any]) -> list[dict[str, str]]:
+def _clips(result: BenchmarkResult, task: dict[str, Any]) -> list[dict[str, str]]:
     """The first utterance that was written out, under (some of) the conditions, embedded as compressed audio."""
     clips = [clip for clip in task.get("audio") or [] if (result.folder / clip["file"]).is_file()]
     first = [clip for clip in clips if clip["utterance"] == clips[0]["utterance"]]

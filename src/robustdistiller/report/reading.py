@@ -107,7 +107,7 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchmarkResult:
     """A whole benchmark."""
 
     values: dict[str, Any]
@@ -168,7 +168,7 @@ class Result:
         return [c for c in self.conditions if c["kind"] == kind]
 
 
-def read_result(folder: str | Path) -> Result:
+def read_result(folder: str | Path) -> BenchmarkResult:
     """Open the result that `evaluate` wrote into `folder`. Raises `UserError` if there is none."""
     file = Path(folder) / "benchmark.json"
     if not file.is_file():
@@ -176,7 +176,7 @@ def read_result(folder: str | Path) -> Result:
     values = read_json(file, "benchmark")
     if not isinstance(values, dict) or values.get("format") != 1:
         raise UserError(f"{file} is not a benchmark of this version: run `robustdistiller evaluate` again.")
-    return Result(_shown(values), Path(folder))
+    return BenchmarkResult(_shown(values), Path(folder))
 
 
 def _shown(value: Any) -> Any:

@@ -67,7 +67,7 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Corpus:
+class SpokenCorpus:
     """A corpus on disk: its manifests, each with a `split` in every line."""
 
     folder: Path
@@ -83,7 +83,7 @@ def build_corpus(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     parts: Sequence[str] = ("speech", *TASKS),
-) -> Corpus:
+) -> SpokenCorpus:
     """Make the corpus in a folder of its own under `out`, or open it where it was made before.
 
     The files depend on (version, seed, size) alone, not on `workers` (threads; by default one per
@@ -102,7 +102,7 @@ def build_corpus(
             _make(temporary, seed, wanted, parts, workers or min(os.cpu_count() or 1, 4), progress)
     summary = read_json(folder / "corpus.json", "corpus")
     tasks = {task: folder / f"{task}.jsonl" for task in TASKS if task in parts}
-    return Corpus(folder, folder / "speech.jsonl", tasks, summary["hours"])
+    return SpokenCorpus(folder, folder / "speech.jsonl", tasks, summary["hours"])
 
 
 def _size(size: str | Size) -> Size:

@@ -99,7 +99,7 @@ def load_pretrain_config(path: str | Path, architecture: str | None = None, **fi
         raise UserError(explain(error, f"the recipe {path}", PretrainConfig)) from error
 
 
-def learning_rate(config: PretrainConfig, step: int) -> float:
+def plateau_learning_rate(config: PretrainConfig, step: int) -> float:
     """Linear warm-up, a plateau, then a linear fall to zero over the last `decay` of the steps; `step` counts from 0.
 
     Nothing before the fall depends on `steps`: a run on a machine of unknown pace can be given its end while it goes.
@@ -225,7 +225,7 @@ class Pretraining:
 
     def learning_rate(self, step: int) -> float:
         """Of the step `step`, counted from 0."""
-        return learning_rate(self.config, step)
+        return plateau_learning_rate(self.config, step)
 
     def batches(self, start: int) -> Iterator[Crops]:
         """The crops of this process from the step `start` on, each drawn while the one before is learned from."""

@@ -22,7 +22,7 @@ SCALED_PATIENCE = 40
 
 
 class Explained(Protocol):
-    """The part of a `Task` that finds where something was not finite."""
+    """The part of a `TrainingTask` that finds where something was not finite."""
 
     module: nn.Module
     precision: str

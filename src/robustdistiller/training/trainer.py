@@ -52,7 +52,7 @@ class StepLoss:
     seconds: float
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """What a `Trainer` trains.
 
     Attributes:
@@ -108,7 +108,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: Task,
+        task: TrainingTask,
         settings: TrainingConfig,
         run: Path,
         context: Distributed,

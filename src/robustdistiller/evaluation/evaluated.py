@@ -41,7 +41,7 @@ class EvaluatedModel:
     num_parameters: int
     digest: str
     predictions: bool = False
-    heard: TrainingExposure | None = None
+    exposure: TrainingExposure | None = None
     shape: tuple[int, int] = (1, 1)  # states and dimensions of its features
 
     @torch.no_grad()
@@ -186,14 +186,14 @@ def model_name(text: str, generic: Sequence[str] = GENERIC) -> tuple[str, str]:
 def _open(name: str, source: str, predictions: bool, device: torch.device | str) -> EvaluatedModel:
     network: Any
     state_names: tuple[str, ...]
-    heard = None
+    exposure = None
     folder = Path(located(split_operating_point(source)[0]))
     if source in BASELINES:
         network = BASELINES[source]()
         kind, state_names, size = "baseline", (f"{source} with differences",), 0
     elif (folder / HEADS_CONFIG).is_file():
         network = load_student(source)
-        kind, size, heard = "student", network.num_parameters, read_provenance(folder)
+        kind, size, exposure = "student", network.num_parameters, read_provenance(folder)
         state_names = network.states_names
         if predictions and network.heads is not None:
             state_names = (*state_names, *(f"prediction of layer {layer}" for layer in network.layers))
@@ -210,7 +210,7 @@ def _open(name: str, source: str, predictions: bool, device: torch.device | str)
     network = network.eval().to(device)
     shown = predictions and kind == "student" and network.heads is not None
     subject = EvaluatedModel(
-        name, source, kind, network, state_names, size, _digest(network, state_names), shown, heard
+        name, source, kind, network, state_names, size, _digest(network, state_names), shown, exposure
     )
     return _probed(subject, device)
 

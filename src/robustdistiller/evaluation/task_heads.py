@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..randomness import generator, integer
-from .features import Features
+from .features import StoredFeatures
 
 FORMAT = 1  # raise it when the same features would give another head, or other predictions
 WIDTH = 256
@@ -60,7 +60,7 @@ class Mix(nn.Module):
         self.register_buffer("mean", torch.zeros(states, size))
         self.register_buffer("deviation", torch.ones(states, size))
 
-    def fit(self, features: Features) -> None:
+    def fit(self, features: StoredFeatures) -> None:
         """Set mean and deviation from all rows of the training features, streamed."""
         total = square = torch.zeros(())
         count = 0
@@ -201,15 +201,15 @@ def shuffled(count: int, size: int) -> Callable[[int, int], list[NDArray[np.int6
     return batches
 
 
-def take(features: Features, indices: NDArray[np.int64]) -> Tensor:
+def take(features: StoredFeatures, indices: NDArray[np.int64]) -> Tensor:
     """The rows of some utterances of an averaged stream, (B, S, D) float32."""
     return torch.from_numpy(np.asarray(features.rows[indices], dtype=np.float32))
 
 
 def fit_utterance_heads(
-    train: Features,
+    train: StoredFeatures,
     targets: NDArray[np.int64],
-    valid: Features,
+    valid: StoredFeatures,
     valid_targets: NDArray[np.int64],
     classes: Sequence[int],
     config: HeadConfig,
@@ -234,11 +234,11 @@ def fit_utterance_heads(
 
 
 def fit_speaker_heads(
-    train: Features,
+    train: StoredFeatures,
     targets: NDArray[np.int64],
     speakers: int,
     score: Callable[[Tensor], float],
-    valid: Features,
+    valid: StoredFeatures,
     config: HeadConfig,
     seed: int,
     tick: Callable[[], None] | None = None,
@@ -266,14 +266,14 @@ def load_head(
 
 
 @torch.no_grad()
-def predict(head: nn.Module, features: Features) -> NDArray[np.int64]:
+def predict(head: nn.Module, features: StoredFeatures) -> NDArray[np.int64]:
     """The most likely class of every utterance and slot, (N, slots)."""
     found = [torch.stack([x.argmax(-1) for x in head(rows)], 1) for _, rows in features.chunks()]
     return torch.cat(found).numpy()
 
 
 @torch.no_grad()
-def embeddings(head: nn.Module, features: Features) -> Tensor:
+def embeddings(head: nn.Module, features: StoredFeatures) -> Tensor:
     """Speaker embeddings of every utterance, (N, 256)."""
     return torch.cat([head.embed(rows) for _, rows in features.chunks()])  # type: ignore[operator]
 
@@ -282,7 +282,7 @@ def _all_right(logits: list[Tensor], targets: Tensor) -> Tensor:
     return torch.stack([x.argmax(-1) == targets[:, k] for k, x in enumerate(logits)]).all(0)
 
 
-def _builder(kind: type[UtteranceHead], train: Features, classes: Sequence[int]) -> Callable[[], nn.Module]:
+def _builder(kind: type[UtteranceHead], train: StoredFeatures, classes: Sequence[int]) -> Callable[[], nn.Module]:
     """Fresh heads that share one pass over the training features for their mean and deviation."""
     states, size = train.rows.shape[1:]
     fitted = Mix(states, size)

@@ -26,7 +26,7 @@ from ..config import EnvironmentConfig, NoiseMix
 from ..errors import AudioError, UserError
 from ..files import digest
 from ..randomness import generator
-from .conditions import Condition, ConditionsConfig, NoiseSource, RoomSource, grid
+from .conditions import Bin, Condition, ConditionsConfig, NoiseSource, RoomSource, grid
 from .features import Render
 from .sources import fingerprint, matches, read_source, value_of
 from .task_file import Example, Task
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # raise it when a condition sounds different though its file, its sources and its seed are the same
 CACHE_MB = 64.0  # of decoded audio of every noise type, and four times as much speech
 SHORTEST = 400  # samples: one frame
-Bin = tuple[float, float]  # of T60, seconds
 TRAINING = Condition("training", "contaminated training", "training")
 
 
@@ -175,7 +174,7 @@ class ConditionRenderer:
         members = [item for _, item in self._noises.values()] if role == "noise" else list(self._rooms.values())
         return {r.group or r.id for item in members if not item.seen for r in item.recordings}
 
-    def made_noises(self) -> set[str]:
+    def synthetic_noises(self) -> set[str]:
         """The kinds of noise that are made, of speech or from nothing, in conditions marked unseen."""
         kinds = (item.kind for _, item in self._noises.values() if not item.seen)
         return {kind for kind in kinds if kind in SYNTHETIC_KINDS or kind == "babble"}
