@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import sys
 import time
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -19,7 +21,8 @@ from safetensors.torch import load_file
 from robustdistiller import __version__
 from robustdistiller.audio.io import write_audio
 from robustdistiller.cli import app, main
-from robustdistiller.cli.output import complain, show_table
+from robustdistiller.cli.deployment import export_line
+from robustdistiller.cli.output import Notes, complain, show_table
 from robustdistiller.cli.progress import Bars
 from robustdistiller.presets import shipped_folder, shipped_names
 
@@ -342,11 +345,14 @@ def test_the_whole_way_from_folders_to_enhanced_speech(call, checkpoint, speech,
         "--steps", 4, *SMALL,
     )  # fmt: skip
     assert "student:" in out and "SI-SDR" in out
-    assert "h of speech" in plan and "teacher" in plan and "an epoch" in plan
+    assert "h of speech" in plan and "teacher" in plan and "an epoch" in plan and "3 noise recordings and white noise" in plan
+    assert plan.count("validation rests on 2 recordings") == 1 and "held-out distillation loss" in plan
+    assert "training loss (distillation + enhancement)" in plan
     student = tmp_path / "run" / "student"
     call("enhance", student, speech / "s0" / "0.wav", tmp_path / "clean.wav")
     assert (tmp_path / "clean.wav").is_file()
-    call("features", student, speech, "--out", tmp_path / "features")
+    told, _ = call("features", student, speech, "--out", tmp_path / "features")
+    assert "8 of 8 files, 0.2 min of audio" in told
     assert (tmp_path / "features" / "s3" / "7.npz").is_file()
     heard = ["contaminate", speech / "s0" / "0.wav", "--noise", noise, "--rooms", "simulated", "--snr", 5, "--seed", 1]
     scenes = [json.loads(call(*heard, "--out", tmp_path / name)[0]) for name in ("one.wav", "two.wav")]
@@ -356,6 +362,30 @@ def test_the_whole_way_from_folders_to_enhanced_speech(call, checkpoint, speech,
     assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 8
     told = [call("shard", speech, "--out", tmp_path / "shards", "--shard-mb", 0.08)[0] for _ in range(2)]
     assert "(0 were there), 8 recordings" in told[0] and "(0 were there)" not in told[1]
+
+
+def test_without_labels_there_is_a_table_and_the_bar_ends(call, speech, tmp_path):
+    out, error = call("evaluate", "log-mel", "--speech", speech, "--out", tmp_path / "results", "--save-audio", 0)
+    assert "similarity" in out and re.search(r"log-mel +0\.\d{3} +0\.\d{3}", out)
+    steps = re.findall(r"(\d+)/(\d+)", error)[-1]
+    assert steps[0] == steps[1]
+
+
+def test_a_note_is_not_said_twice_in_a_row(capsys):
+    notes = Notes()
+    for sentence in ("one", "one", "two", "one"):
+        notes.emit(logging.LogRecord("a", logging.INFO, "", 1, sentence, None, None))
+    assert capsys.readouterr().err.split() == ["note:", "one", "note:", "two", "note:", "one"]
+
+
+def test_what_an_accuracy_was_measured_on_is_said():
+    measured = SimpleNamespace(error=1e-6, seconds=3, cosine=(), lowest=1.0, agreement=1.0, spared="",
+                               accuracy={"fp32": 0.84, "int8": 0.85})  # fmt: skip
+    file = SimpleNamespace(
+        path="a.onnx", bytes=1, description=SimpleNamespace(precision="int8"), measured=measured, short=None
+    )
+    line = export_line(file)
+    assert "100.0% on the calibration's held-out speech" in line and "in int8 on the task's validation part" in line
 
 
 def distill_command(checkpoint, speech, out, *more):

@@ -56,14 +56,17 @@ def complain(sentence: str) -> None:
 
 
 class Notes(logging.Handler):
-    """Log records as plain lines on standard error, above any progress bar."""
+    """Log records as plain lines on standard error, above any progress bar; what was just said is not said again."""
+
+    last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if is_main_process():
+        sentence = printable(record.getMessage())
+        if is_main_process() and sentence != self.last:
             from rich.text import Text
 
-            text = Text.assemble(("note: ", "yellow"), printable(record.getMessage()))
-            _console().print(text, soft_wrap=True)
+            self.last = sentence
+            _console().print(Text.assemble(("note: ", "yellow"), sentence), soft_wrap=True)
 
 
 def minutes(seconds: float) -> str:
