@@ -22,6 +22,7 @@ from robustdistiller import __version__
 from robustdistiller.audio.io import write_audio
 from robustdistiller.cli import app, main
 from robustdistiller.cli.deployment import export_line
+from robustdistiller.cli.options import pick_device
 from robustdistiller.cli.output import Notes, complain, show_table
 from robustdistiller.cli.progress import Bars
 from robustdistiller.presets import shipped_folder, shipped_names
@@ -345,7 +346,12 @@ def test_the_whole_way_from_folders_to_enhanced_speech(call, checkpoint, speech,
         "--steps", 4, *SMALL,
     )  # fmt: skip
     assert "student:" in out and "SI-SDR" in out
-    assert "h of speech" in plan and "teacher" in plan and "an epoch" in plan and "3 noise recordings and white noise" in plan
+    assert (
+        "h of speech" in plan
+        and "teacher" in plan
+        and "an epoch" in plan
+        and "3 noise recordings and white noise" in plan
+    )
     assert plan.count("validation rests on 2 recordings") == 1 and "held-out distillation loss" in plan
     assert "training loss (distillation + enhancement)" in plan
     student = tmp_path / "run" / "student"
@@ -369,6 +375,18 @@ def test_without_labels_there_is_a_table_and_the_bar_ends(call, speech, tmp_path
     assert "similarity" in out and re.search(r"log-mel +0\.\d{3} +0\.\d{3}", out)
     steps = re.findall(r"(\d+)/(\d+)", error)[-1]
     assert steps[0] == steps[1]
+
+
+def test_every_verb_that_computes_can_be_told_where(call, speech, tmp_path):
+    for words in (
+        ["features", "mini-robust", speech, "--out", tmp_path / "a"],
+        ["enhance", "mini-robust", speech, tmp_path / "b"],
+        ["evaluate", "log-mel", "--speech", speech, "--out", tmp_path / "c"],
+    ):
+        for device in ("gpu", "cuda:99", "meta"):
+            _, error = call(*words, "--device", device, expect=2)
+            assert f"no device '{device}'" in error
+    assert pick_device("cpu").type == "cpu" and pick_device("auto").type in ("cpu", "cuda")
 
 
 def test_a_note_is_not_said_twice_in_a_row(capsys):
