@@ -1,6 +1,6 @@
 """A student at work on files: hidden states per file, and enhanced speech; recordings of any length, in windows.
 
-Transformers cost the square of the length, so that a recording is heard in windows of 30 s with a second of context on
+Transformers cost the square of the length, so that a recording is processed in windows of 30 s with a second of context on
 either side, of which only the inner part is kept. Within a window the result is that of `Student.states` and
 `Student.enhance`; between two windows it may differ slightly from one pass over the whole recording.
 Shapes: T samples, F frames, S states, D hidden.

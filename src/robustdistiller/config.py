@@ -79,7 +79,7 @@ class StreamingConfig(Section):
     chunk_ms: Annotated[tuple[Milliseconds, ...], Field(min_length=1)] = (80, 160, 320, 640)
     look_ahead_ms: Annotated[tuple[Milliseconds, ...], Field(min_length=1)] = (0, 80, 160, 320)
     left_ms: Milliseconds = 1920  # how far attention reaches back before the chunk, in training and on a stream
-    whole: Probability = 0.25  # of batches heard as whole utterances; 1 is the offline twin, of the same shape
+    whole: Probability = 0.25  # of batches processed as whole utterances; 1 is the offline twin, of the same shape
 
     @model_validator(mode="after")
     def _check(self) -> StreamingConfig:
@@ -189,7 +189,7 @@ class CurriculumConfig(Section):
 
 
 class EnvironmentConfig(Section):
-    """What the student hears: the share of the four conditions and how each is drawn (method: paper section 3.1)."""
+    """The student's input: the share of the four conditions and how each is drawn (method: paper section 3.1)."""
 
     clean: NonNegative = 0.25
     noise: NonNegative = 0.25

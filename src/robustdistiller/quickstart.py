@@ -129,7 +129,7 @@ def _sentence(result: BenchmarkResult) -> str:
         verdict = "better than" if difference["difference_value"] > 0 else "worse than"
     return (
         "In new rooms and noises (wind and alarms, which training never had, and babble of other voices), the robust student "
-        f"gets {robust:.1f} % of the commands of unheard voices right, {verdict} the ordinary student with {plain:.1f} % "
+        f"gets {robust:.1f} % of the commands of unseen speakers right, {verdict} the ordinary student with {plain:.1f} % "
         f"(difference {robust - plain:+.1f}, 95 % interval "
         f"{low:+.1f} to {high:+.1f}); their teacher, {_times_larger(result):.1f} times larger, gets {teacher:.1f} %."
     )
@@ -218,10 +218,10 @@ def _enhancement(student: Student, held_out: list[Recording], folder: Path, seed
         wave = recording.load(0.0, 4.0)
         seconds = len(wave) / SAMPLE_RATE
         scene = fixed_scene(environment, recording.id, seconds, seed, snr, noise, speaker=recording.speaker)
-        heard, _ = contaminate(wave, environment, recording.id, scene=scene)
-        better = student.enhance(torch.from_numpy(heard)[None])[0].numpy()
+        noisy, _ = contaminate(wave, environment, recording.id, scene=scene)
+        better = student.enhance(torch.from_numpy(noisy)[None])[0].numpy()
         cells = []
-        for name, sound in (("clean", wave), ("contaminated", heard), ("enhanced", better)):
+        for name, sound in (("clean", wave), ("contaminated", noisy), ("enhanced", better)):
             write_audio(folder / f"{number}-{noise}-{name}.wav", sound)
             db = "" if name == "clean" else f"{_si_sdr(sound, wave):.1f} dB"
             cells.append(
@@ -272,5 +272,5 @@ def _picture(wave: np.ndarray) -> str:
 _SYNTHETIC = """<section><h2>What this is, and what it is not</h2><p>Voices by espeak-ng, noises and rooms made by this
 package: a synthetic corpus with disjoint speakers, whose commands are easier than real ones. The mini teacher was pretrained on
 clean speech (see its model card). Both students had the same budget and started as the teacher's first two layers; the only
-differences are what they heard (clean, or contaminated) and the enhancement task. The numbers say how far the method carries
-here, in minutes; they say nothing about the size of the effect on real tasks.</p></section>"""
+differences are what they were trained on (clean, or contaminated) and the enhancement task. The numbers say how far the method
+carries here, in minutes; they say nothing about the size of the effect on real tasks.</p></section>"""

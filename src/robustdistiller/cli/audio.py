@@ -40,9 +40,9 @@ def contaminate(
     ] = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Hear what a student hears: one utterance with noise, reverberation or both, and every draw as JSON.
+    """Listen to what a student is trained on: one utterance with noise, reverberation or both, and every draw as JSON.
 
-    Example: `robustdistiller contaminate speech.wav --noise cafe/ --rooms rirs/ --snr 5 --seed 1 --out heard.wav`
+    Example: `robustdistiller contaminate speech.wav --noise cafe/ --rooms rirs/ --snr 5 --seed 1 --out contaminated.wav`
     """
     from ..acoustics.contamination import contaminate_file
 
@@ -143,23 +143,23 @@ def listen(
 
         detector = open_detector(model, str(head), threshold, smoothing, refractory)
     chunks = microphone() if wav is None else [read_audio(wav)]
-    found, heard, busy = [], 0, 0.0
+    found, samples, busy = [], 0, 0.0
     try:
         for chunk in (*chunks, None) if wav is not None else chunks:
             begin = time.perf_counter()
             new = detector.close() if chunk is None else detector.push(chunk)
-            busy, heard = busy + time.perf_counter() - begin, heard + (0 if chunk is None else len(chunk))
+            busy, samples = busy + time.perf_counter() - begin, samples + (0 if chunk is None else len(chunk))
             found += new
             for detection in new if not as_json else ():
                 say(f"{detection.time:8.2f} s  {detection.label}  {detection.score:.2f}")
     except KeyboardInterrupt:
         pass
-    seconds = heard / detector.rate
+    seconds = samples / detector.rate
     if as_json:
         say_json({"detections": [d._asdict() for d in found], "seconds": seconds, "latency": detector.latency,
                   "real_time_factor": busy / seconds if seconds else None})  # fmt: skip
     elif seconds:
-        say(f"{seconds:.1f} s heard, latency {detector.latency:.2f} s, real-time factor {busy / seconds:.3f}")
+        say(f"{seconds:.1f} s of audio, latency {detector.latency:.2f} s, real-time factor {busy / seconds:.3f}")
 
 
 def _tell(done: list[Applied], target: Path, as_json: bool) -> None:

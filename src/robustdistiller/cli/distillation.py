@@ -132,7 +132,7 @@ def quickstart(
 ) -> None:
     """See the whole thing happen, offline: corpus, two students, benchmark, enhancement, one page.
 
-    A student that hears contaminated speech and one that hears clean speech are distilled from the shipped mini teacher
+    A student trained on contaminated speech and one trained on clean speech are distilled from the shipped mini teacher
     under the same budget and compared in new noises and rooms. Synthetic voices; minutes on two cores.
     """
     claim_workplace(out, "quickstart", QUICKSTART_FILES, ("corpus/corpus.json",))

@@ -49,7 +49,7 @@ def evaluate(
     speech: Annotated[str | None, typer.Option(help="Unlabelled speech, for the label-free score alone.")] = None,
     reference: Annotated[str | None, typer.Option(help="The model that the others are compared with.")] = None,
     train_on: Annotated[
-        str, typer.Option(help="What the heads hear: `clean` (the paper) or `contaminated`.")
+        str, typer.Option(help="What the heads are trained on: `clean` (the paper) or `contaminated`.")
     ] = "clean",
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Heads per model and task.")] = 3,
     seed: Seed = 0,

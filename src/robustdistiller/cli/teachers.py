@@ -74,7 +74,7 @@ def teachers(
 
 
 def examine(name: str) -> dict[str, Any]:
-    """Load a teacher, let it hear a second of noise, and describe it in plain values.
+    """Load a teacher, run it on a second of noise, and describe it in plain values.
 
     Raises:
         UserError: it cannot be loaded or distilled.

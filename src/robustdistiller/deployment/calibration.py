@@ -1,4 +1,4 @@
-"""Contaminated speech on which int8 ranges are set and fidelity is measured: what the student will hear on the device."""
+"""Contaminated speech on which int8 ranges are set and fidelity is measured: what the student will be given on the device."""
 
 from __future__ import annotations
 

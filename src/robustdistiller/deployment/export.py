@@ -203,9 +203,9 @@ def _write(
     done = [Exported(out / fp32_path.name, description, measured, fp32_path.stat().st_size, short)]
     if not options.int8:
         return done
-    heard = job.stream.steps(fp32, calibration) if job.stream else calibration
+    calibrating = job.stream.steps(fp32, calibration) if job.stream else calibration
     for spared, nodes in list(SPARED.items())[list(SPARED).index(first) :]:
-        model = quantise(job.model, heard, nodes, lambda k, n: report(f"calibrating {job.name}", k, n))
+        model = quantise(job.model, calibrating, nodes, lambda k, n: report(f"calibrating {job.name}", k, n))
         int8 = _session(model)
         measured = job.stream.fidelity(fp32, int8, held_out) if job.stream else fidelity(fp32, int8, held_out, job.kind)
         measured.spared = spared

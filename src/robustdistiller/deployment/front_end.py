@@ -1,4 +1,4 @@
-"""The convolutions of the front end in 8 bits, with a scale for every frame of every utterance, taken as it is heard.
+"""The convolutions of the front end in 8 bits, with a scale for every frame of every utterance, taken as it arrives.
 
 A quiet frame is forty decibels below a loud one behind the first block, and a LayerNorm behind the last makes both equally
 large: with one scale for all of them, as in static int8, the quiet ones are gone. Here a convolution of stride 2 is a matrix

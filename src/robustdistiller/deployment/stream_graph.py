@@ -49,7 +49,7 @@ class StreamGraph(nn.Module):
         network = self.encoder.model.encoder
         self.before = network.pos_conv_embed.conv.kernel_size[0] // 2
         self.attention_heads = int(self.encoder.model.config.num_attention_heads)
-        # Frame -1 hears the first samples; the first step ends with it or later, and with the look-ahead of a chunk's end.
+        # Frame -1 covers the first samples; the first step ends with it or later, and with the look-ahead of a chunk's end.
         steps = -(-(chunking.look_ahead + 1) // chunking.chunk)
         self.start = chunking.look_ahead - chunking.chunk * steps
 
@@ -134,8 +134,8 @@ class StreamGraph(nn.Module):
             for part in (attention.q_proj(x)[0], keys, values)
         )
         scores = (q * attention.scaling) @ k.transpose(1, 2) + mask  # (heads, C, left + C)
-        heard = (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)[None]
-        x = layer.layer_norm(x + attention.out_proj(heard))
+        attended = (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)[None]
+        x = layer.layer_norm(x + attention.out_proj(attended))
         x = layer.final_layer_norm(x + layer.feed_forward(x))
         return x, keys[size:], values[size:]
 

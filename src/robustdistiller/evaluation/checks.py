@@ -1,4 +1,4 @@
-"""What a student heard in training must not be tested as unheard: its provenance against tasks and conditions."""
+"""What a student was trained on must not be tested as unseen: its provenance against tasks and conditions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_exposure(
             continue
         if subject.exposure is None:
             notes.append(
-                f"The folder of {subject.name} does not tell what it heard in training: no overlap can be checked."
+                f"The folder of {subject.name} does not tell what it was trained on: no overlap can be checked."
             )
             continue
         made = sorted(subject.exposure.noise_kinds & stage.synthetic_noises())
@@ -41,8 +41,8 @@ def check_exposure(
         ]
         pairs.append(("noise recording(s) marked unseen", subject.exposure.noise_groups, stage.groups("noise")))
         pairs.append(("room(s) marked unseen", subject.exposure.room_groups, stage.groups("rooms")))
-        for what, heard, tested in pairs:
-            shared = sorted(heard & tested)
+        for what, trained, tested in pairs:
+            shared = sorted(trained & tested)
             if not shared:
                 continue
             sentence = f"The student {subject.name} was trained on {len(shared)} {what} (for example {shared[0]})"

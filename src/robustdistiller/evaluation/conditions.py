@@ -135,7 +135,7 @@ class ConditionsConfig(Options):
     noise: NoiseGrid = NoiseGrid()
     rooms: RoomGrid = RoomGrid()
     both: BothGrid = BothGrid()
-    training: EnvironmentConfig = EnvironmentConfig()  # what heads hear with train_on: contaminated
+    training: EnvironmentConfig = EnvironmentConfig()  # what heads are trained on with train_on: contaminated
 
     @model_validator(mode="after")
     def _check(self) -> ConditionsConfig:

@@ -32,8 +32,8 @@ RATE = 16_000
 WINDOW = 50
 """Frames that a head averages: a second, as long as a spoken keyword."""
 PIECE, CONTEXT = 2048, 416
-"""Frames. Long audio is heard in pieces with context; both are whole chunks of up to 640 ms, and a streaming student of two
-layers reaches back 260 frames, so that it hears what it would in one piece."""
+"""Frames. Long audio is processed in pieces with context; both are whole chunks of up to 640 ms, and a streaming student of two
+layers reaches back 260 frames, so that its input is what it would be in one piece."""
 STRETCH_SECONDS = 60.0  # of negatives that the bootstrap draws as one
 THRESHOLDS = 1 - np.geomspace(1e-3, 0.95, 60)[::-1]  # dense where false alarms are rare, from 0.05 to 0.999
 
@@ -105,9 +105,9 @@ def pooled_scores(head: nn.Module, states: Tensor) -> Tensor:
 
 @torch.no_grad()
 def long_scores(states: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], head: nn.Module, wave: Wave) -> Array:
-    """Probabilities (F, K) of any length of audio (T,), heard in pieces with context before each.
+    """Probabilities (F, K) of any length of audio (T,), processed in pieces with context before each.
 
-    states: as `Student.states`. A streaming student hears what a stream hears; other models hear windows.
+    states: as `Student.states`. A streaming student works as on a stream; other models get windows.
     """
     total = max(0, (len(wave) - GRID.field) // GRID.stride + 1)
     parts = []
@@ -238,7 +238,7 @@ def embed(word: Wave, background: Wave, at: int, snr_db: float) -> tuple[Wave, i
 def training_clip(
     kind: str, word: Wave, speech: Wave, key: Sequence[int | str], seconds: float = WINDOW / 50
 ) -> tuple[Wave, bool]:
-    """A second as a running head hears it, and whether it holds the whole keyword `word`.
+    """A second as a running head gets it, and whether it holds the whole keyword `word`.
 
     kind: "whole", the word somewhere in it; "shifted", cut off so that at most half is left; "speech", a part of other
     speech; "silence", a faint noise

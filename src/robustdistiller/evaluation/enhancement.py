@@ -1,4 +1,4 @@
-"""The enhancement task: the student's second head heard as a speech enhancer, against the contaminated input itself."""
+"""The enhancement task: the student's second head judged as a speech enhancer, against the contaminated input itself."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def enhance_and_score(
         for batch in shard:
             examples = [task.test[i] for i in batch]
             clean, lengths = stage.load(examples, task)
-            heard = stage.contaminate(clean, lengths, condition, task, "test", examples)
-            estimates: dict[str, Tensor] = {UNPROCESSED: heard}
+            noisy = stage.contaminate(clean, lengths, condition, task, "test", examples)
+            estimates: dict[str, Tensor] = {UNPROCESSED: noisy}
             for subject in subjects:
-                estimates[subject.name] = subject.enhance(heard.to(device), lengths.to(device)).cpu()
+                estimates[subject.name] = subject.enhance(noisy.to(device), lengths.to(device)).cpu()
             for name, estimate in estimates.items():
                 for row, (index, length) in enumerate(zip(batch, lengths.tolist(), strict=True)):
-                    heard_wave, clean_wave = (x[row, :length].double().numpy() for x in (estimate, clean))
-                    values = speech_quality(heard_wave, clean_wave, wanted)
+                    estimated_wave, clean_wave = (x[row, :length].double().numpy() for x in (estimate, clean))
+                    values = speech_quality(estimated_wave, clean_wave, wanted)
                     example = task.test[index]
                     rows[name][index] = {"id": example.id, "speaker": example.recording.speaker, **_finite(values)}
         if tick:

@@ -185,7 +185,7 @@ def extract(
     device: torch.device | str = "cpu",
     tick: Callable[[], None] | None = None,
 ) -> None:
-    """Fill one stream per model; every model hears the same rendered samples, and only missing shards are computed.
+    """Fill one stream per model; every model gets the same rendered samples, and only missing shards are computed.
 
     pooled: mean over valid frames, else all frames; tick: called once a shard.
     """

@@ -1,4 +1,4 @@
-"""The stage: conditions made audible. Scenes are fixed by the seed: every model hears the same samples.
+"""Renders conditions to audio. Scenes are fixed by the seed: every model gets the same samples.
 
 The noise of an utterance is the same stretch at every SNR, and its room the same in `both` as in `reverb` of that bin:
 what differs between two conditions is what their names say.
@@ -97,7 +97,7 @@ class ConditionRenderer:
         self._banks: dict[tuple[str, str], NoiseBank] = {}
         self._check_training_overlap(allow_overlap)
 
-    # What there is to hear
+    # Sources
 
     def _collect_noises(self) -> dict[str, tuple[str, _Noise]]:
         types: dict[str, tuple[str, _Noise]] = {}
@@ -170,7 +170,7 @@ class ConditionRenderer:
     # What a condition depends on
 
     def groups(self, role: str) -> set[str]:
-        """The noise recordings or rooms that are heard in conditions marked unseen."""
+        """The noise recordings or rooms that occur in conditions marked unseen."""
         members = [item for _, item in self._noises.values()] if role == "noise" else list(self._rooms.values())
         return {r.group or r.id for item in members if not item.seen for r in item.recordings}
 
@@ -270,7 +270,7 @@ class ConditionRenderer:
         )
 
     def _noise_bank(self, condition: Condition, task: Task, part: str) -> NoiseBank:
-        """The bank of a noise type, shared by all conditions that hear it."""
+        """The bank of a noise type, shared by all conditions that use it."""
         key = (self._talkers(condition, task, part), str(condition.noise))
         if key not in self._banks:
             noise = self._noises[str(condition.noise)][1]

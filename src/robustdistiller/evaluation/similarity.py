@@ -27,7 +27,7 @@ FORMAT = 1  # raise it when the same inputs would give other figures
 
 @dataclass
 class Similarity:
-    """Running sums over pairs of frames of one model and condition; memory is S·D², whatever is heard."""
+    """Running sums over pairs of frames of one model and condition; memory is S·D², however long the audio."""
 
     count: int = 0
     sums: Tensor | None = None  # (2, S, D)

@@ -98,11 +98,11 @@ class Store:
         self, model: EvaluatedModel | None, task: Task, condition: Condition, wanted: Sequence[str]
     ) -> str:
         """`model`: None for the input itself."""
-        heard = [task.fingerprints["test"], self.stage.digest(condition, task, "test")]
-        return digest([enhancement.FORMAT, heard, list(wanted), model.digest if model else None])
+        audio = [task.fingerprints["test"], self.stage.digest(condition, task, "test")]
+        return digest([enhancement.FORMAT, audio, list(wanted), model.digest if model else None])
 
     def similarity_key(
         self, model: EvaluatedModel, task: Task, examples: Sequence[Example], conditions: Sequence[Condition]
     ) -> str:
-        heard = [task.fingerprints["test"], [self.stage.digest(c, task, "test") for c in conditions]]
-        return digest([similarity.FORMAT, heard, [e.id for e in examples], self.settings.batch_seconds, model.digest])
+        audio = [task.fingerprints["test"], [self.stage.digest(c, task, "test") for c in conditions]]
+        return digest([similarity.FORMAT, audio, [e.id for e in examples], self.settings.batch_seconds, model.digest])

@@ -287,8 +287,8 @@ def families(folds: Sequence[Task]) -> list[list[Task]]:
     """Tasks that share a list of audio together, since they share its features, which two processes must not write at once."""
     found: list[tuple[set[str], list[Task]]] = []
     for task in folds:
-        heard = {str(value) for value in task.fingerprints.values()}
-        related = [family for family in found if family[0] & heard]
+        known = {str(value) for value in task.fingerprints.values()}
+        related = [family for family in found if family[0] & known]
         found = [family for family in found if family not in related]
-        found.append((heard.union(*(f[0] for f in related)), [*(t for f in related for t in f[1]), task]))
+        found.append((known.union(*(f[0] for f in related)), [*(t for f in related for t in f[1]), task]))
     return [tasks for _, tasks in found]

@@ -27,7 +27,7 @@ from .streaming import Chunking, chunked_layers
 
 @dataclass
 class EncoderOutput:
-    """What an encoder hears.
+    """The input of an encoder.
 
     states: N+1 tensors (B, F, D): the projected CNN output, then the output of each Transformer layer
     cnn: (B, F, C) the output of the convolutions, before the projection

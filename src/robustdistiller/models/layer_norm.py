@@ -3,7 +3,7 @@
 A GroupNorm over time is linear within an utterance; a LayerNorm divides every frame by its own level. With a bias that is a
 constant pattern over the channels, `PATTERN` times as strong as the signal, that level hardly changes, and a LayerNorm is
 nearly linear. The convolutions and the projection are then least squares fits, one after the other, so that each makes up for
-what those before it lost. On 54 s that the fit has not heard (LJ Speech and Speech Commands, students of the mini teacher) the
+what those before it lost. On 54 s that the fit was not given (LJ Speech and Speech Commands, students of the mini teacher) the
 last layer keeps a cosine of 0.95 with that of the source, 0.67 without the pattern, 0.60 where weights are only copied.
 """
 

@@ -72,7 +72,7 @@ def fit(
 ) -> None:
     """Fit the pruned parts of `student`, in place, to what `source` makes of `speech`: clips (T,) on its device.
 
-    The first convolution hears the same waveform and stays; each other one, the projection where it reads fewer channels, and
+    The first convolution gets the same waveform and stays; each other one, the projection where it reads fewer channels, and
     the second half of each pruned feed-forward part become the linear maps with the least squared error.
     """
     if kept.channels:

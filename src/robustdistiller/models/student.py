@@ -348,7 +348,7 @@ def load_student(folder: str | os.PathLike[str]) -> Student:
     """Open a student folder, or a shipped student such as ``mini-robust`` by its name, in evaluation mode.
 
     Of the hub, a name or name@revision. A plain HuBERT or WavLM opens without heads. ``folder@160+80`` is a streaming student
-    as it hears a stream with chunks of 160 ms and a look-ahead of 80 ms.
+    on a stream with chunks of 160 ms and a look-ahead of 80 ms.
 
     Raises `UserError` for a folder that is not a student or whose parts do not fit together.
     """
@@ -363,7 +363,7 @@ def load_student(folder: str | os.PathLike[str]) -> Student:
     encoder = load_encoder(files)
     if not isinstance(encoder, SpeechEncoder):
         raise UserError(
-            f"{folder} is a teacher that hears log-mel, not a student: give the folder that `distill` wrote."
+            f"{folder} is a teacher whose input is log-mel, not a student: give the folder that `distill` wrote."
         )
     if encoder.grid != GRID:
         raise UserError(

@@ -19,7 +19,7 @@ FLOOR = 1.192092955078125e-07
 
 
 class W2vBertEncoder(nn.Module):
-    """The encoder of a Wav2Vec2BertModel as wave → states; frame f hears samples 320 f to 320 f + 559.
+    """The encoder of a Wav2Vec2BertModel as wave → states; frame f covers samples 320 f to 320 f + 559.
 
     model: a Wav2Vec2BertModel; extractor: its SeamlessM4TFeatureExtractor, for the mel filters and the window
     """

@@ -89,7 +89,7 @@ class WhisperEncoder(nn.Module):
         if int(frames.max()) > self.max_frames:
             limit = self.max_frames / 50
             raise UserError(
-                f"Whisper hears at most {limit:.0f} s at once; set data.crop_seconds to {limit - 1:.0f} or less."
+                f"Whisper takes at most {limit:.0f} s at once; set data.crop_seconds to {limit - 1:.0f} or less."
             )
         context = (frames + TAIL).clamp_max(self.max_frames)  # (B,)
         size = int(context.max())
@@ -101,8 +101,8 @@ class WhisperEncoder(nn.Module):
         x = x * mask_from_lengths(2 * context, x.shape[-1])[:, None]
         cnn = functional.gelu(self.model.conv2(x)).transpose(1, 2)  # (B, F, D)
         x = cnn + self.model.embed_positions.weight[:size]
-        heard = mask_from_lengths(context, size)
-        mask = None if whole else heard[:, None, None, :].expand(-1, 1, size, -1)
+        valid = mask_from_lengths(context, size)
+        mask = None if whole else valid[:, None, None, :].expand(-1, 1, size, -1)
         states = [cnn]
         for layer in self.model.layers:
             x = layer(x, mask)

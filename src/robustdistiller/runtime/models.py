@@ -28,7 +28,7 @@ class Features(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a classifier heard: the label and its probability per slot, when (seconds), and the whole distribution."""
+    """A classifier's answer: the label and its probability per slot, when (seconds), and the whole distribution."""
 
     labels: dict[str, str]
     probability: float  # of the least certain slot
@@ -105,7 +105,7 @@ class Encoder(_Model):
         return [Features(row[:, :count], self._times(0, int(count))) for row, count in zip(states, frames, strict=True)]
 
     def stream(self, hop: float = 12.0, left: float = 0.5, right: float = 0.3) -> WindowedStream[Features]:
-        """Listen to chunks: every `hop` seconds of frames are heard with `left` and `right` seconds of context.
+        """Listen to chunks: every `hop` seconds of frames are computed with `left` and `right` seconds of context.
 
         A frame is late by at most hop + right; the computation grows by (left + right) / hop.
         """
@@ -160,7 +160,7 @@ class Classifier(_Model):
     def stream(self, window: float = 1.0, hop: float = 0.25) -> WindowedStream[Answer]:
         """Listen to chunks: an answer for the last `window` seconds, every `hop` seconds, without latency beyond `hop`.
 
-        The first answers hear less than a whole window. Each second of audio is heard window / hop times.
+        The first answers cover less than a whole window. Each second of audio is processed window / hop times.
         """
         if not 0 < hop <= window:
             raise AudioError("The hop of a classifier's stream lies between 0 and its window: correct them.", "hop")
@@ -175,11 +175,11 @@ class Classifier(_Model):
 
     def _answer(self, wave: Wave, time: float) -> Answer:
         outputs = self._engine.run(_feeds(wave))
-        heard = {slot: output[0] for slot, output in zip(self.labels, outputs, strict=True)}
-        best = {slot: int(np.argmax(row)) for slot, row in heard.items()}
+        probabilities = {slot: output[0] for slot, output in zip(self.labels, outputs, strict=True)}
+        best = {slot: int(np.argmax(row)) for slot, row in probabilities.items()}
         return Answer(
             {slot: self.labels[slot][k] for slot, k in best.items()},
-            float(min(heard[slot][k] for slot, k in best.items())),
+            float(min(probabilities[slot][k] for slot, k in best.items())),
             time,
-            heard,
+            probabilities,
         )

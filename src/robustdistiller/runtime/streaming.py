@@ -1,9 +1,9 @@
-"""Endless audio through a model that hears whole utterances: overlapping windows, cut the same way whatever the chunks.
+"""Endless audio through a model of whole utterances: overlapping windows, cut the same way whatever the chunks.
 
-A window is heard with `left` units of context before and `right` units after the `hop` units that are kept of it; units are
+A window is processed with `left` units of context before and `right` units after the `hop` units that are kept of it; units are
 frames (encoder) or samples (enhancer). Where the windows lie depends on nothing but these three numbers, so that the result of
 a stream is that of the same windows over the whole recording, to the last bit, for chunks of any size. What it is not equal to
-is one pass over the whole recording: attention and the normalisation over time hear only the window.
+is one pass over the whole recording: attention and the normalisation over time see only the window.
 
 A unit is out after at most `hop + right` units: the latency. Each window computes `left + hop + right` units for `hop` that
 are kept: the overhead.
@@ -61,7 +61,7 @@ class Window:
     last: int
 
 
-# A recording longer than WINDOW + 2 · CONTEXT is heard in windows: attention costs the square of the length.
+# A recording longer than WINDOW + 2 · CONTEXT is processed in windows: attention costs the square of the length.
 WINDOW_SECONDS, CONTEXT_SECONDS = 30, 1
 
 
@@ -99,7 +99,7 @@ class Cutter:
         self.chunks: list[Wave] = []  # joined when a window is complete: once, not with every chunk
         self.start = 0  # the sample at which they begin
         self.next = 0  # the unit that is given out next
-        self.end = 0  # samples heard so far
+        self.end = 0  # samples received so far
 
     def push(self, chunk: Wave) -> Iterator[Window]:
         """Every window that the audio so far completes."""
@@ -111,7 +111,7 @@ class Cutter:
             yield self._window(self.next + w.hop, (stop - 1) * w.stride + w.field)
 
     def close(self) -> Iterator[Window]:
-        """The last window, which hears the audio to its last sample and keeps all units that are left, if there are any."""
+        """The last window, which takes the audio to its last sample and keeps all units that are left, if there are any."""
         total = self.windows.units(self.end)
         if total > self.next:
             yield self._window(total, self.end)

@@ -1,7 +1,7 @@
 """Synthetic people: a voice variant with an accent and habits of pitch, tempo, melody and vocal tract; and their moods.
 
 The voices of train, valid and test are different variants, not the same ones at another pitch: a model that is tested
-on a test speaker has never heard its resonances.
+on a test speaker was never trained on its resonances.
 """
 
 from __future__ import annotations

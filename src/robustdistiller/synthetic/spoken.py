@@ -231,7 +231,7 @@ def _say_sentence(speaker: Speaker, split: str, index: int, rng: np.random.Gener
 
 
 def _say_keyword(speaker: Speaker, split: str, index: int, rng: np.random.Generator) -> _Saying:
-    """A word said alone, or cut out of a phrase; a quarter of the other words are never heard in training."""
+    """A word said alone, or cut out of a phrase; a quarter of the other words never occur in training."""
     label = (*KEYWORDS, "_unknown_")[index % (len(KEYWORDS) + 1)]
     others = OTHER_WORDS[: -len(OTHER_WORDS) // 4] if split == "train" else OTHER_WORDS
     word = label if label in KEYWORDS else others[int(rng.integers(len(others)))]

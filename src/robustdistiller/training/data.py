@@ -235,7 +235,7 @@ class StepSampler(Sampler[list[tuple[int, Crop]]]):
 
 
 def plan_batches(recipe: Recipe, materials: Materials, rank: int, world: int) -> Planner:
-    """Which crops are heard in which step by one of `world` processes."""
+    """Which crops are read in which step by one of `world` processes."""
     data, settings = recipe.data, recipe.training
     options = (
         data.batch_seconds, data.crop_seconds, data.min_seconds, data.max_trim, settings.seed, rank, world,

@@ -195,7 +195,7 @@ class Distillation:
                 yield batch
 
     def inputs(self, batch: Batch) -> tuple[Tensor, TeacherOutput]:
-        """What the student hears, (B, T), and what it shall predict."""
+        """The student's input, (B, T), and what it shall predict."""
         noisy = batch.noisy
         assert noisy is not None
         if self.cache is not None and batch.keys is not None:

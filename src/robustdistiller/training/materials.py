@@ -1,6 +1,6 @@
 """The materials of a run: speech, noise and rooms found, split, and turned into the environments of training and validation.
 
-Validation hears speakers, noise recordings and rooms that training never hears, under the same conditions for every
+Validation has speakers, noise recordings and rooms that training never has, under the same conditions for every
 recipe: noise, reverberation or both with equal probability, whatever the recipe trains on, so that the losses of two recipes
 on contaminated speech can be compared.
 """
@@ -41,7 +41,7 @@ Reporter = Callable[[str, int, int], None]
 class Materials:
     """The recordings of a run; `skipped` counts recordings that could not be used.
 
-    Speech in shards is not in `train` but in `shards`, and is heard from `spool`.
+    Speech in shards is not in `train` but in `shards`, and is read from `spool`.
     """
 
     train: list[Recording]
@@ -65,7 +65,7 @@ class Materials:
         return len(self.train) + sum(shard.recordings for shard in self.shards)
 
     def provenance(self) -> TrainingExposure:
-        """What training hears of recordings: the speakers, noise groups and rooms that no test may use."""
+        """The recordings of training: the speakers, noise groups and rooms that no test may use."""
         speakers = {r.speaker for r in self.train if r.speaker}
         return TrainingExposure(
             speakers=frozenset(speakers.union(*(shard.speakers for shard in self.shards))),
@@ -147,17 +147,17 @@ def gather(recipe: Recipe, run: Path, report: Reporter | None = None, rank: int 
         for name, recordings in parts.items():
             if recordings and not (shards and kind == "speech"):
                 write_manifest(run / "manifests" / f"{kind}-{name}.jsonl", recordings)
-    heard = recipe.environment
-    judged = heard.model_copy(
+    environment = recipe.environment
+    judged = environment.model_copy(
         update={
             "clean": 0.0, "noise": 1.0, "reverb": 1.0, "both": 1.0,
-            "curriculum": heard.curriculum.model_copy(update={"steps": 0}),
+            "curriculum": environment.curriculum.model_copy(update={"steps": 0}),
         }
     )  # fmt: skip
     return Materials(
         train,
         valid,
-        _environment(heard, splits, "train", voices if shards else train, recipe),
+        _environment(environment, splits, "train", voices if shards else train, recipe),
         _environment(judged, splits, "valid", valid, recipe),
         splits["noise"],
         splits["rooms"],
@@ -246,7 +246,7 @@ def split_shards(shards: list[Shard], recipe: Recipe) -> tuple[list[Shard], list
         )
     shared = {name for shard in train for name in shard.speakers} & {name for shard in held for name in shard.speakers}
     if shared:
-        logger.warning("%d speakers (such as %s) are heard in training and in validation", len(shared), min(shared))
+        logger.warning("%d speakers (such as %s) are in training and in validation", len(shared), min(shared))
     return train, held
 
 

@@ -1,7 +1,7 @@
 """Pretraining of the mini teacher: a small encoder learns a larger one, layer by layer, on clean speech alone.
 
 What is learned (docs/mini-teacher.md says why): linear heads on some depths of the mini predict some depths of a frozen
-encoder, each dimension standardised. Both hear the same crop at the same level; frames are matched by time. Every crop is
+encoder, each dimension standardised. Both get the same crop at the same level; frames are matched by time. Every crop is
 a pure function of (seed, step, row), so a run can be stopped anywhere and goes on to the same weights.
 """
 
@@ -35,7 +35,7 @@ from .observer import Observer, Silent
 from .pretrain_speech import CropConfig, Pool, PoolConfig, draw, draw_mask, load_pools
 from .trainer import StepLoss, Trainer
 
-TEACHER_RMS = 0.06  # the level at which the teacher hears every crop: about -24 dBFS, usual for speech
+TEACHER_RMS = 0.06  # the level at which the teacher gets every crop: about -24 dBFS, usual for speech
 BLOCK_SECONDS = 24.0  # of speech at once, where nothing is trained
 SETTINGS = "pretrain.json"
 

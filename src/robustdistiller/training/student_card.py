@@ -27,7 +27,7 @@ def write_student(
     metrics: dict[str, float],
     earlier: TrainingExposure,
 ) -> None:
-    """Replace `folder` by the student as it is now; `earlier` is what the models heard that the run builds upon."""
+    """Replace `folder` by the student as it is now; `earlier` is what the models were trained on that the run builds upon."""
     texts = {
         "README.md": card(student, recipe, materials, teacher, progress, metrics),
         "recipe.yaml": yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True),
@@ -48,7 +48,7 @@ def card(
     environment, objectives = recipe.environment, recipe.objectives
     shares = {kind: getattr(environment, kind) for kind in ("clean", "noise", "reverb", "both")}
     total = sum(shares.values())
-    heard = ", ".join(f"{share / total:.0%} {kind}" for kind, share in shares.items() if share)
+    mix = ", ".join(f"{share / total:.0%} {kind}" for kind, share in shares.items() if share)
     enhancement = objectives.enhancement
     task = f"{enhancement.loss} on the spectrogram, tapped at {enhancement.tap}" if enhancement.enabled else "none"
     teacher_name = (
@@ -84,16 +84,16 @@ alone; `student.states(wave, lengths)` gives exactly what each utterance gives a
 
 ## Training
 
-- Speech: {materials.hours:.2f} h, {materials.count} recordings; {progress.audio_seconds / 3600:.2f} h heard in
+- Speech: {materials.hours:.2f} h, {materials.count} recordings; {progress.audio_seconds / 3600:.2f} h seen in
   {progress.step} steps (seed {recipe.training.seed}).
-- Heard as: {heard}; SNR {environment.snr_db[0]:g} to {environment.snr_db[1]:g} dB;
+- Conditions: {mix}; SNR {environment.snr_db[0]:g} to {environment.snr_db[1]:g} dB;
   {len(materials.noise["train"])} noise recordings, {len(materials.rooms["train"])} room responses.
 {start}- Enhancement task: {task}.
 - Input normalisation (`do_normalize`): {student.encoder.normalize}.
 
 ## Validation
 
-On {len(materials.valid)} held-out recordings, under noises and rooms that training never heard, the same for every recipe.
+On {len(materials.valid)} held-out recordings, under noises and rooms that training never had, the same for every recipe.
 
 | measure | value |
 | --- | --- |

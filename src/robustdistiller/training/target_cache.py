@@ -1,7 +1,7 @@
 """Targets on disk: what the teacher makes of a clean crop is computed once, for all epochs and every student.
 
-An entry is found by what the teacher heard (a digest of the samples themselves, so a file that was changed, moved or cut
-elsewhere is never mistaken) in a folder named after who heard it (weights, configuration, layers, normalisation, precision,
+An entry is found by the teacher's input (a digest of the samples themselves, so a file that was changed, moved or cut
+elsewhere is never mistaken) in a folder named after the teacher (weights, configuration, layers, normalisation, precision,
 and the format of what is computed). Targets are kept in half precision, and used in half precision also when they have just
 been computed, so that a run on a warm cache is the run that filled it.
 
@@ -88,8 +88,8 @@ class TargetCache:
             return TeacherOutput(hidden.to(self.device, non_blocking=True).float(), GRID.count(lengths))
         whole = len(missing) == len(keys)
         longest = max(samples[row] for row in missing)
-        heard = wave if whole else wave[missing, :longest]
-        fresh = self.teacher(heard, lengths if whole else lengths[missing]).hidden  # (B', L, F', D)
+        audio = wave if whole else wave[missing, :longest]
+        fresh = self.teacher(audio, lengths if whole else lengths[missing]).hidden  # (B', L, F', D)
         halves = fresh.half().cpu()
         for place, row in enumerate(missing):
             hidden[row, :, : counts[row]] = halves[place, :, : counts[row]]

@@ -1,7 +1,7 @@
 """Held-out speech under fixed contaminations: the losses of every layer, and what the enhancement head gains.
 
-Each validation utterance is heard twice, clean and contaminated; both are a function of the seed alone, so that every
-validation of every recipe on the same data hears exactly the same. Targets are computed once and kept in memory in half
+Each validation utterance is evaluated twice, clean and contaminated; both are a function of the seed alone, so that every
+validation of every recipe on the same data has exactly the same input. Targets are computed once and kept in memory in half
 precision.
 """
 
@@ -102,7 +102,7 @@ class Validator:
             sums[name] += float((values * weights).sum())
             counts[name] += float(weights.sum())
 
-        heard = 0
+        judged = 0
         for kept in self.kept:
             batch, targets = kept.batch, TeacherOutput(kept.targets.hidden.float(), kept.targets.lengths)
             frames = targets.lengths
@@ -125,10 +125,10 @@ class Validator:
                     changed = torch.tensor([s.kind != "clean" for s in batch.scenes], dtype=torch.float64)
                     add("si_sdr/in", si_sdr(wave, batch.clean, batch.lengths), changed)
                     add("si_sdr/out", si_sdr(enhanced, batch.clean, batch.lengths), changed)
-                    left = max(0, PERCEPTUAL_UTTERANCES - heard)
+                    left = max(0, PERCEPTUAL_UTTERANCES - judged)
                     for name, values in perceptual(batch.clean, wave, enhanced, batch.lengths, left).items():
                         add(name, np.array(values), np.ones(len(values)))
-                    heard += len(batch.scenes)
+                    judged += len(batch.scenes)
         student.train(was_training)
         return self._means(sums, counts)
 
