@@ -7,6 +7,7 @@ import errno
 import gzip
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ from typing import Any
 import yaml
 
 from .errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _LINE = 1 << 24  # characters
 _SHORT = 40  # characters of a name that its temporary neighbour repeats: together they must not be too long
@@ -96,6 +99,35 @@ def replacing_folder(path: str | os.PathLike[str], known: Sequence[str] | None =
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def exclusive(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """The folder that a verb works in, made if need be, for this process alone; its death, however it comes, lets go of it.
+
+    A record lock of POSIX: worker processes, which are forks, do not inherit it. Where there is none, nothing is locked.
+
+    Raises:
+        UserError: Another process works there.
+    """
+    place = Path(folder)
+    if place.exists() and not place.is_dir():
+        raise UserError(f"{folder} is a file: choose another --out.")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        stream = (place / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise disk_error(place, error) from error
+    with stream:
+        try:
+            import fcntl
+
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(f"Another process works in {folder}: wait for its end, or choose another --out.") from error
+        except (ImportError, OSError):
+            logger.warning("%s cannot be locked: let no second process work there", folder)
+        yield
 
 
 def destination(path: str | os.PathLike[str]) -> Path:

@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import load_file
 from small_runs import make_recipe, make_speech
 
+from robustdistiller.audio.sharding import write_shards
 from robustdistiller.distributed import Distributed
 from robustdistiller.errors import UserError
+from robustdistiller.evaluation.benchmark import evaluate
+from robustdistiller.files import exclusive
 from robustdistiller.training import checkpoint as checkpoints
 from robustdistiller.training import data
 from robustdistiller.training import distill as task
@@ -270,18 +273,23 @@ def test_weights_that_a_sound_step_spoilt_are_never_saved(recipe, tmp_path, monk
     assert [checkpoints.step_of(path) for path in checkpoints.available(tmp_path / "run")] == [2]
 
 
-def test_a_run_is_held_by_one_process_whose_death_lets_go(recipe, tmp_path):
+def test_a_folder_is_held_by_one_process_whose_death_lets_go(recipe, speech, tmp_path):
     run, ready, asked = tmp_path / "run", os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
-        with checkpoints.exclusive(run):
+        with exclusive(run):
             os.write(ready[1], b"x")
             os.read(asked[0], 1)
         os._exit(0)
     os.read(ready[0], 1)
-    with pytest.raises(UserError, match=r"Another process is training in .*run: wait for its end"):
-        distill(recipe(), run)
-    assert not (run / "checkpoints").exists()
+    for work in (
+        lambda: distill(recipe(), run),
+        lambda: write_shards([str(speech)], run, workers=1),
+        lambda: evaluate(["log-mel"], [], "quick", run, speech=str(speech)),
+    ):
+        with pytest.raises(UserError, match=r"Another process works in .*run: wait for its end"):
+            work()
+    assert not (run / "checkpoints").exists() and not (run / "features").exists()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     distill(recipe("training.steps=1"), run)

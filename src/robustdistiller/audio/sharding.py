@@ -26,7 +26,7 @@ import numpy as np
 import soundfile
 
 from ..errors import AudioError, UserError
-from ..files import digest, read_json, replacing, write_json
+from ..files import digest, exclusive, read_json, replacing, write_json
 from ..randomness import fraction
 from .checking import Skipped, cores, worker_pool, write_skipped
 from .io import SAMPLE_RATE
@@ -76,6 +76,18 @@ def write_shards(
     out = Path(out)
     if any(is_sharded(source) for source in sources):
         raise UserError("A source is a folder of shards already: give what it was made from.")
+    with exclusive(out):
+        return _write_all(sources, out, shard_mb, audio, workers, progress)
+
+
+def _write_all(
+    sources: Sequence[str],
+    out: Path,
+    shard_mb: float,
+    audio: Format,
+    workers: int | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> Sharded:
     for leftover in out.glob(".shard-*.tar"):  # of a call that was killed
         leftover.unlink(missing_ok=True)
     report = None if progress is None else partial(progress, "scanning speech")

@@ -14,6 +14,7 @@ Scores become figures in results.py.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ import torch
 from ..audio.io import write_audio
 from ..distributed import Distributed
 from ..errors import UserError, closest
-from ..files import read_json, write_json
+from ..files import exclusive, read_json, write_json
 from .checks import check_exposure
 from .conditions import CLEAN, Condition, load_conditions
 from .enhancement import UNPROCESSED, enhance_and_score, score_enhancement
@@ -151,6 +152,10 @@ class _Benchmark:
 
     def run(self, ranks: Distributed) -> dict[str, Any]:
         """Everything; with several processes the first one finds most of it done."""
+        with exclusive(self.out) if not ranks.rank else contextlib.nullcontext():
+            return self._run(ranks)
+
+    def _run(self, ranks: Distributed) -> dict[str, Any]:
         self._require_space()
         self.total = self._work()
         if ranks.world > 1:

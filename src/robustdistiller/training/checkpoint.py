@@ -9,12 +9,10 @@ that a checkpoint which a disk or a copy has damaged is not trained on.
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import disk_error, read_json, replacing_folder, write_json
+from ..files import read_json, replacing_folder, write_json
 
-logger = logging.getLogger(__name__)
-
-LOCK = ".lock"
 TENSORS = ("model.safetensors", "optimiser.safetensors")
 _DIGESTS = "digests"
 
@@ -79,36 +74,6 @@ def available(run: Path) -> list[Path]:
 def step_of(path: Path) -> int:
     """The step after which the checkpoint `path` was written."""
     return int(path.name.removeprefix("step-"))
-
-
-@contextmanager
-def exclusive(run: Path) -> Iterator[None]:
-    """The run folder `run`, made if need be, for this process alone; its death, however it comes, lets go of it.
-
-    A record lock of POSIX: loader workers, which are forks, do not inherit it. Where there is none, nothing is locked.
-
-    Raises:
-        UserError: another process trains there.
-    """
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run} is a file: choose another --out.")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        stream = (run / LOCK).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise disk_error(run, error) from error
-    with stream:
-        try:
-            import fcntl
-
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise UserError(
-                f"Another process is training in {run}: wait for its end, or choose another --out."
-            ) from error
-        except (ImportError, OSError):
-            logger.warning("%s cannot be locked: start no second run there", run)
-        yield
 
 
 def sweep(run: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..config import Recipe
 from ..distributed import Distributed
 from ..errors import UserError
-from ..files import write_json
+from ..files import exclusive, write_json
 from ..models.frames import beside
 from ..models.precision import autocast, pick_precision
 from ..models.student import build_student
@@ -103,7 +103,7 @@ def distill(
     with ExitStack() as resources:
         resources.enter_context(context.reporting_lost(how_to_go_on))
         if context.main:
-            resources.enter_context(checkpoint.exclusive(run))
+            resources.enter_context(exclusive(run))
         context.wait()  # for the lock: nobody else writes what is found now
         found = checkpoint.available(run)
         if context.main and resume:

@@ -22,7 +22,7 @@ from ..audio.io import SAMPLE_RATE
 from ..config import Count, Decay, NonNegative, Positive, Probability, Rate, Seed, TrainingConfig, explain
 from ..distributed import Distributed
 from ..errors import UserError
-from ..files import read_json, read_mapping, replacing_folder, write_json
+from ..files import exclusive, read_json, read_mapping, replacing_folder, write_json
 from ..models.frames import GRID
 from ..models.precision import autocast, pick_precision
 from ..models.teacher import Teacher, load_teacher
@@ -155,7 +155,7 @@ def train(
 ) -> Mini:
     """Crops → gradients → weights, with checkpoints and metrics in `out`, by the `Trainer` of a `Pretraining`."""
     context, watch = context or Distributed(), observer or Silent()
-    with checkpoint.exclusive(out) if context.main else context.reporting_lost(lambda: "run the same command again"):
+    with exclusive(out) if context.main else context.reporting_lost(lambda: "run the same command again"):
         context.wait()
         write_json(out / SETTINGS, config.model_dump(mode="json"))
         found = checkpoint.available(out)
