@@ -29,7 +29,7 @@ from .evaluation.benchmark import Settings, evaluate
 from .evaluation.tasks import TaskConfig
 from .models.student import Student, load_student
 from .models.teacher import load_teacher
-from .objectives.enhancement import si_sdr
+from .objectives.quality import speech_quality
 from .report.markdown import write_summary
 from .report.page import write_page
 from .report.reading import BenchmarkResult, read_result
@@ -223,7 +223,7 @@ def _enhancement(student: Student, held_out: list[Recording], folder: Path, seed
         cells = []
         for name, sound in (("clean", wave), ("contaminated", noisy), ("enhanced", better)):
             write_audio(folder / f"{number}-{noise}-{name}.wav", sound)
-            db = "" if name == "clean" else f"{_si_sdr(sound, wave):.1f} dB"
+            db = "" if name == "clean" else f"{speech_quality(sound, wave, ['si_sdr'])['si_sdr']:.1f} dB"
             cells.append(
                 f"<figure><figcaption>{name} <b>{db}</b></figcaption>{_picture(sound)}{_player(sound)}</figure>"
             )
@@ -237,11 +237,6 @@ def _enhancement(student: Student, held_out: list[Recording], folder: Path, seed
         + "".join(rows)
         + "</section>"
     )
-
-
-def _si_sdr(estimate: np.ndarray, clean: np.ndarray) -> float:
-    first, second = (torch.from_numpy(np.ascontiguousarray(x))[None] for x in (estimate, clean))
-    return float(si_sdr(first, second, torch.tensor([len(clean)])))
 
 
 def _player(wave: np.ndarray) -> str:

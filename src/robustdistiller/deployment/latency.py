@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..audio.io import SAMPLE_RATE
 from ..errors import UserError
 from ..evaluation.evaluated import model_name
 from ..files import GENERIC
+from ..models.frames import GRID
 from ..models.hub import load_encoder
 from ..models.repository import locate
 from ..runtime.container import Description, describe
@@ -196,8 +198,8 @@ def _candidates(text: str, formats: Sequence[str], scratch: Path) -> list[Candid
         candidate = _exported(name, path)
         return [candidate, *(c for c in _in_engines([candidate], formats) if c.format in formats)]
     if (path / REPORT).is_file():
-        files = [path / "encoder.onnx", path / "encoder.int8.onnx"]
-        found = [_exported(name, file) for file in files if file.is_file()]
+        exported = [path / "encoder.onnx", path / "encoder.int8.onnx"]
+        found = [_exported(name, file) for file in exported if file.is_file()]
         found += _in_engines(found, formats)
         return [candidate for candidate in found if candidate.format in formats] or found
     files = locate(model)
@@ -256,8 +258,8 @@ def quick_export(model: str, name: str, precisions: Iterable[str], folder: Path)
         fp32 = precision == "onnx"
         files[precision] = folder / ("encoder.onnx" if fp32 else "encoder.int8.onnx")
         about = Description(
-            "encoder", "fp32" if fp32 else "int8", name, 16_000, 320, 400, student.encoder.normalize, network.names,
-            student.hidden_size, parameters=student.num_parameters,
+            "encoder", "fp32" if fp32 else "int8", name, SAMPLE_RATE, GRID.stride, GRID.field, student.encoder.normalize,
+            network.names, student.hidden_size, parameters=student.num_parameters,
         )  # fmt: skip
         write_model(files[precision], graph if fp32 else quantise(graph, list(wave.numpy())), about)
     return files

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..audio.io import SAMPLE_RATE
+from ..models.frames import GRID
 from ..randomness import generator
 
-LENGTHS = (400, 719, 16_000, 48_123, 80_000)
+LENGTHS = (GRID.field, 719, 16_000, 48_123, 80_000)
 TOLERANCE, COSINE, AGREEMENT = 1e-4, 0.999, 0.995
 
 Floats = NDArray[np.float32]
@@ -61,7 +62,7 @@ class ProbeBatch(NamedTuple):
 def varied_audio(real: Sequence[Floats] = (), seed: int = 0) -> Iterator[ProbeBatch]:
     """Batches: every length of `LENGTHS` as noise, voice, silence, voice off zero, alone and in batches; real clips."""
     for number, length in enumerate(LENGTHS):
-        shorter = [length, max(400, int(0.61 * length)), max(400, length - 320)]
+        shorter = [length, *(max(GRID.field, n) for n in (int(0.61 * length), length - GRID.stride))]
         kinds = (
             {"noise": _noise, "a voice": voice_like, "a voice with an offset of 0.5": _offset}
             if number % 2

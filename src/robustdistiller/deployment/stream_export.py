@@ -50,7 +50,7 @@ def stream_description(network: StreamGraph) -> dict[str, Any]:
 
 def trace_stream(network: StreamGraph) -> Any:
     """The step as an `onnx.ModelProto` whose shapes are all fixed."""
-    wave = torch.zeros(1, network.chunking.chunk * 320)
+    wave = torch.zeros(1, network.chunking.chunk * GRID.stride)
     state = zip(network.state_names, network.initial_state(), strict=True)
     inputs = [("wave", wave, ()), ("end", torch.tensor([ENDLESS]), ()), *((name, value, ()) for name, value in state)]
     return trace(network, inputs, [network.output, *(f"next {name}" for name in network.state_names)])

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from ..audio.manifest import Recording
 from ..errors import AudioError, UserError
+from ..evaluation.rendering import load_wave
 from ..evaluation.task_heads import UtteranceHead
 from ..evaluation.tasks import load_task
 
@@ -95,15 +95,8 @@ def labelled_audio(task_file: str, head: TaskHead) -> tuple[list[NDArray[np.floa
     waves, answers = [], []
     for example in examples:
         try:
-            waves.append(_load(example.recording))
+            waves.append(load_wave(example.recording))
         except AudioError:
             continue
         answers.append(example.target)
     return waves, answers
-
-
-def _load(recording: Recording) -> NDArray[np.float32]:
-    wave = np.ascontiguousarray(recording.load(), np.float32)
-    if len(wave) < 400:
-        raise AudioError(f"{recording.path} is shorter than one frame.", "too-short")
-    return wave

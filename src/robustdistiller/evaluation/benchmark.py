@@ -29,12 +29,13 @@ from ..audio.io import write_audio
 from ..distributed import Distributed
 from ..errors import UserError, closest
 from ..files import exclusive, read_json, write_json
+from ..objectives.quality import available_quality
 from .checks import check_exposure
 from .conditions import CLEAN, Condition, load_conditions
 from .enhancement import UNPROCESSED, enhance_and_score, score_enhancement
 from .evaluated import EvaluatedModel, ReportedModel, open_reported
 from .features import FeatureModel, Plan, StoredFeatures, extract, make_plan, require_space
-from .metrics import Scores, TrialScores, available_quality, join_scores
+from .metrics import Scores, TrialScores, join_scores
 from .probes import Confusions, Probe, load_heads, make_probe, save_heads
 from .rendering import TRAINING, ConditionRenderer
 from .results import benchmark_result, task_figures, task_summary

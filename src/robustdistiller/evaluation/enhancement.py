@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..objectives.quality import speech_quality
 from .conditions import Condition
 from .evaluated import EvaluatedModel
 from .features import Plan
-from .metrics import METRICS, Scores, TrialScores, speech_quality
+from .metrics import METRICS, Scores, TrialScores
 from .rendering import ConditionRenderer
 from .task_file import Task
 
-FORMAT = 1  # raise it when the same inputs would give other measures
+FORMAT = 2  # raise it when the same inputs would give other measures
 UNPROCESSED = "unprocessed"
 """The name under which the contaminated input takes part: what enhancement has to beat."""
 

@@ -18,6 +18,7 @@ from ..assets import located, shipped
 from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, closest
 from ..files import GENERIC, digest, telling_name
+from ..models.frames import GRID
 from ..models.streaming import split_operating_point
 from ..models.student import HEADS_CONFIG, Student, load_student
 from ..models.teacher import load_teacher
@@ -26,7 +27,7 @@ from .baselines import MFCC, LogMel
 from .features import FeatureModel
 
 BASELINES = {"log-mel": LogMel, "mfcc": MFCC}
-FRAME_RATE = SAMPLE_RATE / 320  # frames per second of every encoder here
+FRAME_RATE = SAMPLE_RATE / GRID.stride  # frames per second of every encoder here
 
 
 @dataclass

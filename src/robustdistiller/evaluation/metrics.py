@@ -1,4 +1,4 @@
-"""The measures: accuracy, equal error rate, word and phone error rate, SI-SDR, STOI, PESQ, DNSMOS.
+"""The figures of merit: accuracy, equal error rate, word and phone error rate, and means of speech quality.
 
 Whatever the task, a model's performance under one condition is kept as `Scores`, per utterance, so that every figure can be
 recomputed on resampled utterances: that is where the intervals come from.
@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
-
-from ..audio.io import SAMPLE_RATE
 
 Array = NDArray[np.float64]
 
@@ -136,64 +134,3 @@ class RankedTrials:
 def unit_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[int, int]:
     """(substitutions + deletions + insertions, reference units) of two sequences of words, phones or characters."""
     return Levenshtein.distance(reference, hypothesis), len(reference)
-
-
-def si_sdr(estimate: Array, reference: Array) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019), means removed; both (T,)."""
-    estimate, reference = estimate - estimate.mean(), reference - reference.mean()
-    target = (estimate @ reference) / max(float(reference @ reference), 1e-12) * reference
-    noise = estimate - target
-    return float(10 * np.log10(max(float(target @ target), 1e-12) / max(float(noise @ noise), 1e-12)))
-
-
-def speech_quality(estimate: Array, reference: Array, wanted: Sequence[str]) -> dict[str, float]:
-    """The enhancement measures `wanted` of one utterance at 16 kHz; nan where a measure is not defined (no speech)."""
-    values: dict[str, float] = {}
-    for name in wanted:
-        if name == "si_sdr":
-            values[name] = si_sdr(estimate, reference)
-        elif name == "stoi":
-            values[name] = _stoi(estimate, reference)
-        elif name == "pesq":
-            values[name] = _pesq(estimate, reference)
-        elif name == "dnsmos":
-            values[name] = _dnsmos(estimate)
-    return values
-
-
-def available_quality() -> list[str]:
-    """The enhancement measures whose packages are installed; SI-SDR always is."""
-    import importlib.util
-
-    packages = {"stoi": "pystoi", "pesq": "pesq", "dnsmos": "speechmos"}
-    return ["si_sdr", *(name for name, package in packages.items() if importlib.util.find_spec(package))]
-
-
-def _stoi(estimate: Array, reference: Array) -> float:
-    import warnings
-
-    from pystoi import stoi
-
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "error", RuntimeWarning
-        )  # pystoi warns, and answers 1e-5, when there is too little speech
-        try:
-            return float(stoi(reference, estimate, SAMPLE_RATE))
-        except RuntimeWarning:
-            return float("nan")
-
-
-def _pesq(estimate: Array, reference: Array) -> float:
-    from pesq import PesqError, pesq
-
-    try:
-        return float(pesq(SAMPLE_RATE, reference, estimate, "wb"))
-    except (PesqError, ValueError, ZeroDivisionError):
-        return float("nan")
-
-
-def _dnsmos(estimate: Array) -> float:
-    from speechmos import dnsmos
-
-    return float(dnsmos.run(np.clip(estimate, -1, 1), sr=SAMPLE_RATE)["ovrl_mos"])

@@ -25,6 +25,7 @@ from ..audio.manifest import Recording
 from ..config import EnvironmentConfig, NoiseMix
 from ..errors import AudioError, UserError
 from ..files import digest
+from ..models.frames import GRID
 from ..randomness import generator
 from .conditions import Bin, Condition, ConditionsConfig, NoiseSource, RoomSource, grid
 from .features import Render
@@ -35,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1  # raise it when a condition sounds different though its file, its sources and its seed are the same
 CACHE_MB = 64.0  # of decoded audio of every noise type, and four times as much speech
-SHORTEST = 400  # samples: one frame
 TRAINING = Condition("training", "contaminated training", "training")
 
 
@@ -232,7 +232,7 @@ class ConditionRenderer:
             batch[row, : len(wave)] = torch.from_numpy(wave)
         return batch, lengths
 
-    def _wave(self, recording: Recording, level_dbfs: float | None) -> np.ndarray:
+    def _wave(self, recording: Recording, level_dbfs: float | None = None) -> np.ndarray:
         key = (recording.path, recording.start, recording.seconds, level_dbfs)
         return self._waves.get(key, lambda: load_wave(recording, level_dbfs))
 
@@ -302,7 +302,7 @@ class ConditionRenderer:
 def load_wave(recording: Recording, level_dbfs: float | None) -> np.ndarray:
     """One utterance (T,), brought to an RMS of `level_dbfs` if given. Raises `AudioError` when it cannot be used."""
     wave = recording.load()
-    if len(wave) < SHORTEST:
+    if len(wave) < GRID.field:
         raise AudioError(f"{recording.path} is shorter than 25 ms: leave it out.", "too-short")
     if level_dbfs is not None:
         rms = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))

@@ -85,7 +85,7 @@ class WhisperEncoder(nn.Module):
         """Encode (B, T) with valid `lengths` (B,) samples; states: the convolved log-mel, then every layer, (B, F, D)."""
         if lengths is None:
             lengths = torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
-        frames = torch.div(lengths + 319, 320, rounding_mode="floor").clamp_min(1)
+        frames = torch.div(lengths + self.grid.stride - 1, self.grid.stride, rounding_mode="floor").clamp_min(1)
         if int(frames.max()) > self.max_frames:
             limit = self.max_frames / 50
             raise UserError(
@@ -94,8 +94,9 @@ class WhisperEncoder(nn.Module):
         context = (frames + TAIL).clamp_max(self.max_frames)  # (B,)
         size = int(context.max())
         whole, context = bool((context == size).all()), beside(context, wave)
+        samples = size * self.grid.stride
         with torch.autocast(wave.device.type, enabled=False):
-            mel = self.log_mel(functional.pad(wave, (0, max(0, size * 320 - wave.shape[1])))[:, : size * 320], lengths)
+            mel = self.log_mel(functional.pad(wave, (0, max(0, samples - wave.shape[1])))[:, :samples], lengths)
         mel = mel * mask_from_lengths(2 * context, mel.shape[-1])[:, None]
         x = functional.gelu(self.model.conv1(mel))
         x = x * mask_from_lengths(2 * context, x.shape[-1])[:, None]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..models.frames import beside, mask_from_lengths
+from ..models.frames import at_least_single, beside, mask_from_lengths
 from ..models.heads import Enhancement, stft
 
 REFERENCE_RMS = 10 ** (-24 / 20)
@@ -84,7 +84,7 @@ def si_sdr(estimate: Tensor, reference: Tensor, lengths: Tensor) -> Tensor:
     def centre(x: Tensor) -> Tensor:
         return (x - (x * valid).sum(1, keepdim=True) / count) * valid
 
-    estimate, reference = centre(estimate.float()), centre(reference.float())
+    estimate, reference = centre(at_least_single(estimate)), centre(at_least_single(reference))
     eps = 1e-8
     scale = (estimate * reference).sum(1, keepdim=True) / (reference.square().sum(1, keepdim=True) + eps)
     target = scale * reference

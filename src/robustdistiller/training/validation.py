@@ -7,7 +7,6 @@ precision.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from ..models.precision import autocast
 from ..models.student import Student
 from ..models.teacher import Teacher, TeacherOutput
 from ..objectives.enhancement import si_sdr
+from ..objectives.quality import available_quality, speech_quality
 from ..objectives.total import total_loss
 from .data import Batch, collate, load_crop
 
@@ -153,38 +153,14 @@ class Validator:
 
 def perceptual(clean: Tensor, noisy: Tensor, enhanced: Tensor, lengths: Tensor, most: int) -> dict[str, list[float]]:
     """STOI and PESQ before and after enhancement on the first `most` utterances, as far as their packages are installed."""
+    wanted = [name for name in available_quality() if name in ("stoi", "pesq")]
     values: dict[str, list[float]] = defaultdict(list)
     for row in range(min(most, clean.shape[0])):
-        length = int(lengths[row])
-        reference = clean[row, :length].double().cpu().numpy()
-        for side, wave in (("in", noisy), ("out", enhanced)):
-            degraded = wave[row, :length].double().cpu().numpy()
-            for name, measure in (("stoi", _stoi), ("pesq", _pesq)):
-                value = measure(reference, degraded)
-                if value is not None:
+        reference, before, after = (
+            w[row, : int(lengths[row])].double().cpu().numpy() for w in (clean, noisy, enhanced)
+        )
+        for side, degraded in (("in", before), ("out", after)):
+            for name, value in speech_quality(degraded, reference, wanted).items():
+                if np.isfinite(value):
                     values[f"{name}/{side}"].append(value)
     return values
-
-
-def _stoi(reference: Any, degraded: Any) -> float | None:
-    if importlib.util.find_spec("pystoi") is None or len(reference) < SAMPLE_RATE // 2:
-        return None
-    import warnings
-
-    from pystoi import stoi
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # pystoi warns, and returns 1e-5, when too little speech is left to judge
-        try:
-            return float(stoi(reference, degraded, SAMPLE_RATE))
-        except (RuntimeWarning, UserWarning, ValueError):
-            return None
-
-
-def _pesq(reference: Any, degraded: Any) -> float | None:
-    if importlib.util.find_spec("pesq") is None:
-        return None
-    from pesq import PesqError, pesq
-
-    value = pesq(SAMPLE_RATE, reference, degraded, "wb", on_error=PesqError.RETURN_VALUES)
-    return float(value) if value > 0 else None
