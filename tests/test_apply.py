@@ -73,10 +73,12 @@ def test_enhancing_one_file_writes_one_file(student, voice, tmp_path):
     np.testing.assert_allclose(read_audio(tmp_path / "clean.wav"), expected.numpy(), atol=2**-15)
 
 
-def test_files_that_cannot_be_read_are_told_and_the_rest_goes_on(student, voice, tmp_path):
+def test_files_that_cannot_be_read_are_told_and_the_rest_goes_on(student, voice, tmp_path, caplog):
     folder = tmp_path / "in"
     write_audio(folder / "good.wav", voice(0.5))
     write_audio(folder / "short.wav", voice(0.01))
+    for number in range(40):
+        (folder / f"worse{number}.wav").write_bytes(b"RIFF nothing")
     (folder / "bad.wav").write_bytes(b"RIFF nothing")
     (folder / "empty.flac").write_bytes(b"")
     done = {item.source.name: item for item in enhance_files(student, [folder], tmp_path / "out")}
@@ -84,6 +86,7 @@ def test_files_that_cannot_be_read_are_told_and_the_rest_goes_on(student, voice,
     assert {name: done[name].reason for name in ("short.wav", "bad.wav", "empty.flac")} == {
         "short.wav": "too-short", "bad.wav": "corrupt", "empty.flac": "empty",
     }  # fmt: skip
+    assert len(caplog.records) == 3 and "41 files are left out (corrupt), the first: " in caplog.text
 
 
 def test_mistakes_are_one_sentence(student, voice, tmp_path):

@@ -144,7 +144,8 @@ def _check_length(wave: Tensor) -> None:
 
 
 def _each(targets: dict[Path, Path], work: Callable[[Tensor, Path], None], progress: Progress | None) -> list[Applied]:
-    done = []
+    done, lost = [], Counter[str]()
+    first: dict[str, AudioError] = {}
     for number, (target, source) in enumerate(targets.items(), 1):
         try:
             wave = read_audio(source, seconds=LONGEST_SECONDS)
@@ -155,10 +156,14 @@ def _each(targets: dict[Path, Path], work: Callable[[Tensor, Path], None], progr
             work(torch.from_numpy(wave), target)
             done.append(Applied(source, target, len(wave) / SAMPLE_RATE))
         except AudioError as error:
-            logger.warning("%s", error)
+            lost[error.reason] += 1
+            first.setdefault(error.reason, error)
             done.append(Applied(source, None, 0.0, error.reason))
         if progress is not None:
             progress(number, len(targets))
+    for reason, count in lost.items():  # a line for every reason, not for every file
+        more = f"{count} files are left out ({reason}), the first: " if count > 1 else ""
+        logger.warning("%s%s", more, first[reason])
     if not any(item.target for item in done):
         raise UserError(
             f"None of the {len(targets)} recordings can be used (the first: {done[0].source}, {done[0].reason})."

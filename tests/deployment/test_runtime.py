@@ -165,6 +165,8 @@ def test_audio_files_are_read_as_they_are_or_refused(tmp_path, voice):
     wave = voice(0.5)
     soundfile.write(tmp_path / "good.wav", np.stack([wave, 0 * wave], 1), 16_000, subtype="FLOAT")
     np.testing.assert_allclose(read_wave(tmp_path / "good.wav"), wave / 2, atol=1e-7)
+    soundfile.write(tmp_path / "opposite.wav", np.stack([wave, -wave], 1), 16_000, subtype="FLOAT")
+    np.testing.assert_allclose(read_wave(tmp_path / "opposite.wav"), wave, atol=1e-7)
     soundfile.write(tmp_path / "slow.wav", wave, 8_000)
     soundfile.write(tmp_path / "empty.wav", wave[:0], 16_000)
     soundfile.write(tmp_path / "nan.wav", np.full(800, np.nan), 16_000, subtype="FLOAT")

@@ -8,6 +8,7 @@ import argparse
 import math
 import os
 import pickle
+import resource
 import zipfile
 
 import pytest
@@ -249,6 +250,42 @@ def test_broken_and_inflated_files_are_refused(tmp_path):
         read_checkpoint(tmp_path / "list.ckpt")
     with pytest.raises(UserError, match="There is no checkpoint"):
         read_checkpoint(tmp_path / "none.ckpt")
+
+
+HOSTILE = {
+    "expanded to 50 GB": lambda v, t, c: t.update({"encoder.layers.1.fc2.bias": torch.zeros(1).expand(12_500_000_000)}),
+    "expanded in two ways": lambda v, t, c: t.update(
+        {"post_extract_proj.weight": torch.zeros(1, 1).expand(100_000, 100_000)}
+    ),
+    "quantised": lambda v, t, c: t.update(
+        {"encoder.layers.1.fc2.bias": torch.quantize_per_tensor(torch.zeros(HIDDEN), 1.0, 0, torch.qint8)}
+    ),
+    "sparse": lambda v, t, c: t.update({"encoder.layers.1.fc2.weight": torch.zeros(HIDDEN, 64).to_sparse()}),
+    "without dimensions": lambda v, t, c: t.update({name: torch.tensor(1.0) for name in list(t)}),
+    "empty": lambda v, t, c: t.update({name: torch.zeros(0) for name in list(t)}),
+    "no tensors": lambda v, t, c: t.clear(),
+    "of integers": lambda v, t, c: t.update({"encoder.layer_norm.weight": torch.ones(HIDDEN, dtype=torch.int64)}),
+    "complex": lambda v, t, c: t.update({"encoder.layer_norm.weight": torch.ones(HIDDEN, dtype=torch.complex64)}),
+    "surrogates": lambda v, t, c: t.update({"\udc80": torch.zeros(2)}),
+    "a surrogate as a value": lambda v, t, c: c.update(attention_type="\udc80"),
+    "a number of 400 digits": lambda v, t, c: c.update(pred_layer_id=[10**400]),
+    "layers of 400 digits": lambda v, t, c: c.update(encoder_layers=10**400),
+    "dropout of 400 digits": lambda v, t, c: c.update(dropout=10**400),
+    "heads that are true": lambda v, t, c: c.update(encoder_attention_heads=True),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_checkpoints_of_strangers_are_students_or_a_sentence(case, tmp_path):
+    torch.save(changed(HOSTILE[case]), tmp_path / "x.ckpt")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        import_checkpoint(tmp_path / "x.ckpt", tmp_path / "student")
+    except UserError as error:
+        assert str(error).isprintable() and not (tmp_path / "student").exists()
+    else:
+        assert torch.isfinite(load_student(tmp_path / "student").states(torch.zeros(1, 2000))[0]).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kilobytes
 
 
 def test_convolutions_are_read_not_evaluated():

@@ -135,6 +135,13 @@ def _parts(values: dict[str, Any], path: Any) -> tuple[dict[str, Tensor], dict[s
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
     ):
         raise UserError(f"The 'Distiller' entry of {path} is no set of named tensors: copy the checkpoint again.")
+    for name, tensor in tensors.items():
+        stored = (
+            tensor.layout == torch.strided
+            and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+        )
+        if not (stored and tensor.is_floating_point()):
+            raise UserError(f"The tensor {name} of {path} is no plain one in 16 or 32 bits: copy the checkpoint again.")
     settings = told.get("distiller") if isinstance(told, dict) else None
     if not isinstance(settings, dict):
         raise UserError(f"The 'Config' entry of {path} has no 'distiller' section: copy the checkpoint again.")
