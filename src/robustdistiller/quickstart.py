@@ -12,8 +12,8 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from .models.student import Student, load_student
 from .models.teacher import load_teacher
 from .objectives.quality import speech_quality
 from .report.markdown import write_summary
-from .report.page import write_page
+from .report.page import embedded_audio, render_template, write_page
 from .report.reading import BenchmarkResult, read_result
 from .synthetic.spoken import build_corpus
 from .training.distill import distill
@@ -98,16 +98,14 @@ def quickstart(
     files = _export(folder, progress)
     demo = _demo(models[:3], corpus.tasks["keywords"], folder, seed, progress)
     held_out = [r for r in read_manifest(corpus.speech) if r.split == "valid"]
-    sections = [
-        _sizes(student),
-        _exported(files),
-        _enhancement(student, held_out, folder / "enhancement", seed),
-        _SYNTHETIC,
-    ]
+    section = render_template(
+        __package__, "quickstart.html", files=files, **_speed(student),
+        excerpts=_enhancement(student, held_out, folder / "enhancement", seed),
+    )  # fmt: skip
     result = read_result(folder / "benchmark")
     write_summary(folder / "benchmark")
     sentence = _sentence(result)
-    page = write_page(folder / "benchmark", folder / "report.html", sections, sentence)
+    page = write_page(folder / "benchmark", folder / "report.html", [section], sentence)
     seconds = time.monotonic() - begun
     return Quickstart(page, folder / ROBUST / "student", folder / "onnx", demo, result, sentence, seconds)
 
@@ -164,47 +162,29 @@ def _demo(
         return None
 
 
-def _exported(files: list[Exported]) -> str:
-    """A table of the exported files."""
-    rows = "".join(f"<tr><th>{escape(file.path.name)}</th><td>{file.bytes / 1e6:.1f} MB</td></tr>" for file in files)
-    return (
-        "<section><h2>For a device</h2><p class='soft'>The robust student as ONNX files that run without PyTorch, each checked "
-        "against it: its features, a waveform-to-command classifier with the head of this benchmark, and the enhancer.</p>"
-        f"<table><thead><tr><th>file</th><th>size</th></tr></thead><tbody>{rows}</tbody></table></section>"
-    )
-
-
-def _sizes(student: Student) -> str:
-    """A table of parameters and of seconds of work per second of speech, on this machine, alternating between the models."""
-    teacher = load_teacher(TEACHER, precision="fp32")
+def _speed(student: Student) -> dict[str, Any]:
+    """Parameters of teacher and student, and seconds of work per second of speech, on this machine in turn."""
+    models = {"teacher": load_teacher(TEACHER, precision="fp32"), "student": student}
     wave = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 5 * SAMPLE_RATE)).astype(np.float32) * 0.1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        times: dict[str, list[float]] = {"teacher": [], "student": []}
+        times: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(6):
-            for name, model in (("teacher", teacher), ("student", student)):
+            for name, model in models.items():
                 begin = time.perf_counter()
                 model.states(wave)
                 times[name].append(time.perf_counter() - begin)
     finally:
         torch.set_num_threads(threads)
-    sizes = {"teacher": teacher.num_parameters, "student": student.num_parameters}
-    best = {name: min(values) / 5 for name, values in times.items()}
-    rows = "".join(
-        f"<tr><th>{name}</th><td>{sizes[name] / 1e6:.2f} M</td><td>{1 / best[name]:.0f} x real time</td></tr>"
-        for name in times
-    )
-    return (
-        "<section><h2>Size and speed</h2><table><thead><tr><th></th><th>parameters</th><th>one thread, PyTorch fp32</th></tr>"
-        f"</thead><tbody>{rows}</tbody></table><p class='soft small'>The student is {sizes['teacher'] / sizes['student']:.1f} "
-        f"times smaller and {best['teacher'] / best['student']:.1f} times faster; fastest of six runs on 5 s, alternating.</p>"
-        "</section>"
-    )
+    return {
+        "sizes": {name: model.num_parameters for name, model in models.items()},
+        "factors": {name: min(values) / 5 for name, values in times.items()},
+    }
 
 
-def _enhancement(student: Student, held_out: list[Recording], folder: Path, seed: int) -> str:
-    """Clean, contaminated and enhanced speech of a few held-out sentences, as files, players, pictures and numbers."""
+def _enhancement(student: Student, held_out: list[Recording], folder: Path, seed: int) -> list[dict[str, Any]]:
+    """Clean, contaminated and enhanced speech of a few held-out sentences: files, and what the page shows of each."""
     mix = NoiseMix(recorded=0, white=0, babble=1, wind=1, alarm=1)
     environment = Environment.build(
         EnvironmentConfig(clean=0, noise=1, reverb=0, both=0, noise_kinds=mix),
@@ -212,7 +192,7 @@ def _enhancement(student: Student, held_out: list[Recording], folder: Path, seed
         seed=seed,
         split="valid",
     )
-    rows = []
+    excerpts = []
     for number, noise, snr in SHOWN:
         recording = held_out[number % len(held_out)]
         wave = recording.load(0.0, 4.0)
@@ -220,36 +200,17 @@ def _enhancement(student: Student, held_out: list[Recording], folder: Path, seed
         scene = fixed_scene(environment, recording.id, seconds, seed, snr, noise, speaker=recording.speaker)
         noisy, _ = contaminate(wave, environment, recording.id, scene=scene)
         better = student.enhance(torch.from_numpy(noisy)[None])[0].numpy()
-        cells = []
+        shown = []
         for name, sound in (("clean", wave), ("contaminated", noisy), ("enhanced", better)):
             write_audio(folder / f"{number}-{noise}-{name}.wav", sound)
-            db = "" if name == "clean" else f"{speech_quality(sound, wave, ['si_sdr'])['si_sdr']:.1f} dB"
-            cells.append(
-                f"<figure><figcaption>{name} <b>{db}</b></figcaption>{_picture(sound)}{_player(sound)}</figure>"
-            )
-        rows.append(f"<h3>{escape(noise)} at {snr:g} dB</h3><div class='three'>{''.join(cells)}</div>")
-    return (
-        "<section><h2>Enhancement, before and after</h2><p class='soft'>Held-out sentences in wind, an alarm and "
-        "babble of other voices; SI-SDR against the clean speech. The enhancement head is the student's second task; it costs "
-        "nothing when it is not used.</p>"
-        "<style>.three{display:grid;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));gap:1rem}"
-        ".three figure{margin:0}.three img{width:100%;height:7rem;image-rendering:auto}.three audio{width:100%}</style>"
-        + "".join(rows)
-        + "</section>"
-    )
-
-
-def _player(wave: np.ndarray) -> str:
-    import soundfile
-
-    stream = io.BytesIO()
-    soundfile.write(stream, wave, SAMPLE_RATE, format="MP3", subtype="MPEG_LAYER_III")
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f'<audio controls preload="none" src="data:audio/mpeg;base64,{data}"></audio>'
+            quality = speech_quality(sound, wave, ["si_sdr"]) if name != "clean" else {}
+            shown.append({"name": name, "picture": _picture(sound), "audio": embedded_audio(sound), **quality})
+        excerpts.append({"noise": noise, "snr": snr, "sounds": shown})
+    return excerpts
 
 
 def _picture(wave: np.ndarray) -> str:
-    """A spectrogram of 70 dB as an embedded picture."""
+    """A spectrogram of 70 dB as a data address."""
     try:
         from matplotlib import image
     except ImportError as error:
@@ -261,11 +222,4 @@ def _picture(wave: np.ndarray) -> str:
     picture = levels.clamp(levels.max() - 70, levels.max()).flip(0).numpy()
     stream = io.BytesIO()
     image.imsave(stream, picture, cmap="viridis", format="png")
-    return f'<img alt="spectrogram" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
-
-
-_SYNTHETIC = """<section><h2>What this is, and what it is not</h2><p>Voices by espeak-ng, noises and rooms made by this
-package: a synthetic corpus with disjoint speakers, whose commands are easier than real ones. The mini teacher was pretrained on
-clean speech (see its model card). Both students had the same budget and started as the teacher's first two layers; the only
-differences are what they were trained on (clean, or contaminated) and the enhancement task. The numbers say how far the method
-carries here, in minutes; they say nothing about the size of the effect on real tasks.</p></section>"""
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -9,7 +9,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
+from numpy.typing import NDArray
 
 from ..audio.io import SAMPLE_RATE, read_audio
 from ..files import write_text
@@ -37,15 +39,14 @@ def write_page(folder: str | Path, out: str | Path | None = None, sections: Sequ
 
 def render_page(result: BenchmarkResult, sections: Sequence[str] = (), lead: str = "") -> str:
     """The whole page."""
-    files = resources.files(__package__)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files.joinpath("page.html").read_text(encoding="utf-8"))
     tasks = [_task(result, task) for task in result.tasks]
     overview = [(task, task["measures"][0]) for task in tasks if task["measures"]]
-    return template.render(
+    return render_template(
+        __package__,
+        "page.html",
         result=result,
         settings=result.values["settings"],
-        style=files.joinpath("page.css").read_text(encoding="utf-8"),
+        style=resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8"),
         charts=charts,
         tasks=tasks,
         overview=overview,
@@ -57,6 +58,12 @@ def render_page(result: BenchmarkResult, sections: Sequence[str] = (), lead: str
         sections=sections,
         lead=lead,
     )
+
+
+def render_template(package: str, name: str, **values: Any) -> str:
+    """The template `name` beside a package's modules, filled; texts are escaped, a missing value is an error."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(resources.files(package).joinpath(name).read_text(encoding="utf-8")).render(values)
 
 
 def _task(result: BenchmarkResult, task: dict[str, Any]) -> dict[str, Any]:
@@ -85,16 +92,15 @@ def _clips(result: BenchmarkResult, task: dict[str, Any]) -> list[dict[str, str]
     titles = {c["name"]: c["title"] for c in result.conditions}
     return [
         {"title": titles.get(clip["condition"], clip["condition"]), "answer": clip.get("answer") or "",
-         "address": _embedded(result.folder / clip["file"])}
+         "address": embedded_audio(read_audio(result.folder / clip["file"], 0.0, SECONDS))}
         for clip in first[:: -(-len(first) // MOST) or 1]
     ]  # fmt: skip
 
 
-def _embedded(path: Path) -> str:
+def embedded_audio(wave: NDArray[np.float32]) -> str:
     """A data address with MP3, which every browser plays, or WAV where libsndfile cannot write MP3."""
     import soundfile
 
-    wave = read_audio(path, 0.0, SECONDS)
     stream = io.BytesIO()
     mp3 = "MP3" in soundfile.available_formats()
     kind = {"format": "MP3", "subtype": "MPEG_LAYER_III"} if mp3 else {"format": "WAV", "subtype": "PCM_16"}
