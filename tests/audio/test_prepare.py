@@ -209,6 +209,22 @@ def test_an_empty_source_is_not_the_current_folder(text):
         prepare(text, "speech")
 
 
+def test_folders_that_cannot_be_entered_have_a_row(tmp_path, monkeypatch, caplog):
+    folder_of(tmp_path, "a.wav", "closed/b.wav")
+    scan = os.scandir
+
+    def closed(path):
+        if os.fspath(path).endswith("closed"):  # root may enter any folder
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    found = prepare(tmp_path, "speech", workers=1)
+    assert [r.id for r in found.recordings] == ["a"]
+    assert [(os.path.basename(row.path), row.reason) for row in found.skipped] == [("closed", "folder")]
+    assert "Permission denied" in caplog.text
+
+
 def test_a_manifest_with_a_byte_order_mark_or_gzipped_is_read(tmp_path):
     folder_of(tmp_path, "a.wav")
     line = json.dumps({"path": "a.wav", "duration": 0.3}) + "\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -148,6 +149,17 @@ def test_a_model_joins_later_without_repeating_the_others(config, conditions, tm
     result = evaluate(["log-mel", "mfcc"], [config], conditions, tmp_path, settings=FAST, reference="mfcc")
     assert heard.count("log-mel") == 1  # when it is opened
     assert figures(result)["log-mel", "clean"]["against"] == "mfcc"
+
+
+def test_a_folder_that_was_copied_is_not_measured_anew(config, conditions, words, tmp_path, monkeypatch):
+    few = replace(FAST, seeds=1, similarity=2)
+    wanted = evaluate(["log-mel"], [config], conditions, tmp_path / "first", settings=few)
+    shutil.copytree(words, tmp_path / "second" / "words", copy_function=shutil.copyfile)
+    shutil.copytree(tmp_path / "first", tmp_path / "second" / "results", copy_function=shutil.copyfile)
+    moved = config.model_copy(update={"source": str(tmp_path / "second" / "words" / "manifest.jsonl")})
+    monkeypatch.setattr(FeatureStream, "finish", lambda *arguments: pytest.fail("computed anew"))
+    found = evaluate(["log-mel"], [moved], conditions, tmp_path / "second" / "results", settings=few)
+    assert figures(found) == figures(wanted)
 
 
 def test_progress_ends_where_it_said(config, conditions, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Iterable
@@ -82,15 +83,23 @@ def matches(recording: Recording, where: dict[str, Any]) -> bool:
 
 
 def fingerprint(recordings: Iterable[Recording]) -> list[Any]:
-    """What identifies audio on disk: paths, segments, file sizes and times of change; and who speaks, which babble avoids."""
+    """What identifies audio on disk, wherever the folder lies: segments, contents, and who speaks, which babble avoids.
+
+    A file of more than a megabyte goes by its size and time of change, because noise and rooms may be many gigabytes.
+    """
     rows = []
     for recording in recordings:
         try:
-            status = Path(recording.path).stat()
+            path = Path(recording.path)
+            status = path.stat()
+            small = status.st_size <= 1 << 20
+            content = (
+                hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if small else str(status.st_mtime_ns)
+            )
         except OSError as error:
             raise UserError(
                 f"The recording {recording.path} is missing: restore it or correct its manifest."
             ) from error
-        place = [recording.id, recording.path, recording.start, recording.seconds, recording.speaker]
-        rows.append([*place, status.st_size, status.st_mtime_ns])
+        place = [recording.id, recording.start, recording.seconds, recording.speaker]
+        rows.append([*place, status.st_size, content])
     return rows
