@@ -65,6 +65,7 @@ def test_a_recipe_cannot_be_changed():
         ("training.learning_rate=nan", "'training.learning_rate'"),
         ("training.learning_rate=.inf", "'training.learning_rate'"),
         ("training.steps", "--set 'training.steps' has no value"),
+        ("teacher.cache=x", "set data.fixed_crops to 1 or more, or leave the cache out."),
         ("name.inner=1", "holds a plain value"),
         ("name={}", "valid string"),
         ("training.steps=[", "cannot be read as YAML"),

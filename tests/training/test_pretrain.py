@@ -28,6 +28,7 @@ from robustdistiller.training.pretrain import (
     export,
     load_pretrain_config,
     plateau_learning_rate,
+    pretrain,
     train,
 )
 from robustdistiller.training.pretrain_speech import CropConfig, Pool, PoolConfig, cut, load_pools
@@ -250,6 +251,25 @@ def test_a_wrong_recipe_is_one_sentence(tmp_path: Path) -> None:
     assert load_pretrain_config("mini-hubert").name == "mini-hubert"
     with pytest.raises(UserError, match="check the path"):
         load_pretrain_config(tmp_path / "none.yaml")
+
+
+def test_what_is_missing_is_told_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loaded(*arguments: object, **options: object) -> None:
+        pytest.fail("something was loaded")
+
+    for name in ("load_teacher", "Mini"):
+        monkeypatch.setattr(f"robustdistiller.training.pretrain.{name}", loaded)
+    config = load_pretrain_config("mini-hubert", teacher="mini-hubert")
+    with pytest.raises(UserError, match=r"There is no speech/.*manifest\.jsonl under .*--data"):
+        pretrain(config, tmp_path / "run", [tmp_path])
+    monkeypatch.setattr("robustdistiller.training.pretrain.load_pools", loaded)
+    with pytest.raises(UserError, match="Did you mean 'mini-hubert'"):
+        pretrain(config.model_copy(update={"teacher": "mini-huber"}), tmp_path / "run", [tmp_path])
+
+
+def test_a_plan_says_what_is_learned_from_what(teacher: Teacher) -> None:
+    told = "\n".join(Pretraining(CONFIG, pools(), pools("valid"), teacher, Distributed()).plan())
+    assert "a 0.00 h, b 0.00 h" in told and "1 blocks of 24 s held out" in told and "4 steps of 1 s" in told
 
 
 def test_an_unknown_asset_names_what_is_shipped() -> None:

@@ -25,6 +25,7 @@ from ..errors import UserError
 from ..files import exclusive, read_json, read_mapping, replacing_folder, write_json
 from ..models.frames import GRID
 from ..models.precision import autocast, pick_precision
+from ..models.repository import locate
 from ..models.teacher import Teacher, load_teacher
 from ..presets import shipped_folder
 from ..randomness import integer
@@ -133,6 +134,7 @@ def pretrain(
     out, watch = Path(out), observer or Silent()
     context = Distributed.launched()
     _check_same_run(config, out)
+    locate(config.teacher)  # before hours of speech are read
     pools = load_pools(config.speech, roots, progress=lambda done, total: watch.work("reading speech", done, total))
     valid_pools = load_pools(config.speech, roots, "valid")
     teacher = load_teacher(config.teacher, device=device or context.device)
