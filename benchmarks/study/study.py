@@ -244,7 +244,9 @@ def _bare(source: str) -> str:
 
 def run(command: list[str]) -> None:
     print("robustdistiller " + shlex.join(command), flush=True)
-    subprocess.run([sys.executable, "-m", "robustdistiller", *command], check=True)
+    code = subprocess.run([sys.executable, "-m", "robustdistiller", *command]).returncode
+    if code:
+        sys.exit(code)  # it has said why
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "study"))
 import side_by_side
+import study
 from side_by_side import Job, run_all
 
 
@@ -41,3 +42,12 @@ def test_when_the_time_is_up_runs_are_told_to_save_and_no_other_starts(commands,
     failed = run_all(jobs, lambda: 1, deadline + 1.0)
     assert commands == ["long"] and [one.log.stem for one in failed] == ["long"]
     assert (tmp_path / "saved").exists()
+
+
+def test_a_command_that_fails_has_said_why(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(
+        sys, "argv", ["study.py", "evaluate", "--rows", "robust", "--part", "valid", "--out", str(tmp_path)]
+    )
+    with pytest.raises(SystemExit) as leaving:
+        study.main()
+    assert leaving.value.code == 2 and "Traceback" not in capfd.readouterr().err
