@@ -1,4 +1,4 @@
-"""Draw the tables of README.md and results.md from the CSV files of this folder: python docs/results/tables.py [--check]."""
+"""Draw the tables of README.md and of pages here from the CSV files of this folder: python docs/results/tables.py [--check]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PAGES = (HERE.parents[1] / "README.md", HERE.parent / "results.md")
+PAGES = (HERE.parents[1] / "README.md", HERE.parent / "results.md", HERE.parent / "scaling.md")
 BLOCK = re.compile(r"(<!-- table: ([\w-]+\.csv) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
