@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+
+import robustdistiller
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -51,3 +54,12 @@ def test_every_page_of_the_site_has_a_place_in_its_menu():
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     pages = [page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md") if not page.name.startswith("_")]
     assert [page for page in pages if f": {page}" not in menu] == []
+
+
+def test_the_examples_of_the_public_names_give_what_they_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
+    for name in set(robustdistiller.__all__) - {"__version__"}:
+        for example in finder.find(getattr(robustdistiller, name), name, globs={}):
+            runner.run(example)
+    assert runner.tries >= 15 and runner.failures == 0

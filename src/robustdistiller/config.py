@@ -189,7 +189,13 @@ class CurriculumConfig(Section):
 
 
 class EnvironmentConfig(Section):
-    """The student's input: the share of the four conditions and how each is drawn (method: paper section 3.1)."""
+    """The student's input: the share of the four conditions and how each is drawn (method: paper section 3.1).
+
+    Example:
+        >>> from robustdistiller import EnvironmentConfig
+        >>> EnvironmentConfig(clean=0, reverb=0, both=0, snr_db=(5, 15)).uses_rooms
+        False
+    """
 
     clean: NonNegative = 0.25
     noise: NonNegative = 0.25
@@ -279,7 +285,13 @@ class TrainingConfig(Section):
 
 
 class Recipe(Section):
-    """A whole distillation run."""
+    """A whole distillation run (docs/reference/recipe.md).
+
+    Example:
+        >>> from robustdistiller import Recipe
+        >>> Recipe(training={"steps": 100}).to_dict()["training"]["steps"]
+        100
+    """
 
     name: str = "unnamed"
     notes: str = ""
@@ -325,10 +337,24 @@ class Recipe(Section):
 
 
 def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = (), **fields: Any) -> Recipe:
-    """Read a recipe file, apply ``section.field=value`` overrides and then keyword `fields` (dotted with ``__``).
+    """Read a recipe, and change some of its fields.
 
-    `path` is a YAML file, the name of a shipped recipe, or None for the defaults. Raises `UserError` with the name of
-    the offending field and the closest valid one.
+    Args:
+        path: A YAML file or the name of a shipped recipe; None for the defaults.
+        overrides: ``section.field=value`` texts, as of ``--set``.
+        fields: The same as keywords, with ``__`` for the dot; they are applied last.
+
+    Returns:
+        The recipe, checked and immutable.
+
+    Raises:
+        UserError: A field is unknown or has a wrong value; it names the field and the closest valid one.
+
+    Example:
+        >>> from robustdistiller import load_recipe
+        >>> recipe = load_recipe("robust-hubert-base", ["training.steps=1000"], data__speech=["LibriSpeech/"])
+        >>> recipe.training.steps, recipe.data.speech
+        (1000, ('LibriSpeech/',))
     """
     values = _read(path) if path is not None else {}
     for item in overrides:

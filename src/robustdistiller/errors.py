@@ -8,7 +8,16 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in the input, the recipe or the surroundings; the command line prints it and exits with 2."""
+    """A mistake in the input, the recipe or the surroundings; the command line prints it and exits with 2.
+
+    Example:
+        >>> from robustdistiller import UserError, load_recipe
+        >>> try:
+        ...     load_recipe("robust-hubert-bas")
+        ... except UserError as error:
+        ...     print("Did you mean" in str(error))
+        True
+    """
 
     def __init__(self, message: str):
         super().__init__(printable(message))

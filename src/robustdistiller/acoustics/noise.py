@@ -66,10 +66,17 @@ class NoiseDraw:
 
 
 class NoiseBank:
-    """All noises that may be drawn: `recordings`, the shares of the `kinds`, and `speech` for babble.
+    """All noises that may be drawn. A kind that lacks its recordings gives its weight to the others.
 
-    A kind that lacks its recordings gives its weight to the others; if none is left, `UserError`. `cache_mb` bounds the
-    decoded audio held in memory by a process. The order of the recordings does not matter.
+    Args:
+        recordings: Of noise; their order does not matter.
+        kinds: The share of every kind.
+        speech: What babble is mixed from.
+        cache_mb: Megabytes of decoded audio that a process keeps.
+        babble_voices: Fewest and most voices in babble.
+
+    Raises:
+        UserError: No kind is left.
     """
 
     def __init__(

@@ -23,8 +23,10 @@ TRIES = 20
 class RoomBank:
     """Room responses by id: recorded ones are read when first needed, simulated ones computed, both kept in memory.
 
-    Responses with the same `Recording.group` belong to one room. `simulated_share` is the probability of a simulated
-    room where there are recorded ones; `cache_mb` bounds the memory.
+    Args:
+        recordings: Responses; those of the same `Recording.group` belong to one room.
+        simulated_share: Probability of a simulated room where there are recorded ones.
+        cache_mb: Megabytes of responses that a process keeps.
     """
 
     def __init__(

@@ -69,7 +69,14 @@ class Scene:
 
 
 class Environment:
-    """Draws scenes for utterances and renders them. All randomness comes from (`seed`, epoch, utterance)."""
+    """Draws scenes for utterances and renders them. All randomness comes from (`seed`, epoch, utterance).
+
+    Args:
+        config: What is drawn.
+        noise: All noises that may be drawn; needed where `config` draws any.
+        rooms: All rooms; the same.
+        seed: Of everything drawn.
+    """
 
     def __init__(
         self, config: EnvironmentConfig, noise: NoiseBank | None = None, rooms: RoomBank | None = None, seed: int = 0

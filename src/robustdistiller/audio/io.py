@@ -178,8 +178,23 @@ def write_audio(
 ) -> None:
     """Write a wave (T,) atomically as .wav (16 bits, or float where |x| > 1), .flac (16 bits) or .ogg (Vorbis).
 
-    `comment` is kept in the file, for example who wrote it.
-    Raises `UserError` for another suffix, a wave that is not finite, or a disk that is full.
+    Args:
+        path: The file; its folder is made.
+        wave: Samples (T,).
+        sampling_rate: In Hz.
+        comment: Kept in the file, for example who wrote it.
+
+    Raises:
+        UserError: For another suffix, a wave that is not finite, or a disk that is full.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from robustdistiller import read_audio, write_audio
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_audio(f"{folder}/tone.wav", 0.1 * np.sin(np.arange(16000) / 5).astype(np.float32))
+        ...     read_audio(f"{folder}/tone.wav", start=0.25, seconds=0.5).shape
+        (8000,)
     """
     path = Path(path)
     wave = np.asarray(wave, dtype=np.float32)

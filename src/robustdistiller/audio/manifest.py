@@ -34,7 +34,24 @@ _OWN = ("id", "path", "duration", "start", "speaker", "label", "split", "group")
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """An audio file, or the part of one that starts at `start` and lasts `seconds`."""
+    """An audio file, or the part of one that starts at `start` and lasts `seconds`.
+
+    Attributes:
+        id: Unique among the recordings of a source.
+        path: The file.
+        seconds: How long it is.
+        start: Seconds into the file.
+        speaker: Who speaks.
+        label: What a task is to tell.
+        split: train, valid, test, or None.
+        group: The noise recording or room, which splits never share.
+        extra: All other fields of the manifest.
+
+    Example:
+        >>> from robustdistiller import Recording
+        >>> Recording("a", "speech/a.wav", seconds=2.5, speaker="anna").to_row()["speaker"]
+        'anna'
+    """
 
     id: str
     path: str
@@ -49,7 +66,18 @@ class Recording:
     extra: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def load(self, offset: float = 0.0, seconds: float | None = None) -> np.ndarray:
-        """The wave (T,) from `offset` seconds after the recording's start, at most to its end. Raises `AudioError`."""
+        """Read it.
+
+        Args:
+            offset: Seconds after the recording's start.
+            seconds: At most so many, and never beyond its end.
+
+        Returns:
+            (T,) float32 at 16 kHz.
+
+        Raises:
+            AudioError: The file cannot be read, or nothing of it is left.
+        """
         left = self.seconds - offset
         if left <= 0:
             raise AudioError(f"{self.id} lasts {self.seconds:g} s: no part of it starts at {offset:g} s.", "too-short")

@@ -66,10 +66,20 @@ Progress = Callable[[str, int, int], None]
 class ExportOptions:
     """What to export.
 
-    int8: also in 8 bits; enhance: also the enhancement head; task: a head of the benchmark, task_file: the task to measure
-    its accuracy on; last: only the last state; predictions: also the predicted teacher layers; licence: written into the
-    files (None: the one in the model card); force: write files that fell short of a limit, with everything in 8 bits
-    speech, noise, rooms: sources to calibrate with; clips: how many utterances of it
+    Attributes:
+        int8: Also in 8 bits.
+        enhance: Also the enhancement head.
+        task: A head of the benchmark.
+        task_file: The task to measure its accuracy on.
+        last: Only the last state.
+        predictions: Also the predicted teacher layers.
+        licence: Written into the files; None: the one in the model card.
+        force: Write files that fell short of a limit, with everything in 8 bits.
+        speech: Sources to calibrate with, as are `noise` and `rooms`.
+        noise: See `speech`.
+        rooms: See `speech`.
+        clips: How many utterances of it.
+        seed: Of the calibration.
     """
 
     int8: bool = False
@@ -126,7 +136,22 @@ def export_student(
     classifier its answers on 99.5 % of it, or its accuracy within 0.5 point where `task_file` gives labels; where they do
     not, parts of them stay in float32 (`SPARED`). ``folder@160+80`` exports one step of a streaming student instead, with
     chunks of 160 ms and a look-ahead of 80 ms.
-    Raises `UserError` for a folder that is no student, a head that does not belong to it, or a limit that is not kept.
+
+    Args:
+        student: A student folder, a shipped name, or one of the hub.
+        out: The folder of the files.
+        options: What to export.
+        progress: Called with (what is done, units done, units in all).
+
+    Returns:
+        The files, with what was measured of each.
+
+    Raises:
+        UserError: The folder is no student, the head does not belong to it, or a limit is not kept.
+
+    Example:
+        >>> files = export_student("mini-robust", "exported", ExportOptions(int8=True))  # doctest: +SKIP
+        >>> [(file.path.name, file.measured.error) for file in files]  # doctest: +SKIP
     """
     out = Path(out)
     _check_target(out)

@@ -181,10 +181,6 @@ class SpeechEncoder(nn.Module):
     def hidden_size(self) -> int:
         return int(self.model.config.hidden_size)
 
-    @property
-    def cnn_size(self) -> int:
-        return int(self.model.config.conv_dim[-1])
-
     def truncate(self, layers: int) -> None:
         """Drop the Transformer layers above `layers`, with the final normalisation if it no longer follows its layer."""
         if layers < self.num_layers:

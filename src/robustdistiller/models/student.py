@@ -47,10 +47,21 @@ class StudentOutput:
 class Student(nn.Module):
     """Encoder, prediction heads and enhancement head.
 
-    layers: the teacher's layers that the heads predict; tap: the state that feeds the enhancement head, "last", "cnn"
-    (the projected CNN output, as in the official code) or a layer number
-    streaming: the chunks that it is trained with, if it can stream; chunking: how it attends in evaluation mode, None for
-    offline (see models/streaming.py)
+    Args:
+        encoder: The small encoder.
+        heads: What predicts the teacher's layers, if anything.
+        enhancer: What reconstructs the clean spectrogram, if anything.
+        layers: The teacher's layers that the heads predict, from 1.
+        tap: The state that feeds the enhancement head: "last", "cnn" (the projected CNN output, as in the official code) or a
+            layer number.
+        name: How messages call it.
+        streaming: The chunks that it is trained with, if it can stream.
+
+    Attributes:
+        chunking: How it attends in evaluation mode, None for offline (docs/streaming.md).
+
+    Raises:
+        UserError: `tap` is a layer that it does not have, or the encoder cannot stream.
     """
 
     def __init__(
@@ -347,10 +358,27 @@ def _position_groups(hidden: int) -> int:
 def load_student(folder: str | os.PathLike[str]) -> Student:
     """Open a student folder, or a shipped student such as ``mini-robust`` by its name, in evaluation mode.
 
-    Of the hub, a name or name@revision. A plain HuBERT or WavLM opens without heads. ``folder@160+80`` is a streaming student
-    on a stream with chunks of 160 ms and a look-ahead of 80 ms.
+    A plain HuBERT or WavLM opens without heads.
 
-    Raises `UserError` for a folder that is not a student or whose parts do not fit together.
+    Args:
+        folder: A folder, a shipped name, or of the hub a name or name@revision. ``folder@160+80`` is a streaming student on a
+            stream with chunks of 160 ms and a look-ahead of 80 ms.
+
+    Returns:
+        The student, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: The folder is not a student, or its parts do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from robustdistiller import load_student
+        >>> student = load_student("mini-robust")
+        >>> states, frames = student.states(torch.randn(1, 16000) * 0.05)
+        >>> states.shape, frames.tolist()  # [projected CNN output, layer 1, layer 2], 20 ms frames
+        (torch.Size([1, 3, 49, 256]), [49])
+        >>> student.enhance(torch.randn(1, 16000) * 0.05).shape
+        torch.Size([1, 16000])
     """
     name, point = split_operating_point(os.fspath(folder))
     if point is not None:

@@ -28,7 +28,19 @@ class TeacherOutput:
 
 
 class Teacher(nn.Module):
-    """A frozen encoder with chosen target layers (1-based; layer 0 is the projected CNN output)."""
+    """A frozen encoder with chosen target layers.
+
+    Args:
+        encoder: The pretrained encoder.
+        layers: Target layers, from 1; by default the paper's 4, 8, 12 of 12, scaled to the depth.
+        name: How messages call it.
+        precision: auto, fp32, bf16 or fp16.
+        target_norm: "layer" standardises every frame of a target, "auto" does so for pre-norm encoders, "none" never.
+        average: Layers up to each target of which the mean is taken.
+
+    Raises:
+        UserError: A layer that the encoder does not have, or frames that are not 20 ms.
+    """
 
     def __init__(
         self,
@@ -120,10 +132,28 @@ def load_teacher(
     target_norm: str = "auto",
     average: int = 1,
 ) -> Teacher:
-    """Load a teacher by hub name or from a folder: any of docs/teachers.md.
+    """Load a teacher: any of docs/teachers.md.
 
-    layers: 1-based target layers (None: 4, 8, 12 scaled to the depth); precision: auto, fp32, bf16 or fp16.
-    Raises `UserError` for a model that cannot be loaded or a layer that it does not have.
+    Args:
+        name: A hub name, a folder, or the shipped ``mini-hubert``.
+        layers: As of `Teacher`, like all that follows.
+        precision: Of its computation.
+        device: Where it is put; the CPU by default.
+        target_norm: How targets are standardised.
+        average: Layers in a target.
+
+    Returns:
+        The teacher, frozen and in evaluation mode.
+
+    Raises:
+        UserError: The model cannot be loaded, or does not have such a layer.
+
+    Example:
+        >>> import torch
+        >>> from robustdistiller import load_teacher
+        >>> teacher = load_teacher("mini-hubert", layers=(4, 8, 12))
+        >>> teacher(torch.randn(1, 16000) * 0.05).hidden.shape  # (B, L, F, D)
+        torch.Size([1, 3, 49, 256])
     """
     teacher = Teacher(load_encoder(name), layers, name, precision, target_norm, average)
     return teacher.to(device) if device is not None else teacher
