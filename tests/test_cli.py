@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from robustdistiller import __version__
 from robustdistiller.audio.io import write_audio
 from robustdistiller.cli import app, main
+from robustdistiller.cli.bars import Bars
 from robustdistiller.cli.deployment import export_line
 from robustdistiller.cli.options import pick_device
 from robustdistiller.cli.output import Notes, complain, show_table
-from robustdistiller.cli.progress import Bars
 from robustdistiller.presets import shipped_folder, shipped_names
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}

@@ -25,12 +25,12 @@ from .files import replacing
 from .models.frames import GRID
 from .models.student import Student
 from .outputs import claim_file, is_audio_of, is_npz_of, software
+from .progress import Progress
 from .runtime.streaming import windows
 
 logger = logging.getLogger(__name__)
 
 LONGEST_SECONDS = 4 * 3600
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from .evaluation.tasks import TaskConfig
 from .models.student import Student, load_student
 from .models.teacher import load_teacher
 from .objectives.quality import speech_quality
+from .progress import PartProgress, Progress
 from .report.markdown import write_summary
 from .report.page import embedded_audio, render_template, write_page
 from .report.reading import BenchmarkResult, read_result
@@ -63,7 +64,7 @@ def quickstart(
     full: bool = False,
     seed: int = 0,
     watch: Callable[[str], Observer] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: PartProgress | None = None,
 ) -> Quickstart:
     """Run everything into `out`; finished parts are kept and reused when it is called again.
 
@@ -110,7 +111,7 @@ def quickstart(
     return Quickstart(page, folder / ROBUST / "student", folder / "onnx", demo, result, sentence, seconds)
 
 
-def _part(progress: Callable[[str, int, int], None] | None, what: str) -> Callable[[int, int], None] | None:
+def _part(progress: PartProgress | None, what: str) -> Progress | None:
     return None if progress is None else lambda done, total: progress(what, done, total)
 
 
@@ -138,15 +139,13 @@ def _times_larger(result: BenchmarkResult) -> float:
     return float(sizes["teacher"] / sizes["robust"])
 
 
-def _export(folder: Path, progress: Callable[[str, int, int], None] | None) -> list[Exported]:
+def _export(folder: Path, progress: PartProgress | None) -> list[Exported]:
     """The robust student as ONNX: features, commands, enhanced speech; checked against PyTorch."""
     options = ExportOptions(enhance=True, task=str(folder / "benchmark" / "heads" / "keywords" / "robust.safetensors"))
     return export_student(folder / ROBUST / "student", folder / "onnx", options, progress)
 
 
-def _demo(
-    models: list[str], commands: Path, folder: Path, seed: int, progress: Callable[[str, int, int], None] | None
-) -> Path | None:
+def _demo(models: list[str], commands: Path, folder: Path, seed: int, progress: PartProgress | None) -> Path | None:
     """The page on which to hear the noise and watch the models answer; it needs an engine from the npm registry."""
     page = folder / "demo" / "index.html"
     if page.is_file():

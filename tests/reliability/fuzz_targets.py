@@ -420,7 +420,7 @@ def _make_checkpoint(folder: Path) -> None:
     module, optimiser = _small()
     module(torch.ones(1, 3)).sum().backward()
     optimiser.step()
-    checkpoint.save(folder, module, optimiser, checkpoint.Progress(3, 0.5, 2, 1, 1.5, 2.5, {"scale": 2.0}), 2)
+    checkpoint.save(folder, module, optimiser, checkpoint.TrainingProgress(3, 0.5, 2, 1, 1.5, 2.5, {"scale": 2.0}), 2)
 
 
 def _open_checkpoint(folder: Path) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..audio.io import SAMPLE_RATE, probe, read_audio, write_audio
@@ -12,6 +12,7 @@ from ..config import EnvironmentConfig, NoiseMix
 from ..errors import AudioError, UserError
 from ..files import write_json
 from ..outputs import claim_file, is_audio_of, is_json_with, software
+from ..progress import Progress
 from ..randomness import fraction, generator
 from .curriculum import snr_at
 from .noise import SYNTHETIC_KINDS, NoiseBank
@@ -29,7 +30,7 @@ def contaminate_file(
     snr_db: float | None = None,
     seed: int = 0,
     config: EnvironmentConfig = EnvironmentConfig(),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Scene:
     """Contaminate the file `speech` into `out`, and write the scene beside it as JSON.

@@ -10,13 +10,14 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..channels import downmix
 from ..errors import UserError, need
 from ..files import parse_json, text_lines
+from ..progress import Progress
 from .io import write_audio
 from .manifest import Recording, recording_from_row, write_manifest
 
@@ -50,7 +51,7 @@ def read_cuts(path: str | os.PathLike[str]) -> list[Recording]:
 def shar_to_manifest(
     shar: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Stream a Shar folder out as FLAC files and a manifest in the folder `out`; returns the manifest's path."""
     lhotse = _lhotse("Reading a Shar folder")
@@ -62,7 +63,7 @@ def shar_to_manifest(
 def cuts_to_manifest(
     cuts: Iterable[Any] | str | os.PathLike[str],
     out: str | os.PathLike[str],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write every cut (of any kind; a file of cuts or an iterable) as mono FLAC at its own rate, and a manifest.
 
@@ -76,7 +77,7 @@ def cuts_to_manifest(
     return manifest
 
 
-def _exported(cuts: Iterable[Any], out: Path, progress: Callable[[int, int], None] | None) -> Iterator[Recording]:
+def _exported(cuts: Iterable[Any], out: Path, progress: Progress | None) -> Iterator[Recording]:
     written = 0
     for number, cut in enumerate(cuts):
         try:

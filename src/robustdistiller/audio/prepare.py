@@ -11,13 +11,14 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, closest
 from ..files import digest, read_json, write_json
+from ..progress import Progress
 from .checking import Skipped, check_all, write_skipped
 from .corpora import CORPORA, Role, scan_corpus
 from .io import MEDIA, SUFFIXES, find_files, readable
@@ -30,7 +31,6 @@ __all__ = ["Prepared", "Skipped", "prepare", "prepare_all", "split_by_group", "w
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
 
 _FORMAT = 2  # of a scan: raised when the same files give other recordings, so that cached ones are made again
 _TOUCHING = 0.01  # seconds by which segments may overlap for their times were rounded

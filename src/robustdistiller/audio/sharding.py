@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,6 +27,7 @@ import soundfile
 
 from ..errors import AudioError, UserError
 from ..files import digest, exclusive, read_json, replacing, write_json
+from ..progress import PartProgress
 from ..randomness import fraction
 from .checking import Skipped, cores, worker_pool, write_skipped
 from .io import SAMPLE_RATE
@@ -64,7 +65,7 @@ def write_shards(
     shard_mb: float = 512.0,
     audio: Format = "flac",
     workers: int | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: PartProgress | None = None,
 ) -> Sharded:
     """Write the speech of `sources` to `out` in shards of about `shard_mb` megabytes, at 16 kHz, mono, 16 bits.
 
@@ -86,7 +87,7 @@ def _write_all(
     shard_mb: float,
     audio: Format,
     workers: int | None,
-    progress: Callable[[str, int, int], None] | None,
+    progress: PartProgress | None,
 ) -> Sharded:
     for leftover in out.glob(".shard-*.tar"):  # of a call that was killed
         leftover.unlink(missing_ok=True)

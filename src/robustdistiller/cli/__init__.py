@@ -1,6 +1,6 @@
 """The command line: thin verbs over the library, with help that teaches and one sentence for every mistake.
 
-One file a group of verbs; `options` holds what verbs share, `output` what is printed, `progress` the bars, `signals` what
+One file a group of verbs; `options` holds what verbs share, `output` what is printed, `bars` the progress bars, `signals` what
 concerns the process as a whole. Nothing heavy is imported before a verb runs.
 """
 
@@ -20,8 +20,8 @@ from .. import __version__
 from ..errors import UserError
 from ..process import prepare_process
 from . import audio, data, demo, deployment, distillation, evaluation, recipes, signals, teachers
+from .bars import is_main_process
 from .output import Notes, complain
-from .progress import is_main_process
 
 app = typer.Typer(
     name="robustdistiller",

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UserError
+from .bars import Bars
 from .options import LARGEST_SEED, Device, Overwrite, Sources, between, pick_device, source
 from .output import Json, say, say_json
-from .progress import Bars
 
 if TYPE_CHECKING:
     from ..apply import Applied

@@ -9,9 +9,9 @@ import typer
 
 from ..errors import UserError
 from ..outputs import claim_file, claim_workplace, is_json_with
+from .bars import Bars
 from .options import Overwrite, Workers, between
 from .output import Json, say, say_json
-from .progress import Bars
 
 
 def register(app: typer.Typer) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from ..outputs import claim_folder
+from .bars import Bars
 from .options import Overwrite, Seed, Sources, source
 from .output import say
-from .progress import Bars
 
 SITE_FILES = (
     "index.html",

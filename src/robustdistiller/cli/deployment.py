@@ -10,9 +10,9 @@ import typer
 
 from ..errors import UserError
 from ..outputs import EXPORT_FILES, STUDENT_FILES, claim_file, claim_folder, is_text_with, software
+from .bars import Bars
 from .options import Overwrite, Sources, between, source
 from .output import Json, say, say_json, show_table
-from .progress import Bars
 
 if TYPE_CHECKING:
     from ..deployment.export import Exported

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from ..outputs import claim_workplace
+from .bars import Bars, is_main_process
 from .evaluation import show_averages
 from .options import LARGEST_SEED, Device, Seed, Sources, pick_device, source
 from .output import Json, say, say_json
-from .progress import Bars, is_main_process
 
 RUN_FILES = (
     "student", "checkpoints", "recipe.yaml", "run.json", "metrics.jsonl", "manifests", "skipped.jsonl", "non_finite.jsonl",

@@ -10,9 +10,9 @@ import typer
 
 from ..errors import UserError
 from ..outputs import claim_workplace
+from .bars import Bars
 from .options import Device, Seed, Sources, pick_device, source
 from .output import Json, say, say_json, show_table
-from .progress import Bars
 
 BENCHMARK_FILES = (
     "benchmark.json", "results.jsonl", "results.csv", "summary.md", "report.html", "features", "heads", "predictions",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import printable
-from .progress import is_main_process
+from .bars import is_main_process
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -18,7 +18,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from ..deployment.task_head import TaskHead, read_head
 from ..errors import UserError
 from ..evaluation.evaluated import EvaluatedModel, open_models
 from ..files import replacing_folder, write_json
+from ..progress import PartProgress
 from ..randomness import generator
 from ..synthetic.speakers import speakers
 
@@ -41,8 +42,6 @@ T60_SECONDS = tuple(round(0.2 + 0.1 * k, 1) for k in range(14))  # the places of
 UTTERANCES, LONGEST = 12, 12.0  # how many, and seconds of each
 NOISE_SECONDS = 15.0  # as long as the longest utterance that the page takes
 ENGINE = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-Progress = Callable[[str, int, int], None]
-"""Called with (what is done, units done, units in all)."""
 
 
 def build_site(
@@ -52,7 +51,7 @@ def build_site(
     speech: Iterable[Recording] = (),
     int8: bool = False,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: PartProgress | None = None,
 ) -> Path:
     """Write the demo of `models` into the folder `out`.
 
@@ -218,7 +217,7 @@ def _noises(seed: int) -> Iterable[tuple[str, np.ndarray]]:
         yield kind, wave * np.float32(0.5 / np.abs(wave).max())
 
 
-def _rooms(folder: Path, seed: int, report: Progress) -> Iterable[dict[str, Any]]:
+def _rooms(folder: Path, seed: int, report: PartProgress) -> Iterable[dict[str, Any]]:
     """Simulated rooms from short to long reverberation, none of them a room of a built-in training."""
     (folder / "rooms").mkdir()
     for done, t60 in enumerate(T60_SECONDS):

@@ -35,6 +35,7 @@ from ..files import replacing_folder, write_json
 from ..models.frames import GRID
 from ..models.streaming import split_operating_point
 from ..models.student import Student, load_student
+from ..progress import PartProgress
 from ..runtime.container import Description
 from .calibration import calibration_waves
 from .cost import licence_of, macs_per_second
@@ -58,8 +59,6 @@ SPARED = {
     "front end": (FRONT_END,),
     "convolutions": (FRONT_END, _POSITION),
 }
-Progress = Callable[[str, int, int], None]
-"""Called with (what is done, units done, units in all)."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def export_student(
     student: str | os.PathLike[str],
     out: str | os.PathLike[str],
     options: ExportOptions = ExportOptions(),
-    progress: Progress | None = None,
+    progress: PartProgress | None = None,
 ) -> list[Exported]:
     """Export a student folder into the folder `out`, which is replaced as a whole when everything has been checked.
 
@@ -198,7 +197,7 @@ def _write(
     labelled: Any,
     head: TaskHead | None,
     options: ExportOptions,
-    report: Progress,
+    report: PartProgress,
     first: str,
 ) -> list[Exported]:
     """One graph in fp32 and, if wanted, int8: measured, judged, written. `first`: the part that is spared at least."""

@@ -30,13 +30,13 @@ from ..files import GENERIC
 from ..models.frames import GRID
 from ..models.hub import load_encoder
 from ..models.repository import locate
+from ..progress import PartProgress
 from ..runtime.container import Description, describe
 from .cost import macs_per_second
 from .export import REPORT
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
 FORMATS = ("torch", "onnx", "int8")
 ENGINES = {"openvino": "onnx"}  # the fp32 file in OpenVINO, where it is asked for and installed
 # What the speed of 8-bit and 32-bit arithmetic depends on.
@@ -124,7 +124,7 @@ def measure_latency(
     threads: Sequence[int] = (1,),
     audio: float = 5.0,
     repeats: int = 9,
-    progress: Progress | None = None,
+    progress: PartProgress | None = None,
 ) -> Latency:
     """Measure models against a reference in PyTorch.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import need
+from ..progress import Progress
 from ..randomness import generator
 from .eight_bits import steps
 from .front_end import by_rows, convolutions
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
 
 FRONT_END = "convolutions"
 QUANTISED = ("Conv", "MatMul", "Gemm")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ..distributed import Distributed
 from ..errors import UserError, closest
 from ..files import exclusive, read_json, write_json
 from ..objectives.quality import available_quality
+from ..progress import Progress
 from .checks import check_exposure
 from .conditions import CLEAN, Condition, load_conditions
 from .enhancement import UNPROCESSED, enhance_and_score, score_enhancement
@@ -50,7 +51,6 @@ __all__ = ["Settings", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
 ByCondition = dict[str, list[Scores | TrialScores]]
 
 

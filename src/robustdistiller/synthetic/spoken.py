@@ -31,6 +31,7 @@ import soundfile
 from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, closest
 from ..files import digest, disk_error, read_json, write_json, write_jsonl
+from ..progress import Progress
 from ..randomness import generator
 from .espeak import Interval, Speech
 from .speakers import Manner, Speaker, speakers
@@ -81,7 +82,7 @@ def build_corpus(
     seed: int = 0,
     size: str | Size = "quick",
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     parts: Sequence[str] = ("speech", *TASKS),
 ) -> SpokenCorpus:
     """Make the corpus in a folder of its own under `out`, or open it where it was made before.
@@ -143,7 +144,7 @@ def _make(
     size: Size,
     parts: Sequence[str],
     workers: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> None:
     """Fill `folder`: plan everything first, speak it in threads (the samples are a function of the plan alone)."""
     splits = ("train", "valid", "test")

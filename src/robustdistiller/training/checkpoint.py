@@ -29,7 +29,7 @@ _DIGESTS = "digests"
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a run stands: steps done, best validation loss and its step, and the counters of what went wrong."""
 
     step: int = 0
@@ -83,7 +83,7 @@ def sweep(run: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def save(run: Path, module: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, keep: int) -> Path:
+def save(run: Path, module: nn.Module, optimiser: torch.optim.Optimizer, progress: TrainingProgress, keep: int) -> Path:
     """Write a checkpoint, then drop all but the newest `keep`. Raises `UserError` when it cannot be written."""
     path = folder(run) / f"step-{progress.step:08d}"
     with replacing_folder(path) as temporary:
@@ -96,12 +96,14 @@ def save(run: Path, module: nn.Module, optimiser: torch.optim.Optimizer, progres
     return path
 
 
-def load(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
+def load(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> TrainingProgress:
     """Bring `module` and `optimiser` to the state of a checkpoint and return its progress."""
     try:
         values = read_json(path / "progress.json", "checkpoint")
         digests = values.pop(_DIGESTS, {})
-        progress = Progress(**{name: values[name] for name in (f.name for f in fields(Progress)) if name in values})
+        progress = TrainingProgress(
+            **{name: values[name] for name in (f.name for f in fields(TrainingProgress)) if name in values}
+        )
         for name in TENSORS:
             if name in digests and digests[name] != _digest(path / name):
                 raise ValueError(f"{name} is not what was saved")

@@ -27,7 +27,7 @@ from ..models.teacher import Teacher, TeacherOutput, load_teacher
 from ..objectives.total import total_loss
 from ..provenance import inherited
 from . import checkpoint
-from .checkpoint import Progress
+from .checkpoint import TrainingProgress
 from .data import Batch, StepSampler, open_speech, plan_batches, read_batches, some_speech
 from .materials import SKIPPED, Materials, gather
 from .metrics_log import append_rows, validation_at
@@ -57,7 +57,7 @@ class Result:
 
     student: Path
     metrics: dict[str, float]
-    progress: Progress = field(default_factory=Progress)
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
     cache: dict[str, Any] | None = None
 
 
@@ -225,7 +225,7 @@ class Distillation:
         """Metrics on held-out speech, over all processes."""
         return self.validator(self.student, self.precision)
 
-    def keep(self, progress: Progress, metrics: dict[str, float]) -> None:
+    def keep(self, progress: TrainingProgress, metrics: dict[str, float]) -> None:
         """Write the student folder."""
         folder = self.run / "student"
         write_student(folder, self.student, self.recipe, self.materials, self.teacher, progress, metrics, self.earlier)

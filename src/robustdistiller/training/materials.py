@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from ..audio.streams import Spool
 from ..config import EnvironmentConfig, Recipe
 from ..errors import UserError
 from ..files import digest, read_jsonl, write_json, write_jsonl
+from ..progress import PartProgress, Progress
 from ..provenance import TrainingExposure
 from ..randomness import fraction
 from .metrics_log import append_rows
@@ -32,9 +32,6 @@ from .metrics_log import append_rows
 logger = logging.getLogger(__name__)
 
 SKIPPED = "skipped.jsonl"
-
-Reporter = Callable[[str, int, int], None]
-"""Called with (what is done, units done, units in all) during long work."""
 
 
 @dataclass
@@ -84,7 +81,7 @@ class Materials:
         }
 
 
-def gather(recipe: Recipe, run: Path, report: Reporter | None = None, rank: int = 0, start: int = 0) -> Materials:
+def gather(recipe: Recipe, run: Path, report: PartProgress | None = None, rank: int = 0, start: int = 0) -> Materials:
     """Find, check and split what the recipe names, and write the manifests of every split into the run folder.
 
     Args:
@@ -204,7 +201,7 @@ def _enough(valid: list[Recording], recipe: Recipe) -> list[Recording]:
     return [valid[i * len(valid) // count] for i in range(count)]
 
 
-def _progress(report: Reporter | None, role: str) -> Callable[[int, int], None] | None:
+def _progress(report: PartProgress | None, role: str) -> Progress | None:
     return None if report is None else lambda done, total: report(f"scanning {role}", done, total)
 
 

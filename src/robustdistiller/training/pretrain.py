@@ -30,7 +30,7 @@ from ..models.teacher import Teacher, load_teacher
 from ..presets import shipped_folder
 from ..randomness import integer
 from . import checkpoint
-from .checkpoint import Progress
+from .checkpoint import TrainingProgress
 from .mini import Mini, MiniConfig, loss_terms
 from .observer import Observer, Silent
 from .pretrain_speech import CropConfig, Pool, PoolConfig, draw, draw_mask, load_pools
@@ -279,7 +279,7 @@ class Pretraining:
         names = ["loss", *(f"l1/{tap}" for tap in self.config.model.taps)]
         return {name: value / count for name, value in zip(names, (loss, *l1_means), strict=True)}
 
-    def keep(self, progress: Progress, metrics: dict[str, float]) -> None:
+    def keep(self, progress: TrainingProgress, metrics: dict[str, float]) -> None:
         """The model is exported at the end, where the learning rate has fallen to zero."""
 
     def is_kept(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +23,7 @@ from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import read_manifest
 from ..config import Number, Positive, Seconds
 from ..errors import UserError
+from ..progress import Progress
 from ..randomness import generator
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def load_pools(
     configs: Mapping[str, PoolConfig],
     roots: Sequence[str | Path],
     split: str = "train",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Pool]:
     """Read one split of every pool; a manifest is looked for under each of `roots`, without a split it is all training.
 

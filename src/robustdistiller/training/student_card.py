@@ -13,7 +13,7 @@ from ..files import telling_name
 from ..models.student import Student
 from ..models.teacher import Teacher
 from ..provenance import PROVENANCE, TrainingExposure, noise_kinds
-from .checkpoint import Progress
+from .checkpoint import TrainingProgress
 from .materials import Materials
 
 
@@ -23,7 +23,7 @@ def write_student(
     recipe: Recipe,
     materials: Materials,
     teacher: Teacher,
-    progress: Progress,
+    progress: TrainingProgress,
     metrics: dict[str, float],
     earlier: TrainingExposure,
 ) -> None:
@@ -41,7 +41,7 @@ def card(
     recipe: Recipe,
     materials: Materials,
     teacher: Teacher,
-    progress: Progress,
+    progress: TrainingProgress,
     metrics: dict[str, float],
 ) -> str:
     """A model card in Markdown with the hub's front matter."""

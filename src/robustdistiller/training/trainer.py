@@ -25,7 +25,7 @@ from ..distributed import Distributed, Vote
 from ..errors import UserError
 from ..randomness import integer
 from . import checkpoint
-from .checkpoint import Progress
+from .checkpoint import TrainingProgress
 from .interruption import Interrupted, graceful_shutdown
 from .metrics_log import MetricsLog
 from .observer import Observer
@@ -87,7 +87,7 @@ class TrainingTask(Protocol):
     def validate(self) -> dict[str, float]:
         """Metrics over all processes."""
 
-    def keep(self, progress: Progress, metrics: dict[str, float]) -> None:
+    def keep(self, progress: TrainingProgress, metrics: dict[str, float]) -> None:
         """Write the weights as they are; called in the main process where they are the best so far."""
 
     def is_kept(self) -> bool:
@@ -119,7 +119,7 @@ class Trainer:
         self.device, self.tensorboard = task.device, tensorboard
         self.optimiser = build_optimiser(task.module, settings, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=task.precision == "fp16")
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         self.guard = FiniteGuard(run, context, self.device, task, self.advice)
         self.log: MetricsLog | None = None
 
@@ -135,7 +135,7 @@ class Trainer:
             )
             self.progress.best = self.progress.best_step = None
 
-    def train(self, stop_after: int | None = None) -> Progress:
+    def train(self, stop_after: int | None = None) -> TrainingProgress:
         """Take all steps that are left (with `stop_after`, none after that one). Saves at the end.
 
         Raises:
