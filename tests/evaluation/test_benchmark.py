@@ -471,6 +471,7 @@ assert len(result["tasks"]) == 3
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_leave_the_files_of_one(words, conditions, noises, student, tmp_path):
     tasks = []
