@@ -163,7 +163,7 @@ def _demo(models: list[str], commands: Path, folder: Path, seed: int, progress: 
 
 def _speed(student: Student) -> dict[str, Any]:
     """Parameters of teacher and student, and seconds of work per second of speech, on this machine in turn."""
-    models = {"teacher": load_teacher(TEACHER, precision="fp32"), "student": student}
+    models: dict[str, Any] = {"teacher": load_teacher(TEACHER, precision="fp32"), "student": student}
     wave = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 5 * SAMPLE_RATE)).astype(np.float32) * 0.1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

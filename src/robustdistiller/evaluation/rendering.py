@@ -299,7 +299,7 @@ class ConditionRenderer:
                 self.notes.append(f"OVERLAP: {sentence}.")
 
 
-def load_wave(recording: Recording, level_dbfs: float | None) -> np.ndarray:
+def load_wave(recording: Recording, level_dbfs: float | None = None) -> np.ndarray:
     """One utterance (T,), brought to an RMS of `level_dbfs` if given. Raises `AudioError` when it cannot be used."""
     wave = recording.load()
     if len(wave) < GRID.field:

@@ -38,8 +38,8 @@ def speech_quality(estimate: Wave, reference: Wave, wanted: Sequence[str]) -> di
 
 
 def _si_sdr(estimate: Wave, reference: Wave) -> float:
-    rows = (torch.from_numpy(np.asarray(wave, dtype=np.float64))[None] for wave in (estimate, reference))
-    return float(si_sdr(*rows, torch.tensor([len(reference)])))
+    first, second = (torch.from_numpy(np.asarray(wave, dtype=np.float64))[None] for wave in (estimate, reference))
+    return float(si_sdr(first, second, torch.tensor([len(reference)])))
 
 
 def _stoi(estimate: Wave, reference: Wave) -> float:
