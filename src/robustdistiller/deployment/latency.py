@@ -210,8 +210,8 @@ def _candidates(text: str, formats: Sequence[str], scratch: Path) -> list[Candid
     needed = {ENGINES.get(form, form) for form in formats} - {"torch"}
     if needed:
         folder = Path(tempfile.mkdtemp(dir=scratch))
-        exported = quick_export(model, name, needed, folder)
-        graphs = [Candidate(name, form, str(f), parameters, macs, f.stat().st_size) for form, f in exported.items()]
+        quick = quick_export(model, name, needed, folder)
+        graphs = [Candidate(name, form, str(f), parameters, macs, f.stat().st_size) for form, f in quick.items()]
         made += [c for c in (*graphs, *_in_engines(graphs, formats)) if c.format in formats]
     return made
 

@@ -232,7 +232,7 @@ class ConditionRenderer:
             batch[row, : len(wave)] = torch.from_numpy(wave)
         return batch, lengths
 
-    def _wave(self, recording: Recording, level_dbfs: float | None = None) -> np.ndarray:
+    def _wave(self, recording: Recording, level_dbfs: float | None) -> np.ndarray:
         key = (recording.path, recording.start, recording.seconds, level_dbfs)
         return self._waves.get(key, lambda: load_wave(recording, level_dbfs))
 
