@@ -273,7 +273,7 @@ def test_what_is_no_student_is_refused(tmp_path, checkpoint):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"config\.json"):
         export_student(tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(UserError, match="Whisper"):
+    with pytest.raises(UserError, match="log-mel"):
         export_student(checkpoint("whisper"), tmp_path / "out")
 
 

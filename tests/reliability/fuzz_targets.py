@@ -465,8 +465,7 @@ def _open_run(folder: Path) -> object:
     from robustdistiller.training.metrics_log import MetricsLog, validation_at
 
     record.check_resumable(folder, Recipe(name="y"), True, True)
-    record.same_batches(folder, Recipe(name="y"), 1)
-    record.record_run(folder, Recipe(name="y"), _NoMaterials(), "fp32", 1, 1, 2)  # type: ignore[arg-type]
+    record.record_run(folder, Recipe(name="y"), _NoMaterials(), "fp32", 1, 2)  # type: ignore[arg-type]
     MetricsLog(folder, 2).close()
     return validation_at(folder, 2)
 

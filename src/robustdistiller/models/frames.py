@@ -72,7 +72,7 @@ def checked_batch(wave: Tensor, lengths: Tensor | Sequence[int] | None) -> tuple
 
     Args:
         wave: Waveforms (B, T) of finite floats.
-        lengths: Valid samples (B,), each in 1 … T; a tensor or list of integers, or None for T everywhere.
+        lengths: Valid samples (B,), each in 0 … T; a tensor or list of integers, or None for T everywhere.
 
     Returns:
         `wave` as it is, and `lengths` as int64 on its device, or None.
@@ -98,6 +98,8 @@ def checked_batch(wave: Tensor, lengths: Tensor | Sequence[int] | None) -> tuple
             f"The lengths of {len(wave)} rows are as many integers, not {found.dtype} of shape {tuple(found.shape)}."
         )
     lowest, highest = int(found.min()), int(found.max())
-    if lowest < 1 or highest > wave.shape[1]:
-        raise UserError(f"Lengths lie between 1 and the {wave.shape[1]} samples of a row, not {lowest} and {highest}.")
+    if (
+        lowest < 0 or highest > wave.shape[1]
+    ):  # what has no whole frame is refused by the encoder, whose frames they are
+        raise UserError(f"Lengths lie between 0 and the {wave.shape[1]} samples of a row, not {lowest} and {highest}.")
     return wave, found.long()
