@@ -95,7 +95,7 @@ def labelled_audio(task_file: str, head: TaskHead) -> tuple[list[NDArray[np.floa
     waves, answers = [], []
     for example in examples:
         try:
-            waves.append(load_wave(example.recording))
+            waves.append(load_wave(example.recording, None))
         except AudioError:
             continue
         answers.append(example.target)

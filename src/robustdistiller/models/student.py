@@ -259,7 +259,8 @@ def build_student(
             report = initialise(model, weights, kept)
             encoder.to(device)
             pruning.fit(encoder, source, replace(kept, channels=[]) if streams else kept, moments, clips, origins)
-            if streams and (kept.channels or tuple(model.config.conv_dim) == tuple(source.model.config.conv_dim)):
+            theirs: Any = source.model.config
+            if streams and (kept.channels or tuple(model.config.conv_dim) == tuple(theirs.conv_dim)):
                 fit_layer_norm(encoder, source, clips, kept.channels)
                 report.mark_fitted("feature_")
             encoder.cpu()
