@@ -259,8 +259,8 @@ def build_student(
             report = initialise(model, weights, kept)
             encoder.to(device)
             pruning.fit(encoder, source, replace(kept, channels=[]) if streams else kept, moments, clips, origins)
-            theirs: Any = source.model.config
-            if streams and (kept.channels or tuple(model.config.conv_dim) == tuple(theirs.conv_dim)):
+            widths = [tuple(config.conv_dim) for config in (model.config, source.model.config)]  # type: ignore[union-attr]
+            if streams and (kept.channels or widths[0] == widths[1]):
                 fit_layer_norm(encoder, source, clips, kept.channels)
                 report.mark_fitted("feature_")
             encoder.cpu()
