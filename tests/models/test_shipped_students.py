@@ -24,7 +24,7 @@ def sentence():
 
 
 def test_there_is_one():
-    assert "mini-robust" in STUDENTS
+    assert {"mini-robust", "mini-stream"} <= set(STUDENTS)
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -71,3 +71,14 @@ def test_its_features_of_noisy_speech_are_nearer_to_the_clean_ones_than_its_teac
         return float(torch.nn.functional.cosine_similarity(clean - clean.mean(0), heard - clean.mean(0), dim=-1).mean())
 
     assert kept(student.states) > kept(teacher.states)
+
+
+def test_mini_stream_needs_no_sample_beyond_its_latency(sentence):
+    student = load_student("mini-stream@160+160")
+    chunking = student.chunking
+    frames = 5 * chunking.chunk
+    needed = int((frames - chunking.chunk) * 320 + chunking.latency * 16_000)
+    whole, first = (student.states(wave)[0][:, :, :frames] for wave in (sentence, sentence[:, :needed]))
+    torch.testing.assert_close(first, whole, atol=1e-4, rtol=0)
+    offline = load_student("mini-stream").states(sentence)[0][:, :, :frames]
+    assert (offline - whole)[:, -1].abs().max() > 0.01  # which is given all of the sentence
