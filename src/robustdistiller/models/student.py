@@ -259,8 +259,8 @@ def build_student(
             report = initialise(model, weights, kept)
             encoder.to(device)
             pruning.fit(encoder, source, replace(kept, channels=[]) if streams else kept, moments, clips, origins)
-            widths = [tuple(config.conv_dim) for config in (model.config, source.model.config)]  # type: ignore[union-attr]
-            if streams and (kept.channels or widths[0] == widths[1]):
+            configs: list[Any] = [model.config, source.model.config]  # transformers types them as parts of a module
+            if streams and (kept.channels or len({tuple(config.conv_dim) for config in configs}) == 1):
                 fit_layer_norm(encoder, source, clips, kept.channels)
                 report.mark_fitted("feature_")
             encoder.cpu()
