@@ -13,6 +13,7 @@ import robustdistiller
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 CHANGED_ONLY_WITH_DATA = "run python docs/results/tables.py"
 
 
@@ -44,6 +45,16 @@ def test_figures_are_those_of_the_committed_data():
         text = page.read_text(encoding="utf-8")
         assert "<!-- table:" in text
         assert tables.drawn(text) == text, CHANGED_ONLY_WITH_DATA
+
+
+def test_no_line_of_prose_is_longer_than_120_characters():
+    long = [
+        f"{page.relative_to(ROOT)}:{number}"
+        for page in PAGES
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 120 and not line.startswith(("|", "!["))  # rows of tables and pictures have no place to break
+    ]
+    assert not long
 
 
 def test_the_readme_fits_on_two_screens():
