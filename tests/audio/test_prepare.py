@@ -270,7 +270,8 @@ def test_a_scan_of_rooms_measures_their_reverberation(tmp_path):
 @pytest.mark.parametrize("way", ["kill the parent", "interrupt the group"])
 def test_workers_end_with_their_parent_and_say_nothing(tmp_path, way):
     code = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background inherits that it is ignored
         "from robustdistiller.audio import checking, prepare\n"
         "def slow(recording, role):\n"
         "    open(recording.path + '.seen', 'w').close()\n"
