@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import io
 import re
 import tokenize
@@ -76,7 +77,6 @@ def _exit_codes(epilog: str) -> str:
 def recipe_fields() -> str:
     """A table a section of `config.Recipe`."""
     config = importlib.import_module("robustdistiller.config")
-    comments = _comments(SOURCE / "config.py")
     parts = [
         "# Recipe fields\n",
         "Made from `config.py`. A recipe is YAML with these sections; every field can also be set on the command line, "
@@ -84,14 +84,13 @@ def recipe_fields() -> str:
     ]
     sections = [("", config.Recipe)]
     for prefix, section in sections:
-        rows = []
+        rows, told = [], _told(section)
         for name, field in section.model_fields.items():
             inner = field.annotation
             if isinstance(inner, type) and issubclass(inner, config.Section):
                 sections.append((f"{prefix}{name}.", inner))
                 continue
-            meaning = comments.get((section.__name__, name), "")
-            rows.append(f"| `{prefix}{name}` | {_type(field)} | `{field.default!r}` | {_cell(meaning)} |")
+            rows.append(_field_row(prefix + name, field, told[name]))
         title = prefix.rstrip(".") or "The recipe"
         about = re.sub(r"\s+", " ", section.__doc__ or "")
         parts += [f"## {title}\n", f"{about}\n", "| field | type | default | meaning |\n| --- | --- | --- | --- |"]
@@ -107,29 +106,39 @@ def file_keys() -> str:
         ("conditions", ("NoiseGrid", "NoiseSource", "RoomGrid", "RoomSource", "BothGrid")),
     ):
         loaded = importlib.import_module(f"robustdistiller.evaluation.{module}")
-        comments = _comments(SOURCE / "evaluation" / f"{module}.py")
         for name in classes:
             section = getattr(loaded, name)
+            told = _told(section)
             about = re.sub(r"\s+", " ", section.__doc__ or "")
             parts += [f"\n### `{name}`\n\n{about}\n", "| key | type | default | meaning |\n| --- | --- | --- | --- |"]
-            for key, field in section.model_fields.items():
-                default = "required" if field.is_required() else f"`{field.default!r}`"
-                meaning = comments.get((name, key), "")
-                parts.append(f"| `{key}` | {_type(field)} | {default} | {_cell(meaning)} |")
+            parts += [_field_row(key, field, told[key]) for key, field in section.model_fields.items()]
     return "\n".join(parts) + "\n"
 
 
-def _type(field: Any) -> str:
-    text = re.sub(r"(typing|builtins|annotated_types|pydantic\.\w+)\.", "", str(field.annotation))
-    text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text)
-    bounds = [re.sub(r"(\w+)\((\w+)=(.+)\)", r"\2 \3", repr(item)) for item in field.metadata]
+def _field_row(name: str, field: Any, told: tuple[str, str]) -> str:
+    annotation, meaning = told
+    default = "" if field.default_factory is not None else f"`{field.default!r}`"
+    shown = "required" if field.is_required() else default
+    bounds = _bounds(field)
+    kind = f"`{annotation}`" if len(annotation) < 80 else "list"
+    return f"| `{name}` | {_cell(kind)}{', ' if bounds else ''}{bounds} | {_cell(shown)} | {_cell(meaning)} |"
+
+
+def _bounds(field: Any) -> str:
+    """The tightest bounds of a number, as text."""
+    found: dict[str, Any] = {}
+    for item in field.metadata:
+        for word, tighter in (("gt", max), ("ge", max), ("lt", min), ("le", min)):
+            value = getattr(item, word, None)
+            if value is not None:
+                found[word] = tighter(found.get(word, value), value)
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    limits = [f"{signs[word]} {value}" for word, _, value in (b.partition(" ") for b in bounds) if word in signs]
-    return _cell(f"`{text}`" + (f", {', '.join(limits)}" if limits else ""))
+    return ", ".join(f"{signs[word]} {value:g}" for word, value in found.items() if abs(value) < 1e6)
 
 
-def _comments(path: Path) -> dict[tuple[str, str], str]:
-    """(class, field) → the comment behind the field, or the ones in the lines above it."""
+def _told(section: type) -> dict[str, tuple[str, str]]:
+    """The fields of a class: annotation, and the comment behind the field or in the lines above it."""
+    path = Path(inspect.getsourcefile(section) or "")
     text = path.read_text(encoding="utf-8")
     notes: dict[int, tuple[str, bool]] = {}  # line → comment, and whether it has the line to itself
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -137,7 +146,7 @@ def _comments(path: Path) -> dict[tuple[str, str], str]:
             notes[token.start[0]] = (token.string.lstrip("# "), not token.line[: token.start[1]].strip())
     found = {}
     for node in ast.parse(text).body:
-        for item in node.body if isinstance(node, ast.ClassDef) else ():
+        for item in node.body if isinstance(node, ast.ClassDef) and node.name == section.__name__ else ():
             if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
                 continue
             lines = [notes[n][0] for n in range(item.lineno, (item.end_lineno or item.lineno) + 1) if n in notes]
@@ -145,7 +154,7 @@ def _comments(path: Path) -> dict[tuple[str, str], str]:
             while notes.get(line, ("", False))[1]:
                 above.insert(0, notes[line][0])
                 line -= 1
-            found[node.name, item.target.id] = " ".join(above + lines)
+            found[item.target.id] = ast.unparse(item.annotation), " ".join(above + lines)
     return found
 
 

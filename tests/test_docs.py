@@ -57,6 +57,16 @@ def test_no_line_of_prose_is_longer_than_120_characters():
     assert not long
 
 
+def test_every_key_of_a_file_has_a_meaning_in_the_reference():
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None and spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    rows = [row for page in (generate.recipe_fields(), generate.file_keys()) for row in page.splitlines()]
+    assert [row for row in rows if row.startswith("| `") and row.endswith("|  |")] == []
+
+
 def test_the_readme_fits_on_two_screens():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 

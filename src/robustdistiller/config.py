@@ -63,7 +63,9 @@ class TeacherConfig(Section):
     model: str | None = None  # a hub name such as facebook/hubert-base-ls960, or a folder in the same layout
     layers: tuple[Depth, ...] | None = None  # 1-based; None: the paper's 4, 8, 12 scaled to the teacher's depth
     average: Depth = 1  # layers whose mean is a target: 4 makes of layer 8 the mean of 5 to 8 (SKILL, arXiv 2402.17133)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = (
+        "auto"  # of its forward pass; auto: bf16 where the processor or GPU has it
+    )
     # "layer" removes scale and mean of every frame of a target, which pre-norm teachers (large models, Whisper) need
     # because a few of their dimensions are a hundred times larger than the rest; "auto" does so for exactly those.
     target_norm: Literal["auto", "none", "layer"] = "auto"
@@ -91,15 +93,15 @@ class StreamingConfig(Section):
 class StudentConfig(Section):
     """The small encoder that is trained; None means "like the model that it is initialised from"."""
 
-    layers: Depth = 2
+    layers: Depth = 2  # Transformer layers
     # Which layers of that model the student's start from, such as [3, 6, 9, 12] for four; None: its first ones.
     from_layers: tuple[Depth, ...] | None = None
     # What predicts a target: "last", the last layer for all of them (DistilHuBERT), or "layers", for each the student's layer
     # at the depth that the target has in its teacher.
     predict_from: Literal["last", "layers"] = "last"
-    hidden_size: Width | None = None
-    feed_forward: Width | None = None
-    heads: Width | None = None
+    hidden_size: Width | None = None  # of the Transformer
+    feed_forward: Width | None = None  # units of the feed-forward parts
+    heads: Width | None = None  # of attention
     conv_channels: Width | tuple[Width, ...] | None = None  # one width for all seven convolutions, or seven of them
     position_kernel: Width | None = None  # frames under the position convolution: fewer keep the middle of the source's
     projection_norm: bool | None = None  # LayerNorm before the projection; the official student has none (false)
@@ -108,7 +110,7 @@ class StudentConfig(Section):
     init: str = "teacher"
     architecture: Literal["auto", "hubert", "wavlm"] = "auto"  # "auto": wavlm for a WavLM teacher, else hubert
     normalize: bool | None = None  # zero-mean, unit-variance input; None: as the preprocessor config says
-    dropout: Probability = 0.1
+    dropout: Probability = 0.1  # of the Transformer
     feature_grad_mult: NonNegative = 0.1  # gradient scale of the convolutions; 1 when they start from random weights
     streaming: StreamingConfig | None = None  # None: offline only
 
@@ -123,12 +125,12 @@ class StudentConfig(Section):
 class DataConfig(Section):
     """Where speech, noise and rooms come from, and how they are cut and batched."""
 
-    speech: tuple[str, ...] = ()
-    noise: tuple[str, ...] = ()
-    rooms: tuple[str, ...] = ()
+    speech: tuple[str, ...] = ()  # sources, as of --speech
+    noise: tuple[str, ...] = ()  # sources, as of --noise
+    rooms: tuple[str, ...] = ()  # sources, as of --rooms
     valid_fraction: Probability = 0.05  # of speakers, noise recordings and rooms, where manifests name no split
     valid_seconds: Positive = 300.0  # at most so much held-out speech is used for validation
-    min_seconds: Positive = 0.5
+    min_seconds: Positive = 0.5  # shorter recordings are left out
     crop_seconds: Positive = 15.625  # the official 250 000 samples
     batch_seconds: Positive = 96.0  # audio of a step, of all processes together, padding included
     microbatch_seconds: Positive = 96.0  # at most so much goes through the network of a process at once
@@ -137,41 +139,39 @@ class DataConfig(Section):
     )
     # 0: crops of long recordings are drawn anew in every epoch; n: a recording has at most n crops, and always the same.
     fixed_crops: Annotated[Whole, Field(le=10**6)] = 0
-    workers: Annotated[Whole, Field(le=64)] = 2
-    noise_cache_mb: Positive = 512.0
-    # Speech in shards (docs/scaling.md): megabytes of shards that each microbatch is mixed from, and the folder that holds
-    # copies of three times as much (None: the system's folder for temporary files).
-    window_mb: Positive = 1024.0
-    spool: str | None = None
+    workers: Annotated[Whole, Field(le=64)] = 2  # processes that read and cut, for each process of the training
+    noise_cache_mb: Positive = 512.0  # decoded noise kept in memory by each process
+    window_mb: Positive = 1024.0  # speech in shards (docs/scaling.md): of shards that each microbatch is mixed from
+    spool: str | None = None  # the folder for copies of three windows; None: the system's folder for temporary files
 
 
 class NoiseMix(Section):
     """Relative weights of the kinds of noise; recorded noise needs --noise, babble uses the speech itself."""
 
-    recorded: NonNegative = 0.7
-    white: NonNegative = 0.3
-    pink: NonNegative = 0.0
-    brown: NonNegative = 0.0
-    babble: NonNegative = 0.0
+    recorded: NonNegative = 0.7  # of --noise
+    white: NonNegative = 0.3  # Gaussian, flat
+    pink: NonNegative = 0.0  # Gaussian, -3 dB an octave
+    brown: NonNegative = 0.0  # Gaussian, -6 dB an octave
+    babble: NonNegative = 0.0  # other speakers of the speech
     hum: NonNegative = 0.0  # these seven are synthesised, see synthetic/noises.py
-    engine: NonNegative = 0.0
-    rain: NonNegative = 0.0
-    wind: NonNegative = 0.0
-    clicks: NonNegative = 0.0
-    alarm: NonNegative = 0.0
-    music: NonNegative = 0.0
+    engine: NonNegative = 0.0  # a motor
+    rain: NonNegative = 0.0  # hiss and drops
+    wind: NonNegative = 0.0  # gusts with a whistle
+    clicks: NonNegative = 0.0  # keys, latches, crackles
+    alarm: NonNegative = 0.0  # beeps or a siren
+    music: NonNegative = 0.0  # chords, bass, melody, drums
 
 
 class EffectsConfig(Section):
     """Beyond the paper, all off by default: the probability of each device effect and its range."""
 
-    gain: Probability = 0.0
-    gain_db: tuple[Decibels, Decibels] = (-12.0, 6.0)
-    clipping: Probability = 0.0
+    gain: Probability = 0.0  # probability of another level
+    gain_db: tuple[Decibels, Decibels] = (-12.0, 6.0)  # lowest and highest, dB
+    clipping: Probability = 0.0  # probability of clipping
     clipping_percent: tuple[Percent, Percent] = (0.1, 2.0)  # of samples pushed past the limit
     band_limit: Probability = 0.0  # telephone or small-microphone band pass
-    low_hz: tuple[Hertz, Hertz] = (50.0, 400.0)
-    high_hz: tuple[Hertz, Hertz] = (3000.0, 7000.0)
+    low_hz: tuple[Hertz, Hertz] = (50.0, 400.0)  # lower edge of the band, lowest and highest, Hz
+    high_hz: tuple[Hertz, Hertz] = (3000.0, 7000.0)  # upper edge of the band, lowest and highest, Hz
     codec: Probability = 0.0  # 8-bit mu-law (G.711)
 
     @model_validator(mode="after")
@@ -185,7 +185,7 @@ class CurriculumConfig(Section):
     """From easy to hard (arXiv 2211.06562): over `steps`, the lowest SNR falls and reverberation becomes likelier."""
 
     steps: Whole = 0  # 0: no curriculum
-    start_snr_db: Decibels = 20.0
+    start_snr_db: Decibels = 20.0  # the lowest SNR at the beginning, dB
 
 
 class EnvironmentConfig(Section):
@@ -197,19 +197,19 @@ class EnvironmentConfig(Section):
         False
     """
 
-    clean: NonNegative = 0.25
-    noise: NonNegative = 0.25
-    reverb: NonNegative = 0.25
-    both: NonNegative = 0.25
-    snr_db: tuple[Decibels, Decibels] = (0.0, 20.0)
+    clean: NonNegative = 0.25  # share of utterances that stay clean
+    noise: NonNegative = 0.25  # share with noise alone
+    reverb: NonNegative = 0.25  # share in a room alone
+    both: NonNegative = 0.25  # share with noise in a room
+    snr_db: tuple[Decibels, Decibels] = (0.0, 20.0)  # lowest and highest, dB, against the reverberant speech
     snr_step_db: NonNegative = 1.0  # the paper draws whole decibels; 0 draws any value
     noises: tuple[Few, Few] = (1, 1)  # how many noises sound at once, lowest and highest
     noise_kinds: NoiseMix = NoiseMix()
     noise_in_room: bool = False  # let the noise reach the microphone through a response of the same room
-    babble_voices: tuple[Few, Few] = (3, 7)
+    babble_voices: tuple[Few, Few] = (3, 7)  # talkers in a babble, fewest and most
     simulated_rooms: Annotated[Whole, Field(le=10**6)] = 64  # built when there are no recorded ones, or beside them
     simulated_share: Probability = 0.0  # probability of a simulated room where recorded ones exist
-    t60_seconds: tuple[Seconds, Seconds] = (0.2, 1.0)
+    t60_seconds: tuple[Seconds, Seconds] = (0.2, 1.0)  # of simulated rooms, shortest and longest
     effects: EffectsConfig = EffectsConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
 
@@ -235,15 +235,15 @@ class EnvironmentConfig(Section):
 class EnhancementConfig(Section):
     """The second task: reconstruct the clean spectrogram from the contaminated input (paper section 3.2)."""
 
-    enabled: bool = True
+    enabled: bool = True  # false: no second task, no head
     # The student state that feeds the head. The last layer is that of the paper's figure; tapped there, the task asks it to
     # describe the noise that distillation asks it to forget, which cost all of the gain where it was measured.
     tap: Literal["last", "cnn"] | Depth = "cnn"
-    loss: Literal["l1", "l2", "mrstft", "sisdr"] = "l1"
+    loss: Literal["l1", "l2", "mrstft", "sisdr"] = "l1"  # magnitude L1 or L2, multi-resolution STFT, negative SI-SDR
     weight: NonNegative | None = None  # None: the default of that loss, see objectives/enhancement.py
     hidden: Width = 256  # per direction
-    layers: Depth = 3
-    dropout: Probability = 0.1
+    layers: Depth = 3  # of the bidirectional LSTM
+    dropout: Probability = 0.1  # between its layers
     # Frames a second at which its LSTM runs: 100 is the official code's, 50 has the same input in half the time.
     frame_rate: Literal[50, 100] = 50
 
@@ -251,8 +251,8 @@ class EnhancementConfig(Section):
 class ObjectivesConfig(Section):
     """The weights of the loss's terms: those of `objectives.distillation`, and λ of the enhancement."""
 
-    l1: NonNegative = 1.0
-    cosine: NonNegative = 1.0
+    l1: NonNegative = 1.0  # distance of prediction and target
+    cosine: NonNegative = 1.0  # -log sigmoid of their cosine
     mse: NonNegative = 0.0  # with teacher.layers=[12] the loss of DeWavLM
     correlation: NonNegative = 0.0  # correlation-metric distillation (arXiv 2312.12153)
     vicreg: NonNegative = 0.0  # variance and covariance of the predictions (arXiv 2105.04906)
@@ -268,18 +268,18 @@ class ObjectivesConfig(Section):
 class TrainingConfig(Section):
     """The optimisation: AdamW, warm-up, linear decay, clipping (paper section 4.2)."""
 
-    steps: Count = 200_000
-    learning_rate: Rate = 2e-4
-    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    steps: Count = 200_000  # optimiser steps
+    learning_rate: Rate = 2e-4  # at the end of the warm-up; falls linearly to 0
+    betas: tuple[Beta, Beta] = (0.9, 0.98)  # of AdamW
     eps: Annotated[Positive, Field(ge=1e-12, le=1)] = 1e-6  # smaller ones vanish in single precision
-    weight_decay: Decay = 1e-6
+    weight_decay: Decay = 1e-6  # on matrices only
     warmup: Probability = 0.07  # fraction of the steps
     clip: Positive = 15.0  # gradient norm
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the processor or GPU has it
-    seed: Seed = 0
-    log_every: Count = 50
-    valid_every: Count = 2000
-    save_every: Count = 1000
+    seed: Seed = 0  # of everything drawn
+    log_every: Count = 50  # steps
+    valid_every: Count = 2000  # steps; each validation may choose the student
+    save_every: Count = 1000  # steps between checkpoints
     keep: Count = 2  # newest checkpoints that are kept
     timeout: Positive = 1800.0  # seconds that one of several processes waits for the others before it ends
 
@@ -293,8 +293,8 @@ class Recipe(Section):
         100
     """
 
-    name: str = "unnamed"
-    notes: str = ""
+    name: str = "unnamed"  # shown in logs and on the card
+    notes: str = ""  # for readers
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
     data: DataConfig = DataConfig()

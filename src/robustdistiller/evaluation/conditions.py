@@ -50,15 +50,15 @@ def once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 class NoiseSource(Options):
     """A type of noise; recorded noise and babble come from recordings, the others are made."""
 
-    name: Name
+    name: Name  # in names of conditions
     kind: str  # recorded, babble, or a made kind: white, pink, brown, hum, rain, …
     source: str | None = None  # recorded: None means --noise; babble: None means the other test utterances of the task
-    root: str | None = None
+    root: str | None = None  # the folder that paths of a manifest start at
     where: dict[str, Any] = Field(
         default_factory=dict
     )  # without it, the test part of a source that has splits, or else its valid part
     by: str | None = None  # recorded: one type per value of this field, such as label
-    seen: bool = False
+    seen: bool = False  # whether training had it
 
     @field_validator("kind")
     @classmethod
@@ -71,12 +71,12 @@ class NoiseSource(Options):
 class RoomSource(Options):
     """A set of rooms: simulated ones (so many in every T60 bin), or measured responses."""
 
-    name: Name
-    simulated: Annotated[Count, Field(le=10_000)] | None = None
+    name: Name  # in names of conditions
+    simulated: Annotated[Count, Field(le=10_000)] | None = None  # so many rooms in each bin
     source: str | None = None  # None, and not simulated: --rooms
-    root: str | None = None
-    where: dict[str, Any] = Field(default_factory=dict)
-    seen: bool = False
+    root: str | None = None  # the folder that paths of a manifest start at
+    where: dict[str, Any] = Field(default_factory=dict)  # as of a task
+    seen: bool = False  # whether training had it
 
     @model_validator(mode="after")
     def _check(self) -> RoomSource:
@@ -88,8 +88,8 @@ class RoomSource(Options):
 class NoiseGrid(Options):
     """Every noise source at every SNR (dB, against the speech as it arrives, reverberation included)."""
 
-    sources: tuple[NoiseSource, ...] = ()
-    snr_db: tuple[Decibels, ...] = ()
+    sources: tuple[NoiseSource, ...] = ()  # types of noise
+    snr_db: tuple[Decibels, ...] = ()  # every source at each of them
 
     @field_validator("snr_db")
     @classmethod
@@ -100,8 +100,8 @@ class NoiseGrid(Options):
 class RoomGrid(Options):
     """Every room source in every bin of T60 (seconds, measured; lower end included)."""
 
-    sources: tuple[RoomSource, ...] = ()
-    t60: tuple[Bin, ...] = ()
+    sources: tuple[RoomSource, ...] = ()  # sets of rooms
+    t60: tuple[Bin, ...] = ()  # bins [lowest, highest], seconds
 
     @model_validator(mode="after")
     def _check(self) -> RoomGrid:
@@ -115,10 +115,10 @@ class RoomGrid(Options):
 class BothGrid(Options):
     """Noise in a room: names of sources (None: all), SNRs and T60 bins (None: those of `rooms`)."""
 
-    noise: tuple[str, ...] | None = None
-    rooms: tuple[str, ...] | None = None
-    snr_db: tuple[Decibels, ...] = ()
-    t60: tuple[Bin, ...] | None = None
+    noise: tuple[str, ...] | None = None  # names of sources; None: all
+    rooms: tuple[str, ...] | None = None  # names of sources; None: all
+    snr_db: tuple[Decibels, ...] = ()  # dB
+    t60: tuple[Bin, ...] | None = None  # bins; None: those of rooms
 
     @field_validator("noise", "rooms", "snr_db", "t60")
     @classmethod

@@ -24,7 +24,7 @@ class SplitConfig(Options):
     """Where the utterances of one split are."""
 
     source: str | None = None  # None: the task's
-    root: str | None = None
+    root: str | None = None  # None: the task's
     where: dict[str, Any] = Field(default_factory=dict)  # field: value, or field: [values]; all must hold
     hold_out: Annotated[Number, Field(gt=0, lt=1)] | None = None  # valid only: this share of the training speakers
     limit: Count | None = None  # at most so many, balanced over labels, always the same ones
@@ -33,26 +33,26 @@ class SplitConfig(Options):
 class TaskConfig(Options):
     """A task file."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=80)]
-    title: Annotated[str, Field(max_length=200)] | None = None
-    kind: Kind
-    source: str | None = None
-    root: str | None = None
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=80)]  # in file names and tables
+    title: Annotated[str, Field(max_length=200)] | None = None  # in the report
+    kind: Kind  # the kind of answer
+    source: str | None = None  # of all parts, unless they name their own
+    root: str | None = None  # the folder that paths of a manifest start at
     label: str = "label"  # classification: the field with the class; dots enter nested fields
     slots: tuple[str, ...] = ()  # slots: one field each; a single field that holds a mapping stands for all its keys
     speaker: str = "speaker"  # the field that says who speaks: splits must not share it, and statistics resample it
     text: str = (
         "text"  # ctc: a string, a list of units, or a list of [start, end, unit]; frames: the latter, in seconds
     )
-    units: Literal["characters", "phones"] = "characters"
+    units: Literal["characters", "phones"] = "characters"  # ctc
     fold: str | None = None  # ctc, frames: a named folding of phones, such as timit39
     # Cross-validation: so many folds of speakers, or a field, each of whose values is the test part once; the others train.
     folds: Annotated[Count, Field(ge=2, le=100)] | str | None = None
-    train: SplitConfig = SplitConfig(where={"split": "train"})
-    valid: SplitConfig = SplitConfig(where={"split": "valid"})
-    test: SplitConfig = SplitConfig(where={"split": "test"})
+    train: SplitConfig = SplitConfig(where={"split": "train"})  # what heads learn from
+    valid: SplitConfig = SplitConfig(where={"split": "valid"})  # what chooses among heads
+    test: SplitConfig = SplitConfig(where={"split": "test"})  # what is reported
     level_dbfs: Annotated[Number, Field(ge=-60, le=-10)] | None = None  # RMS level every utterance is brought to
-    min_seconds: Annotated[Number, Field(ge=0.1)] = 0.1
+    min_seconds: Annotated[Number, Field(ge=0.1)] = 0.1  # shorter utterances are left out
     max_seconds: Annotated[Number, Field(gt=0.1)] = 29.0  # longer utterances are cut
     measures: tuple[Literal["si_sdr", "stoi", "pesq", "dnsmos"], ...] | None = None  # enhancement; None: all installed
     trials: Annotated[Count, Field(ge=10, le=10**8)] = (
