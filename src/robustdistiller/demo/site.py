@@ -76,7 +76,7 @@ def build_site(
     """
     report = progress or (lambda what, done, total: None)
     out = Path(out)
-    shown = [(subject, _heads_of(subject, paths)) for subject, paths in _matched(models, heads)]
+    shown = _matched(models, heads)
     utterances = list(_recorded(speech)) or list(_spoken([head for _, found in shown for head in found.values()], seed))
     with replacing_folder(out) as folder:
         report("fetching the engine", 0, 1)
@@ -129,32 +129,32 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
-def _matched(models: Sequence[str], heads: Sequence[str | Path]) -> list[tuple[EvaluatedModel, list[Path]]]:
-    """Each model with its heads. Raises `UserError` for a head of no model, and a model without a head."""
+def _matched(
+    models: Sequence[str], heads: Sequence[str | Path]
+) -> list[tuple[EvaluatedModel, dict[str, tuple[Path, TaskHead]]]]:
+    """Each model with its heads by task. Raises `UserError` for a model without a head, or with two for one task."""
     paths: list[Path] = []
     for head in map(Path, heads):
         paths += sorted(head.rglob("*.safetensors")) if head.is_dir() else [head]
     if not paths:
         raise UserError("There is no head to show: give --task RESULTS/heads/TASK of a folder that `evaluate` wrote.")
     subjects = open_models(models)
-    own = {path: read_head(path).model for path in paths}
-    found = [(subject, [path for path in paths if own[path] == subject.digest]) for subject in subjects]
-    for subject, mine in found:
-        if not mine:
+    read = {path: read_head(path) for path in paths}
+    shown = []
+    for subject in subjects:
+        found: dict[str, tuple[Path, TaskHead]] = {}
+        for path, mine in read.items():
+            if mine.model != subject.digest:
+                continue
+            if mine.task in found:
+                raise UserError(
+                    f"{subject.name} has two heads for {mine.task}, {found[mine.task][0]} and {path}: give one."
+                )
+            found[mine.task] = (path, mine)
+        if not found:
             raise UserError(f"None of the heads was trained on {subject.name}: evaluate it and give its heads.")
-    return found
-
-
-def _heads_of(subject: EvaluatedModel, paths: list[Path]) -> dict[str, tuple[Path, TaskHead]]:
-    heads: dict[str, tuple[Path, TaskHead]] = {}
-    for path in paths:
-        head = read_head(path)
-        if head.task in heads:
-            raise UserError(
-                f"{subject.name} has two heads for {head.task}, {heads[head.task][0]} and {path}: give one."
-            )
-        heads[head.task] = (path, head)
-    return heads
+        shown.append((subject, found))
+    return shown
 
 
 def _export(
