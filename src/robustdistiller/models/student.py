@@ -28,6 +28,7 @@ from .layer_norm import fit_layer_norm
 from .repository import locate
 from .streaming import Chunking, check_streamable, draw_chunking, operating_point, split_operating_point
 from .teacher import Teacher
+from .units import UnitHead, UnitPrediction
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,12 @@ HEADS_CONFIG = "heads.json"
 
 @dataclass
 class StudentOutput:
-    """encoded: the encoder's states; predictions (B, L, F, D_teacher) and enhancement where asked for, else None."""
+    """encoded: the encoder's states; predictions (B, L, F, D_teacher), enhancement and units where asked for, else None."""
 
     encoded: EncoderOutput
     predictions: Tensor | None
     enhancement: Enhancement | None
+    units: UnitPrediction | None = None
 
 
 class Student(nn.Module):
@@ -56,6 +58,7 @@ class Student(nn.Module):
             layer number.
         name: How messages call it.
         streaming: The chunks that it is trained with, if it can stream.
+        units: What predicts clusters of the teacher's states in training, if anything; it is not kept in a student folder.
 
     Attributes:
         chunking: How it attends in evaluation mode, None for offline (docs/streaming.md).
@@ -73,13 +76,14 @@ class Student(nn.Module):
         tap: str | int = "cnn",
         name: str = "student",
         streaming: StreamingConfig | None = None,
+        units: UnitHead | None = None,
     ):
         super().__init__()
         if streaming is not None:
             check_streamable(encoder.model, encoder.normalize)
         self.streaming = streaming
         self.chunking: Chunking | None = None
-        self.encoder, self.heads, self.enhancer = encoder, heads, enhancer
+        self.encoder, self.heads, self.enhancer, self.units = encoder, heads, enhancer, units
         self.layers, self.tap, self.name = tuple(layers), tap, name
         self.hidden_size = encoder.hidden_size
         self.num_parameters = sum(p.numel() for p in encoder.parameters())
@@ -100,12 +104,18 @@ class Student(nn.Module):
         if lengths is None:
             lengths = torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
         chunking = draw_chunking(self.streaming) if self.training and self.streaming is not None else self.chunking
-        encoded = self.encoder(wave, lengths, chunking)
+        hidden = None
+        if self.units is not None and self.training and predict:
+            hidden = self.units.draw(len(wave), int(GRID.count(torch.tensor(wave.shape[1]))))
+        encoded = self.encoder(
+            wave, lengths, chunking, None if self.units is None or hidden is None else (hidden, self.units.vector)
+        )
         predictions = self.heads(encoded.states) if predict and self.heads is not None else None
         enhancement = None
         if enhance and self.enhancer is not None:
             enhancement = self.enhancer(self._tapped(encoded), encoded.lengths, wave, lengths)
-        return StudentOutput(encoded, predictions, enhancement)
+        units = self.units(encoded.states[-1], hidden) if predict and self.units is not None else None
+        return StudentOutput(encoded, predictions, enhancement, units)
 
     def _tapped(self, encoded: EncoderOutput) -> Tensor:
         if self.tap == "cnn":

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config import Recipe
@@ -24,6 +25,7 @@ from ..models.frames import beside
 from ..models.precision import autocast, pick_precision
 from ..models.student import build_student
 from ..models.teacher import Teacher, TeacherOutput, load_teacher
+from ..models.units import UnitHead, k_means
 from ..objectives.total import total_loss
 from ..provenance import inherited
 from . import checkpoint
@@ -167,6 +169,11 @@ class Distillation:
             self.teacher, recipe.student, recipe.objectives.enhancement, settings.seed,
             () if found else some_speech(self.materials, settings.seed),
         )  # fmt: skip
+        self.repeated = recipe.objectives.consistency > 0
+        if recipe.objectives.units:
+            self.student.units = unit_head(
+                recipe, self.materials, self.teacher, self.student.hidden_size, found is None
+            )
         self.module: nn.Module = self.student.to(self.device)
         self.precision = pick_precision(settings.precision, self.device, self.student.encoder)
         self.sampler = plan_batches(recipe, self.materials, context.rank, context.world)
@@ -184,7 +191,7 @@ class Distillation:
     def batches(self, start: int) -> Iterator[Batch]:
         """Microbatches of this process from the step `start` on."""
         steps = range(start, self.recipe.training.steps)
-        order = StepSampler(self.sampler, steps.start, steps.stop, self._ready)
+        order = StepSampler(self.sampler, steps.start, steps.stop, self._ready, self.repeated)
         read = read_batches(self.dataset, order, self.recipe.data.workers, self.device, self.cache is not None)
         for step in steps:
             frames = self.sampler.batch(step).planned_frames
@@ -207,7 +214,7 @@ class Distillation:
         noisy, target = self.inputs(batch)
         with autocast(self.device, self.precision):
             output = model(noisy, batch.lengths)
-        loss = total_loss(self.recipe.objectives, output, target, batch.clean)
+        loss = total_loss(self.recipe.objectives, output, target, batch.clean, self.repeated)
         terms = {name: term.mean(1) if term.dim() > 1 else term for name, term in loss.terms.items()}
         weights = beside(target.lengths / batch.planned_frames, loss.total)
         return StepLoss(loss.total, terms, weights, batch.seconds)
@@ -257,6 +264,18 @@ class Distillation:
                 "best step is a matter of chance: give more speech, or raise data.valid_fraction"
             )
         return lines
+
+
+def unit_head(recipe: Recipe, materials: Materials, teacher: Teacher, hidden: int, fit: bool) -> UnitHead:
+    """The head of masked prediction, with clusters of the teacher's highest target layer; without `fit` they come later."""
+    seed, device = recipe.training.seed, next(teacher.parameters()).device
+    centroids = torch.zeros(recipe.objectives.clusters, teacher.hidden_size)
+    if fit:
+        states = [teacher(clip[None].to(device)).hidden[0, -1] for clip in some_speech(materials, seed, clips=256)]
+        centroids = k_means(torch.cat(states), len(centroids), seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UnitHead(hidden, centroids)
 
 
 def load_named(recipe: Recipe) -> Teacher:
