@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -465,7 +466,8 @@ def _open_run(folder: Path) -> object:
     from robustdistiller.training.metrics_log import MetricsLog, validation_at
 
     record.check_resumable(folder, Recipe(name="y"), True, True)
-    record.record_run(folder, Recipe(name="y"), _NoMaterials(), "fp32", 1, 2)  # type: ignore[arg-type]
+    teacher = SimpleNamespace(name="mini-hubert", source="model.safetensors")
+    record.record_run(folder, Recipe(name="y"), _NoMaterials(), teacher, "fp32", 1, 2)  # type: ignore[arg-type]
     MetricsLog(folder, 2).close()
     return validation_at(folder, 2)
 

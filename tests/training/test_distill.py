@@ -150,7 +150,9 @@ def test_a_run_leaves_what_a_user_needs(straight, voice):
         "config.json", "model.safetensors", "preprocessor_config.json", "heads.json", "heads.safetensors", "recipe.yaml",
         "provenance.json", "README.md",
     }  # fmt: skip
-    assert (run / "run.json").is_file() and (run / "recipe.yaml").is_file()
+    assert (run / "recipe.yaml").is_file()
+    assert json.loads((run / "run.json").read_text())["starts"][0]["teacher"].endswith(" (model.safetensors)")
+    assert "model.safetensors; " in (run / "student" / "README.md").read_text()
     provenance = json.loads((run / "student" / "provenance.json").read_text())
     rows = lines(run / "manifests" / "speech-valid.jsonl")
     assert provenance["speakers"] and not {row["speaker"] for row in rows} & set(provenance["speakers"])

@@ -68,6 +68,7 @@ def main() -> None:
     signals.harden_streams()
     signals.guard_workers()
     prepare_process()
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # no request but for the models that were named
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     sys.exit(run(arguments, debug="--debug" in sys.argv[1:]))
 

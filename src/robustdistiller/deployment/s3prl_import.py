@@ -30,10 +30,9 @@ from ..models.encoder import SpeechEncoder
 from ..models.frames import GRID
 from ..models.heads import PredictionHeads
 from ..models.student import Student
+from ..models.weights import check_archive
 
 logger = logging.getLogger(__name__)
-
-LONGEST_EXPANSION = 1.01  # of a checkpoint's zip file: its tensors are stored, not compressed
 
 # their name → ours, inside the encoder; {i} counts convolutions or layers
 _ENCODER = {
@@ -89,34 +88,17 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} is no complete PyTorch checkpoint (1.6 or newer): copy it again, or save it anew with torch.save."
         )
     try:
-        with zipfile.ZipFile(path) as archive:
-            expanded = sum(entry.file_size for entry in archive.infolist())
-        if expanded > LONGEST_EXPANSION * path.stat().st_size:
-            raise UserError(f"{path} is compressed, which PyTorch's checkpoints never are: do not trust it.")
+        check_archive(path, also=("argparse.Namespace",))
         with torch.serialization.safe_globals([argparse.Namespace]):
             values = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # the loader raises a dozen types for broken and for hostile files
-        raise UserError(_refusal(path, error)) from error
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be loaded ({first[:120]}): copy it again.") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}, not the dictionary of an s3prl checkpoint.")
     return values
-
-
-def _refusal(path: Path, error: Exception) -> str:
-    try:
-        allowed = {"argparse.Namespace"}
-        foreign = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - allowed)
-    except Exception:
-        foreign = []
-    if foreign:
-        return (
-            f"{path} holds Python objects ({foreign[0]}), which could run code and are not loaded: have its owner save only "
-            "its 'Distiller' and 'Config' entries."
-        )
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{path} cannot be loaded ({first[:120]}): copy it again."
 
 
 def _parts(values: dict[str, Any], path: Any) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,7 @@ def _pickled(file: Path) -> dict[str, StoredTensor]:
     try:
         whole = zipfile.is_zipfile(file)
         if whole:
-            _check_archive(file)
+            check_archive(file)
         else:  # PyTorch before 1.6: five pickles, then the numbers
             with file.open("rb") as stream:
                 for _ in range(5):
@@ -101,7 +101,16 @@ def _pickled(file: Path) -> dict[str, StoredTensor]:
     return {k: StoredTensor(tuple(v.shape), partial(_given, v)) for k, v in tensors.items()}
 
 
-def _check_archive(file: Path) -> None:
+def check_archive(file: Path, also: Collection[str] = ()) -> None:
+    """Refuse a checkpoint in a zip file that could unfold without end, or names more than tensors need.
+
+    Args:
+        file: as `torch.save` writes it.
+        also: further names that its pickle may hold.
+
+    Raises:
+        UserError: packed entries, no pickle or several, a foreign name.
+    """
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         packed = any(e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in entries)
@@ -111,15 +120,16 @@ def _check_archive(file: Path) -> None:
         if len(pickles) != 1 or pickles[0].file_size > PICKLE_BYTES:
             raise UserError(f"{file} is no file of tensors: give a saved state dict or model.safetensors.")
         with archive.open(pickles[0]) as stream:
-            _check_names(stream, file)
+            _check_names(stream, file, also)
 
 
-def _check_names(stream: IO[bytes], file: Path) -> None:
+def _check_names(stream: IO[bytes], file: Path, also: Collection[str] = ()) -> None:
     for code, argument, _ in pickletools.genops(stream):
-        if code.name in ("GLOBAL", "INST") and not NEEDED.fullmatch(str(argument).replace(" ", ".")):
+        name = str(argument).replace(" ", ".")
+        if code.name in ("GLOBAL", "INST") and not NEEDED.fullmatch(name) and name not in also:
             raise UserError(
-                f"{file} holds more than tensors ({str(argument).replace(' ', '.')[:80]}), and nothing else is taken from a "
-                "file: save the model's state_dict(), or give model.safetensors."
+                f"{file} holds more than tensors ({name[:80]}), and nothing else is taken from a file: have its owner save "
+                "tensors and plain values alone."
             )
 
 

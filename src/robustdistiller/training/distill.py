@@ -117,7 +117,9 @@ def distill(
             trainer.resume(found[-1])
         start = trainer.progress.step
         if context.main:
-            record_run(run, recipe, task.materials, task.precision, context.world, start if found else None)
+            record_run(
+                run, recipe, task.materials, task.teacher, task.precision, context.world, start if found else None
+            )
         watch.plan(task.plan(), start, recipe.training.steps)
         with name_dead_worker(task.dataset.activity, task.dataset.name, "then go on with --resume."):
             progress = trainer.train()

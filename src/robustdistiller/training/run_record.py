@@ -14,6 +14,7 @@ from .. import __version__
 from ..config import Recipe, recipe_from_dict
 from ..errors import UserError
 from ..files import read_json, read_mapping, write_json
+from ..models.teacher import Teacher
 from .materials import Materials
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def record_run(
     run: Path,
     recipe: Recipe,
     materials: Materials,
+    teacher: Teacher,
     precision: str,
     processes: int,
     resumed_at: int | None,
@@ -91,6 +93,7 @@ def record_run(
         "step": resumed_at or 0,
         "processes": processes,
         "precision": precision,
+        "teacher": f"{teacher.name} ({teacher.source})",
         "versions": {
             "robustdistiller": __version__,
             "python": platform.python_version(),
@@ -109,8 +112,8 @@ def record_run(
         )
     if resumed_at is not None and earlier.get("starts"):
         last = earlier["starts"][-1]
-        for name in ("precision", "processes", "versions", "machine", "commit"):
-            if last.get(name) != start[name]:
+        for name in ("teacher", "precision", "processes", "versions", "machine", "commit"):
+            if last.get(name, start[name]) != start[name]:
                 logger.warning(
                     "%s: %s now, %s before; the last bits may differ from here on", name, start[name], last.get(name)
                 )

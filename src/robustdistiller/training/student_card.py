@@ -68,7 +68,8 @@ tags: [speech, distillation, robustness, robustdistiller]
 # {markdown(recipe.name)}
 
 A speech encoder of {student.num_parameters / 1e6:.2f} M parameters distilled by RobustDistiller {__version__} from
-`{code(teacher_name)}` ({teacher.num_parameters / 1e6:.1f} M), layers {", ".join(map(str, teacher.layers))}.
+`{code(teacher_name)}` ({teacher.source}; {teacher.num_parameters / 1e6:.1f} M), layers
+{", ".join(map(str, teacher.layers))}.
 It turns 16 kHz mono speech into a {student.hidden_size}-dimensional vector every 20 ms.
 
 ```python
