@@ -129,7 +129,7 @@ class Ours:
         part = self.clock.part
         with part("scene"):
             batch = batch.to(self.device)
-            noisy = self.environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)
+            noisy = batch.contaminated(self.environment)
         with part("teacher"):
             target = self.teacher(batch.clean, batch.lengths)
         with part("student"):
@@ -209,13 +209,13 @@ def scene_rates(ours: Ours, serial: Serial, steps: int) -> tuple[float, float]:
     for step in range(steps):
         batch = ours.read(step)
         waves = [wave[:length].numpy() for wave, length in zip(batch.clean, batch.lengths.tolist(), strict=True)]
-        ours.environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)  # rooms and FFT plans are warm
+        batch.contaminated(ours.environment)  # rooms and FFT plans are warm
         begin = time.perf_counter()
         noises = [ours.environment.fetch(scene, len(wave)) for scene, wave in zip(batch.scenes, waves, strict=True)]
         for row, values in enumerate(noises):
             if values is not None and batch.noise is not None:
                 batch.noise[row, : len(values)] = torch.from_numpy(values)
-        ours.environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)
+        batch.contaminated(ours.environment)
         times[0] += time.perf_counter() - begin
         begin = time.perf_counter()
         for wave in waves:

@@ -246,6 +246,9 @@ class EnhancementConfig(Section):
     dropout: Probability = 0.1  # between its layers
     # Frames a second at which its LSTM runs: 100 is the official code's, 50 has the same input in half the time.
     frame_rate: Literal[50, 100] = 50
+    # In training the LSTM runs over windows of about so many seconds, side by side, which a GPU does in a fraction of the time;
+    # 0: over whole utterances, as in the paper. A trained head runs over whole utterances in any case.
+    window_seconds: NonNegative = 1.28
 
 
 class ObjectivesConfig(Section):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from robustdistiller.acoustics.convolution import audible_powers
+from robustdistiller.acoustics.convolution import audible_power
 from robustdistiller.audio.manifest import Recording
 
 RATE = 16_000
@@ -37,4 +37,4 @@ def power(wave: np.ndarray) -> float:
 
 def audible(wave: np.ndarray) -> float:
     """The power that levels and SNRs refer to (`test_levels_are_those_of_the_audible_band` measures it independently)."""
-    return audible_powers([np.asarray(wave, np.float32)])[0]
+    return audible_power(np.asarray(wave, np.float32))

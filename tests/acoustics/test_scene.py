@@ -335,6 +335,23 @@ def test_another_device_gives_the_same_up_to_rounding(
         np.testing.assert_allclose(on_processor, elsewhere, atol=2e-5 * float(on_processor.abs().max()))
 
 
+def test_rendering_reads_nothing_from_the_device(environment: Environment) -> None:
+    """A tensor on the device `meta` has no values: whatever asks for one there raises."""
+    counts = [8000, 8000, 5000, 12_000, 1600, 9000, 0]
+    device_effects = {"gain": 0.5, "clipping": 0.5, "band_limit": 0.5, "codec": 0.5}
+    config = environment.config.model_copy(
+        update={"effects": environment.config.effects.model_copy(update=device_effects), "noise_in_room": True}
+    )
+    env = Environment(config, environment.noise, environment.rooms)
+    clean = torch.zeros(len(counts), max(counts), device="meta")
+    for seed in range(4):
+        scenes = _scenes(env, counts, seed)
+        responses = {id: response for scene in scenes for id, response in env.responses(scene).items()}
+        assert set(responses) == {r for scene in scenes for r in (scene.room, scene.noise_room) if r}
+        heard = env.render(clean, torch.tensor(counts), torch.zeros_like(clean), scenes, responses)
+        assert heard.device.type == "meta" and heard.shape == clean.shape
+
+
 def test_recordings_of_another_split_are_never_heard(noises: list, talk: list, responses: list) -> None:
     def split_up(recordings: list[Recording]) -> list[Recording]:
         return [replace(r, split=("train", "valid", "test")[i % 3]) for i, r in enumerate(recordings)]

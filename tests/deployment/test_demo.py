@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustdistiller.acoustics.convolution import audible_powers
+from robustdistiller.acoustics.convolution import audible_power
 from robustdistiller.acoustics.noise import NoiseDraw
 from robustdistiller.acoustics.rooms import RoomBank
 from robustdistiller.acoustics.scene import Environment, Scene
@@ -108,7 +108,7 @@ def test_the_snr_of_the_slider_is_the_snr_of_the_samples(page, snr, room):
     choose(page, noise="none")
     reverberant = samples(page)
     noise = heard - reverberant
-    speech_power, clean_power, noise_power = audible_powers([reverberant, samples(page, "speech"), noise])
+    speech_power, clean_power, noise_power = map(audible_power, (reverberant, samples(page, "speech"), noise))
     assert 10 * np.log10(speech_power / noise_power) == pytest.approx(snr, abs=0.05)
     assert speech_power == pytest.approx(clean_power, rel=1e-3)
 

@@ -184,6 +184,23 @@ def test_enhancement_does_not_depend_on_the_batch(checkpoint, voice, tap, frame_
 
 
 @pytest.mark.parametrize("frame_rate", [50, 100])
+def test_in_training_the_enhancement_head_reads_windows_and_after_it_whole_utterances(frame_rate):
+    torch.manual_seed(0)
+    windowed = EnhancementHead(6, hidden=4, layers=2, dropout=0.0, frame_rate=frame_rate, window_seconds=0.5)
+    whole = EnhancementHead(6, hidden=4, layers=2, dropout=0.0, frame_rate=frame_rate)
+    whole.load_state_dict(windowed.state_dict())
+    x = torch.randn(2, 104, 6)
+    count = round(104 / (0.5 * frame_rate))
+    apart = torch.cat([whole.lstm(part)[0] for part in x.split(104 // count, 1)], 1)
+    torch.testing.assert_close(windowed._run(x, torch.tensor([104, 90])), apart)  # whatever is valid
+    for size in (103, 30, 5):  # what is no multiple, or less than two windows
+        assert windowed._run(x[:, :size], torch.tensor([size] * 2)).shape == (2, size, 8)
+    windowed.eval(), whole.eval()
+    for valid in ([104, 104], [104, 60]):
+        assert torch.equal(windowed._run(x, torch.tensor(valid)), whole._run(x, torch.tensor(valid)))
+
+
+@pytest.mark.parametrize("frame_rate", [50, 100])
 def test_a_spectrogram_frame_is_masked_by_the_student_frame_nearest_in_time(frame_rate, monkeypatch):
     head = EnhancementHead(2, hidden=1, layers=1, frame_rate=frame_rate)
     monkeypatch.setattr(head, "_run", lambda x, valid: x)  # the state itself says what the mask is

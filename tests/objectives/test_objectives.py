@@ -118,14 +118,14 @@ def make_estimate(voice, scale=1.0):
     noise[1, 9000:] = 0
     spectrum, frames = stft(clean + noise, lengths)
     mask = torch.rand(spectrum.shape, generator=torch.Generator().manual_seed(2))
-    return clean, Enhancement(mask * spectrum.abs(), mask * spectrum, frames, lengths)
+    return clean, Enhancement(mask, spectrum, frames, lengths)
 
 
 def only(estimate: Enhancement, clean, row):
     """The same utterance without its companion and without padding."""
     length, frames = int(estimate.lengths[row]), int(estimate.frames[row])
     alone = Enhancement(
-        estimate.magnitude[row : row + 1, :, :frames], estimate.spectrum[row : row + 1, :, :frames],
+        estimate.mask[row : row + 1, :, :frames], estimate.contaminated[row : row + 1, :, :frames],
         estimate.frames[row : row + 1], estimate.lengths[row : row + 1],
     )  # fmt: skip
     return alone, clean[row : row + 1, :length]
@@ -151,13 +151,13 @@ def test_enhancement_losses_do_not_depend_on_the_recording_level(voice, kind):
 def test_a_perfect_estimate_is_best_and_gradients_are_finite(voice, kind):
     clean, estimate = make_estimate(voice)
     spectrum, frames = stft(clean, estimate.lengths)
-    perfect = Enhancement(spectrum.abs(), spectrum, frames, estimate.lengths)
+    perfect = Enhancement(torch.ones(spectrum.shape), spectrum, frames, estimate.lengths)
     worse = enhancement.enhancement_loss(kind, estimate, clean)
     assert (enhancement.enhancement_loss(kind, perfect, clean) < worse - 1e-4).all()
     mask = torch.full(spectrum.shape, 0.5, requires_grad=True)
     for source in (clean, torch.zeros_like(clean)):
         noisy = stft(source, estimate.lengths)[0]
-        guess = Enhancement(mask * noisy.abs(), mask * noisy, frames, estimate.lengths)
+        guess = Enhancement(mask, noisy, frames, estimate.lengths)
         gradient = torch.autograd.grad(enhancement.enhancement_loss(kind, guess, source).sum(), mask)[0]
         assert torch.isfinite(gradient).all()
 

@@ -21,13 +21,13 @@ from robustdistiller.training.observer import Silent
 def test_a_forward_and_backward_pass_reads_nothing_from_the_device(checkpoint, kind, lengths, monkeypatch):
     """Tensors on the device `meta` have shapes and no values: whatever asks for a value there raises.
 
-    Batches are equally long but where fixed crops or shards meet. There `transformers` reads the mask of all models but WavLM,
-    and the LSTM packs sequences, so that is asked without it.
+    Batches are equally long but where fixed crops or shards meet. There `transformers` reads the mask of all models but WavLM.
     """
     monkeypatch.setattr(torch, "autocast", lambda *device, **options: nullcontext())  # `meta` knows none
     teacher = load_teacher(str(checkpoint(kind)), precision="fp32")
-    equal = lengths[0] == lengths[1]
-    objectives = ObjectivesConfig(correlation=0.1, enhancement=EnhancementConfig(enabled=equal, hidden=8, layers=1))
+    objectives = ObjectivesConfig(
+        correlation=0.1, enhancement=EnhancementConfig(hidden=8, layers=1, window_seconds=0.2)
+    )
     student, _ = build_student(teacher, StudentConfig(), objectives.enhancement)
     teacher, student = teacher.to("meta"), student.to("meta").train()
     clean = torch.zeros(2, 9600, device="meta")
@@ -42,11 +42,9 @@ def test_a_forward_and_backward_pass_reads_nothing_from_the_device(checkpoint, k
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_step_of_a_training_waits_for_the_gpu_only_where_it_renders(checkpoint, speech, tmp_path):
+def test_a_step_of_a_training_never_waits_for_the_gpu(checkpoint, speech, tmp_path):
+    """Loading, rendering, both networks, losses, the optimiser. Crops are longer than a window of the enhancement head."""
     import warnings
-    from pathlib import Path
-
-    seen = []
 
     class Watch(Silent):
         def step(self, step, metrics):
@@ -54,15 +52,14 @@ def test_a_step_of_a_training_waits_for_the_gpu_only_where_it_renders(checkpoint
 
     fields = [
         "data.crop_seconds=1.0", "data.batch_seconds=5.0", "data.valid_seconds=4", "data.workers=0", "data.valid_fraction=0.25",
-        "environment.simulated_rooms=3", "training.log_every=100", "training.valid_every=100", "training.save_every=100",
-        "training.steps=10",
+        "environment.simulated_rooms=3", "objectives.enhancement.window_seconds=0.5", "training.steps=10",
+        "training.log_every=100", "training.valid_every=100", "training.save_every=100",
     ]  # fmt: skip
     recipe = load_recipe(None, fields, teacher__model=str(checkpoint("hubert")), data__speech=[str(speech)])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         distill(recipe, tmp_path / "run", observer=Watch())
-    for warning in caught:
-        if "synchroniz" in str(warning.message):
-            seen.append(f"{Path(warning.filename).name}:{warning.lineno}")
-    assert not [place for place in seen if not place.startswith(("scene.py", "convolution.py", "powers"))], seen
+    # The first time that it is switched on the detector says of itself that it is a prototype, which is no wait.
+    waits = [w for w in caught if "called a synchronizing" in str(w.message)]
+    assert not waits, [f"{w.filename}:{w.lineno}" for w in waits]
     assert Distributed().device.type == "cuda"

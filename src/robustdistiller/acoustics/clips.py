@@ -17,7 +17,7 @@ from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import Recording
 from ..errors import AudioError
 from .cache import ByteCache
-from .convolution import EDGE, audible_powers, high_pass, powers
+from .convolution import EDGE, audible_power, high_pass, mean_power
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +106,9 @@ class Clips:
 
     def _measure(self, recording: Recording) -> float:
         if recording.seconds <= WHOLE:
-            return powers([self._stretch(recording, 0, self.num_samples(recording))])[0]
+            return mean_power(self._stretch(recording, 0, self.num_samples(recording)))
         starts = np.linspace(0, recording.seconds - 1.5, PROBES)
-        level = np.mean(audible_powers([recording.load(float(start), 1.0) for start in starts]))
+        level = np.mean([audible_power(recording.load(float(start), 1.0)) for start in starts])
         return float(level if level > 0 else self.frame_powers(recording).mean())
 
     def _frame_powers(self, recording: Recording) -> np.ndarray:

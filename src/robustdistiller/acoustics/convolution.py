@@ -6,7 +6,8 @@ bits whatever its neighbours, PyTorch's does not), PyTorch tensors on any other 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from ..audio.io import SAMPLE_RATE
 
 Array: TypeAlias = Any  # np.ndarray or torch.Tensor
+Power: TypeAlias = Any  # float, or a tensor without axes on the device of the row, where reading it would wait
 BLOCK = 4096  # samples that are summed in float32
 LOWEST_HZ = 20.0  # below is infrasound: no part of a level or an SNR
 ORDER = 8  # of the high pass: 48 dB an octave
@@ -44,18 +46,30 @@ def irfft(spectra: Array, size: int) -> Array:
     return torch.fft.irfft(spectra, size)
 
 
-def powers(rows: Sequence[Array]) -> list[float]:
-    """The mean square of each row over its own samples: blocks in float32, their sum in float64."""
-    if not rows:
-        return []
-    if isinstance(rows[0], np.ndarray):
-        return [_energy(row) / len(row) if len(row) else 0.0 for row in rows]
-    return torch.stack([row.double().square().sum() / max(len(row), 1) for row in rows]).tolist()
+def mean_power(row: Array) -> Power:
+    """The mean square of a row: blocks in float32, their sum in float64."""
+    if isinstance(row, np.ndarray):
+        return _energy(row) / len(row) if len(row) else 0.0
+    return row.double().square().sum() / max(len(row), 1)
 
 
-def audible_powers(rows: Sequence[Array]) -> list[float]:
-    """The mean square of each row without its mean and infrasound: what levels and SNRs refer to."""
-    return powers([high_pass(row) for row in rows])
+def audible_power(row: Array) -> Power:
+    """The mean square of a row without its mean and infrasound: what levels and SNRs refer to."""
+    return mean_power(high_pass(row))
+
+
+def gain(wanted: Power, found: Power) -> Power:
+    """The factor that brings a row of the power `found` to `wanted`; 0 where it is silent."""
+    if isinstance(found, torch.Tensor):
+        return torch.where(found > 0, (wanted / found).sqrt(), 0.0)
+    return (wanted / found) ** 0.5 if found > 0 else 0.0
+
+
+def choose(condition: Any, yes: Array, no: Array) -> Array:
+    """`yes` where the condition on a `Power` holds, else `no`."""
+    if isinstance(condition, torch.Tensor):
+        return torch.where(condition, yes, no)
+    return yes if condition else no
 
 
 def high_pass(row: Array) -> Array:
@@ -70,11 +84,23 @@ def high_pass(row: Array) -> Array:
     padded = joined([2 * row[0] - flip(row[1 : edge + 1]), row, 2 * row[-1] - flip(row[-edge - 1 : -1])])
     padded = padded - padded.mean()
     size = fft_size(len(padded))
-    hertz = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 1e-3)
-    gain = ((1 + (LOWEST_HZ / hertz) ** (2 * ORDER)) ** -0.5).astype(np.float32)
     spectrum = rfft(padded, size)
-    spectrum *= gain if isinstance(row, np.ndarray) else torch.from_numpy(gain).to(row.device)
+    spectrum *= _above_lowest(size, None if isinstance(row, np.ndarray) else row.device)
     return irfft(spectrum, size)[edge : edge + len(row)]
+
+
+@lru_cache(64)
+def _above_lowest(size: int, device: torch.device | None) -> Array:
+    """The magnitude of the high pass for transforms of `size`, (size // 2 + 1,)."""
+    hertz = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 1e-3)
+    magnitude = ((1 + (LOWEST_HZ / hertz) ** (2 * ORDER)) ** -0.5).astype(np.float32)
+    return magnitude if device is None else on_device(magnitude, device)
+
+
+def on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy on `device`, for which the host does not wait."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _energy(row: np.ndarray) -> float:
@@ -83,30 +109,20 @@ def _energy(row: np.ndarray) -> float:
     return float(np.einsum("ij,ij->i", blocks, blocks).sum(dtype=np.float64) + np.einsum("i,i->", rest, rest))
 
 
-def convolve(
-    rows: Sequence[Array],
-    lengths: Sequence[int],
-    delays: Sequence[int],
-    spectrum: Callable[[int, int], Array],
-    circular: bool = False,
-) -> list[Array]:
-    """Convolve each row (T,) with a response of `lengths[i]` samples, keeping T samples from `delays[i]` on.
+def convolve(row: Array, length: int, delay: int, spectrum: Callable[[int], Array], circular: bool = False) -> Array:
+    """Convolve a row (T,) with a response of `length` samples, keeping T samples from `delay` on.
 
-    `spectrum(i, size)` gives the transform of the response of row `i`. `circular` wraps what lasts beyond the end to
-    the beginning, as if the row had been playing before: right for a noise, wrong for speech.
-    A row is cut into pieces a few times as long as its response (overlap-save), whose transforms stay in the processor's
+    `spectrum(size)` gives the transform of the response. `circular` wraps what lasts beyond the end to the beginning, as
+    if the row had been playing before: right for a noise, wrong for speech.
+    The row is cut into pieces a few times as long as its response (overlap-save), whose transforms stay in the processor's
     cache: a fifth of the time of a transform of the whole row.
     """
-    out: list[Array] = []
-    for i, row in enumerate(rows):
-        total = len(row) + lengths[i] - 1
-        size = fft_size(min(total, 3 * lengths[i]))
-        pieces = _overlapping(row, size, lengths[i] - 1)  # (pieces, size)
-        spectra = rfft(pieces, size)
-        spectra *= spectrum(i, size)
-        full = irfft(spectra, size)[:, lengths[i] - 1 :].reshape(-1)  # the rest of a piece wraps around
-        out.append(_wrap(full[:total], len(row)) if circular else full[delays[i] : delays[i] + len(row)])
-    return out
+    total = len(row) + length - 1
+    size = fft_size(min(total, 3 * length))
+    spectra = rfft(_overlapping(row, size, length - 1), size)  # (pieces, size // 2 + 1)
+    spectra *= spectrum(size)
+    full = irfft(spectra, size)[:, length - 1 :].reshape(-1)  # the rest of a piece wraps around
+    return _wrap(full[:total], len(row)) if circular else full[delay : delay + len(row)]
 
 
 def _overlapping(row: Array, size: int, overlap: int) -> Array:

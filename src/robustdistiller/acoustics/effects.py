@@ -11,7 +11,7 @@ import torch
 
 from ..audio.io import SAMPLE_RATE
 from ..config import EffectsConfig
-from .convolution import Array, fft_size, irfft, rfft
+from .convolution import Array, fft_size, irfft, on_device, rfft
 
 ORDER = 8  # of the band limit: 48 dB an octave, like a telephone channel
 GUARD = SAMPLE_RATE // 20  # silent samples that keep the ringing at one end out of the other
@@ -92,4 +92,4 @@ def mu_law(row: Array) -> Array:
 
 
 def _like(values: np.ndarray, row: Array) -> Array:
-    return values if isinstance(row, np.ndarray) else torch.from_numpy(values).to(row.device)
+    return values if isinstance(row, np.ndarray) else on_device(values, row.device)

@@ -20,7 +20,7 @@ from ..errors import AudioError, UserError, closest
 from ..randomness import generator
 from ..synthetic.noises import SYNTHETIC_NOISES
 from .clips import FRAME, Clips, Complaints, by_id, looped
-from .convolution import LOWEST_HZ, fft_size, irfft, powers, rfft
+from .convolution import LOWEST_HZ, fft_size, irfft, mean_power, rfft
 
 log = logging.getLogger(__name__)
 
@@ -151,12 +151,12 @@ class NoiseBank:
         total = np.zeros(num_samples, np.float32)
         for draw in draws:
             wave = self._make(draw, num_samples)
-            power = powers([wave])[0]
+            power = mean_power(wave)
             if not power > SILENCE:
                 name = draw.source or draw.kind
                 self._complaints(name, AudioError("it is silent here, and white noise takes its place.", "silent"))
                 wave = coloured("white", draw.seed, num_samples)
-                power = powers([wave])[0]
+                power = mean_power(wave)
             total += wave * np.float32(power**-0.5)
         return total
 
@@ -171,7 +171,7 @@ class NoiseBank:
             total = np.zeros(num_samples, np.float32)
             for voice in draw.voices:
                 wave = self._talk(voice, num_samples)
-                power = powers([wave])[0]
+                power = mean_power(wave)
                 if power > SILENCE:
                     total += wave * np.float32(power**-0.5)
             return total
@@ -209,7 +209,7 @@ class NoiseBank:
                     break
                 for u in offsets:
                     start = int(u * (total - count + 1 if total >= count else total))
-                    if powers([self._clips.read(recording, start, count)])[0] > level * QUIET:
+                    if mean_power(self._clips.read(recording, start, count)) > level * QUIET:
                         return NoiseDraw("recorded", id, start / SAMPLE_RATE, seed, note=note)
                 return NoiseDraw("recorded", id, self._where_it_sounds(recording, offsets, count) / SAMPLE_RATE, seed)
             except AudioError as error:

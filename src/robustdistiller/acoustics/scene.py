@@ -8,7 +8,7 @@ speech itself keeps them, recorded noise loses them. Shapes: B utterances, T sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -22,11 +22,11 @@ from ..config import EnvironmentConfig
 from ..errors import AudioError, UserError
 from ..randomness import generator
 from .cache import ByteCache
-from .convolution import Array, audible_powers, convolve, powers, rfft, zeros_like
+from .convolution import Array, Power, audible_power, choose, convolve, gain, mean_power, on_device, rfft, zeros_like
 from .curriculum import keeps_room, snr_at
 from .effects import Effects, apply_effects, draw_effects
 from .noise import SILENCE, NoiseBank, NoiseDraw
-from .rooms import RoomBank
+from .rooms import RIR, RoomBank
 
 LONGEST_HOURS = 1.0
 SPECTRA_MB = 256
@@ -171,16 +171,33 @@ class Environment:
             return None
         return self._noise_bank().fetch(scene.noises, num_samples)
 
-    def render(self, clean: Tensor, lengths: Tensor, noise: Tensor | None, scenes: Sequence[Scene]) -> Tensor:
+    def responses(self, scene: Scene) -> dict[str, RIR]:
+        """The room responses of a scene by id. Reads files or simulates rooms: meant for loader workers.
+
+        Raises:
+            AudioError: One cannot be read any more.
+        """
+        return {room: self._room_bank().load(room) for room in (scene.room, scene.noise_room) if room is not None}
+
+    def render(
+        self,
+        clean: Tensor,
+        lengths: Tensor,
+        noise: Tensor | None,
+        scenes: Sequence[Scene],
+        responses: Mapping[str, RIR] | None = None,
+    ) -> Tensor:
         """Contaminated speech: (B, T) float32 on the device of `clean`, zero beyond each length; `clean` is not changed.
 
-        A row depends on its own valid samples and scene alone: on a processor its bits are the same in any batch.
+        A row depends on its own valid samples and scene alone: on a processor its bits are the same in any batch. On another
+        device nothing is read back from it.
 
         Args:
             clean: Waveforms (B, T).
             lengths: Valid samples, (B,).
             noise: What `fetch` gave, (B, T); rows of scenes without noise may hold anything. None where no scene has noise.
             scenes: One for each utterance.
+            responses: What `responses` gave for all of them; those that are missing are read now.
 
         Raises:
             ValueError: The numbers of rows differ, or noise is missing.
@@ -188,64 +205,46 @@ class Environment:
         """
         if len(scenes) != len(clean) or len(lengths) != len(clean):
             raise ValueError(f"{len(clean)} utterances, {len(lengths)} lengths and {len(scenes)} scenes do not match.")
+        responses = responses or {}
         speech = _rows(clean, lengths)
-        rows = list(speech)
-        changed = [i for i, s in enumerate(scenes) if s.room is not None or s.snr_db is not None or s.effects]
-        levels = dict(zip(changed, audible_powers([speech[i] for i in changed]), strict=True))
-        audible = [i for i in changed if levels[i] > SILENCE]
-
-        wet = [i for i in audible if scenes[i].room is not None]
-        for i, row in zip(wet, self._through_rooms(speech, wet, [scenes[i].room for i in wet]), strict=True):
-            rows[i] = row
-        for i, power in zip(wet, audible_powers([rows[i] for i in wet]), strict=True):
-            rows[i] = rows[i] * (levels[i] / power) ** 0.5 if power > 0 else speech[i]
-
-        noisy = [i for i in audible if scenes[i].snr_db is not None]
-        if noisy:
-            if noise is None:
-                raise ValueError("These scenes have noise: pass what `fetch` gave for them.")
-            sounds = _rows(noise.to(clean.device), lengths)
-            inside = [i for i in noisy if scenes[i].noise_room is not None]
-            rooms = [scenes[i].noise_room for i in inside]
-            for i, row in zip(inside, self._through_rooms(sounds, inside, rooms, circular=True), strict=True):
-                sounds[i] = row
-            for i, power in zip(noisy, powers([sounds[i] for i in noisy]), strict=True):
-                if power > 0:
-                    # The speech has the level of the clean speech again, whatever the room.
-                    gain = (levels[i] / power) ** 0.5 * 10 ** (-scenes[i].snr_db / 20)  # type: ignore[operator]
-                    rows[i] = rows[i] + sounds[i] * gain
-
-        for i in audible:
-            if scenes[i].effects:
-                rows[i] = apply_effects(scenes[i].effects, rows[i])
-
+        sounds = speech if noise is None else _rows(noise.to(clean.device), lengths)
         out = zeros_like(speech[0], tuple(clean.shape)) if speech else clean
-        for i, row in enumerate(rows):
+        for i, (scene, row) in enumerate(zip(scenes, speech, strict=True)):
+            if len(row) and (scene.room is not None or scene.snr_db is not None or scene.effects):
+                if scene.snr_db is not None and noise is None:
+                    raise ValueError("These scenes have noise: pass what `fetch` gave for them.")
+                level = audible_power(row)
+                row = choose(level > SILENCE, self._contaminated(scene, row, level, sounds[i], responses), row)
             out[i, : len(row)] = row
         return torch.from_numpy(out) if isinstance(out, np.ndarray) else out
 
-    def _through_rooms(
-        self, rows: Sequence[Array], members: list[int], rooms: Sequence[str | None], circular: bool = False
-    ) -> list[Array]:
-        if not members:
-            return []
-        responses = [self._room_bank().load(str(room)) for room in rooms]
-        device = rows[0].device if isinstance(rows[0], Tensor) else None
+    def _contaminated(
+        self, scene: Scene, speech: Array, level: Power, noise: Array, responses: Mapping[str, RIR]
+    ) -> Array:
+        """One utterance (T,) of the audible power `level`."""
+        row = speech
+        if scene.room is not None:
+            wet = self._through_room(row, scene.room, responses)
+            found = audible_power(wet)
+            row = choose(found > 0, wet * gain(level, found), row)
+        if scene.snr_db is not None:
+            if scene.noise_room is not None:
+                noise = self._through_room(noise, scene.noise_room, responses, circular=True)
+            # The speech has the level of the clean speech again, whatever the room.
+            row = row + noise * (gain(level, mean_power(noise)) * 10 ** (-scene.snr_db / 20))
+        return apply_effects(scene.effects, row)
 
-        def spectrum(i: int, size: int) -> Array:
+    def _through_room(self, row: Array, room: str, responses: Mapping[str, RIR], circular: bool = False) -> Array:
+        response = responses[room] if room in responses else self._room_bank().load(room)
+        device = row.device if isinstance(row, Tensor) else None
+
+        def spectrum(size: int) -> Array:
             def transform() -> Array:
-                samples = responses[i].samples
-                return rfft(samples if device is None else torch.from_numpy(samples).to(device), size)
+                return rfft(response.samples if device is None else on_device(response.samples, device), size)
 
-            return self._spectra.get((rooms[i], size, str(device)), transform)
+            return self._spectra.get((room, size, str(device)), transform)
 
-        return convolve(
-            [rows[i] for i in members],
-            [len(response.samples) for response in responses],
-            [response.direct for response in responses],
-            spectrum,
-            circular,
-        )
+        return convolve(row, len(response.samples), response.direct, spectrum, circular)
 
     def _generator(self, epoch: int, utterance: str, *purpose: str | int) -> np.random.Generator:
         return generator(self.seed, epoch, utterance, *purpose)
@@ -371,7 +370,7 @@ def contaminate(
         raise AudioError("The speech holds samples that are not numbers: repair or leave it out.", "nan")
     if scene is None:
         scene = environment.draw(utterance, len(wave) / SAMPLE_RATE, epoch, step, speaker)
-    if not audible_powers([wave])[0] > SILENCE:
+    if not audible_power(wave) > SILENCE:
         return wave.copy(), scene.silenced()
     noise = environment.fetch(scene, len(wave))
     contaminated = environment.render(

@@ -7,7 +7,8 @@ and the enhancement head is a speech enhancer. Shape legend: B utterances, T sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,11 @@ N_FFT, WINDOW, HOP, BINS = 512, 400, 160, 257
 SPECTRUM_GRID = FrameGrid(stride=HOP, offset=0, field=1)
 MASK_GRID = FrameGrid(stride=HOP, offset=HOP, field=1)
 """Two masks of a student frame f, centred at 320 f + 200: spectrogram frames 2 f + 1 and 2 f + 2, those nearest in time."""
+
+Weights = Sequence[Tensor]  # of one layer of an LSTM in one direction
+
+# One layer at a time, weights are not where cuDNN wants them, and are copied; they are small.
+warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
 
 
 class PredictionHeads(nn.Module):
@@ -56,14 +62,24 @@ class PredictionHeads(nn.Module):
 class Enhancement:
     """What the head makes of a contaminated batch.
 
-    magnitude: (B, K, N) estimated clean magnitude; spectrum: (B, K, N) complex, with the contaminated phase;
-    frames: (B,) valid spectrogram frames; lengths: (B,) valid samples
+    mask: (B, K, N) in [0, 1]; contaminated: (B, K, N) complex spectrogram; frames: (B,) valid spectrogram frames;
+    lengths: (B,) valid samples
     """
 
-    magnitude: Tensor
-    spectrum: Tensor
+    mask: Tensor
+    contaminated: Tensor
     frames: Tensor
     lengths: Tensor
+
+    @property
+    def magnitude(self) -> Tensor:
+        """(B, K, N) estimated clean magnitude."""
+        return self.mask * self.contaminated.abs()
+
+    @property
+    def spectrum(self) -> Tensor:
+        """(B, K, N) complex, with the contaminated phase."""
+        return self.mask * self.contaminated
 
     def waveform(self, samples: int) -> Tensor:
         """Back to time, (B, `samples`), zeros beyond the valid samples of each utterance."""
@@ -76,13 +92,25 @@ class EnhancementHead(nn.Module):
     The states come at 50 Hz, the spectrogram has 100 frames a second. With a `frame_rate` of 50 the LSTM runs on the states as
     they come and gives two masks for each, of the spectrogram frames nearest in time; with 100 it runs, as the official code's,
     on every state twice: the same input, for twice the time.
+
+    In training mode the LSTM runs over windows of about `window_seconds` side by side, as if each were an utterance: its steps
+    follow one another, and are what a GPU waits for. 0, and evaluation mode: over whole utterances.
     """
 
-    def __init__(self, size: int, hidden: int = 256, layers: int = 3, dropout: float = 0.1, frame_rate: int = 50):
+    def __init__(
+        self,
+        size: int,
+        hidden: int = 256,
+        layers: int = 3,
+        dropout: float = 0.1,
+        frame_rate: int = 50,
+        window_seconds: float = 0.0,
+    ):
         super().__init__()
         if frame_rate not in (50, 100):
             raise ValueError(f"the enhancement head runs at 50 or 100 frames a second, not at {frame_rate}")
         self.frame_rate = frame_rate
+        self.window = max(1, round(window_seconds * frame_rate)) if window_seconds else None  # frames
         self.lstm = nn.LSTM(
             size, hidden, layers, batch_first=True, bidirectional=True, dropout=dropout if layers > 1 else 0.0
         )
@@ -104,10 +132,17 @@ class EnhancementHead(nn.Module):
                 )  # (B, N, D)
                 masks = self.mask(self._run(x, valid))
             mask = torch.sigmoid(masks).transpose(1, 2)  # (B, K, N)
-        return Enhancement(mask * spectrum.abs(), mask * spectrum, valid, lengths)
+        return Enhancement(mask, spectrum, valid, lengths)
 
     def _run(self, x: Tensor, valid: Tensor) -> Tensor:
-        size = x.shape[1]
+        batch, size, width = x.shape
+        count = round(size / self.window) if self.training and self.window else 1
+        if count > 1:
+            length = -(-size // count)
+            windows = functional.pad(x, (0, 0, 0, count * length - size)).reshape(batch * count, length, width)
+            # Layer by layer: with dropout inside it, cuDNN reads a number from the GPU after each seeding, so in every step.
+            windows = self._layers(windows, lambda x, ahead, back: self._recurrent(x, [*ahead, *back], 2))
+            return windows.reshape(batch, count * length, -1)[:, :size]
         if bool((valid == size).all()):
             return self.lstm(x)[0]
         # The backward direction must start at the end of each utterance, not in the padding. Packed sequences do that too,
@@ -117,19 +152,25 @@ class EnhancementHead(nn.Module):
             return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=size)[0]
         place = torch.arange(size).expand(x.shape[0], size)
         mirror = torch.where(place < valid[:, None], valid[:, None] - 1 - place, place)[:, :, None]  # (B, N, 1)
-        weights, depth = self.lstm.all_weights, self.lstm.num_layers
-        for layer in range(depth):
-            ahead = self._one_way(x, weights[2 * layer])
-            back = self._one_way(_take(x, mirror), weights[2 * layer + 1])
-            x = torch.cat([ahead, _take(back, mirror)], -1)
-            if layer < depth - 1:
+
+        def both_ways(x: Tensor, ahead: Weights, back: Weights) -> Tensor:
+            return torch.cat([self._recurrent(x, ahead), _take(self._recurrent(_take(x, mirror), back), mirror)], -1)
+
+        return self._layers(x, both_ways)
+
+    def _layers(self, x: Tensor, layer: Callable[[Tensor, Weights, Weights], Tensor]) -> Tensor:
+        """The layers of the LSTM one after the other, each as `layer` computes it, with dropout between them."""
+        weights = self.lstm.all_weights  # of layer 0 ahead, of layer 0 back, of layer 1 ahead, …
+        for number in range(self.lstm.num_layers):
+            if number > 0:
                 x = functional.dropout(x, self.lstm.dropout, self.training)
+            x = layer(x, weights[2 * number], weights[2 * number + 1])
         return x
 
-    def _one_way(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """One layer of the LSTM in one direction, (B, N, D) → (B, N, hidden)."""
-        start = x.new_zeros(1, x.shape[0], self.lstm.hidden_size)
-        return torch.lstm(x, (start, start), list(weights), True, 1, 0.0, self.training, False, True)[0]
+    def _recurrent(self, x: Tensor, weights: Weights, ways: int = 1) -> Tensor:
+        """One layer of the LSTM in one direction or both, (B, N, D) → (B, N, `ways` · hidden)."""
+        start = x.new_zeros(ways, x.shape[0], self.lstm.hidden_size)
+        return torch.lstm(x, (start, start), list(weights), True, 1, 0.0, self.training, ways == 2, True)[0]
 
 
 def _take(x: Tensor, places: Tensor) -> Tensor:

@@ -247,8 +247,9 @@ def build_student(
         enhancer = None
         if enhancement.enabled:
             enhancer = EnhancementHead(
-                encoder.hidden_size, enhancement.hidden, enhancement.layers, enhancement.dropout, enhancement.frame_rate
-            )
+                encoder.hidden_size, enhancement.hidden, enhancement.layers, enhancement.dropout,
+                enhancement.frame_rate, enhancement.window_seconds,
+            )  # fmt: skip
     origins = config.from_layers or tuple(range(1, config.layers + 1))
     if config.from_layers and origins[-1] > source.num_layers:
         raise UserError(

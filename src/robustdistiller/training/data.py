@@ -19,6 +19,7 @@ from ..acoustics.scene import Environment, Scene
 from ..audio.batching import Crop, LengthBucketSampler
 from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import Recording
+from ..audio.rir import RIR
 from ..audio.shards import Member, Shard, members
 from ..audio.streams import ShardCrop, ShardSampler, spooled
 from ..config import Recipe
@@ -42,6 +43,7 @@ class Batch:
         noise: (B, T) before it is scaled, where there is any.
         noisy: (B, T) contaminated speech, once it was rendered.
         scenes: what happens to each utterance.
+        responses: room responses of the scenes, by id.
         seconds: valid speech in all.
         replaced: recordings that could not be read, as rows.
         keys: digests of the clean crops, where there is a target cache to ask.
@@ -57,11 +59,16 @@ class Batch:
     keys: list[bytes] | None = None
     planned_frames: int = 0
     noisy: Tensor | None = None
+    responses: dict[str, RIR] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its sound on `device`; lengths stay on the host, where they are read."""
         noise = None if self.noise is None else self.noise.to(device, non_blocking=True)
         return replace(self, clean=self.clean.to(device, non_blocking=True), noise=noise)
+
+    def contaminated(self, environment: Environment) -> Tensor:
+        """(B, T) what `environment` makes of the clean speech."""
+        return environment.render(self.clean, self.lengths, self.noise, self.scenes, self.responses)
 
     def pin_memory(self) -> Batch:
         """For the loader: page-locked copies, which a GPU reads without waiting."""
@@ -69,8 +76,8 @@ class Batch:
         return replace(self, clean=self.clean.pin_memory(), noise=noise)
 
 
-Item = tuple[np.ndarray, Scene, "np.ndarray | None", list[dict[str, Any]]]
-"""The clean samples of a crop, its scene, its raw noise, and rows about recordings that it had to replace."""
+Item = tuple[np.ndarray, Scene, "np.ndarray | None", dict[str, RIR], list[dict[str, Any]]]
+"""The clean samples of a crop, its scene, raw noise and room responses, and rows about recordings that it had to replace."""
 
 
 class CropDataset(Dataset[Any]):
@@ -131,7 +138,8 @@ class CropDataset(Dataset[Any]):
         replaced += [
             {"id": recording.id, "reason": f"noise: {n.note}", "step": step} for n in scene.noises if n.replaced
         ]
-        return wave, scene, self.environment.fetch(scene, len(wave)), replaced
+        noise, responses = self.environment.fetch(scene, len(wave)), self.environment.responses(scene)
+        return wave, scene, noise, responses, replaced
 
 
 class ShardDataset(CropDataset):
@@ -199,7 +207,7 @@ def some_speech(materials: Materials, seed: int, clips: int = 64, seconds: float
 
 def collate(items: Sequence[Item], keyed: bool = False) -> Batch:
     """Pad crops of nearly equal length with zeros; `keyed`: with the digests that a target cache asks for."""
-    waves, scenes, noises, replaced = zip(*items, strict=True)
+    waves, scenes, noises, responses, replaced = zip(*items, strict=True)
     size = max(len(wave) for wave in waves)
 
     def stack(rows: Sequence[np.ndarray | None]) -> Tensor:
@@ -213,7 +221,10 @@ def collate(items: Sequence[Item], keyed: bool = False) -> Batch:
     lengths = torch.tensor([len(wave) for wave in waves])
     keys = [audio_key(wave) for wave in waves] if keyed else None
     seconds = float(lengths.sum()) / SAMPLE_RATE
-    return Batch(stack(waves), lengths, noise, list(scenes), seconds, [row for rows in replaced for row in rows], keys)
+    return Batch(
+        stack(waves), lengths, noise, list(scenes), seconds, [row for rows in replaced for row in rows], keys,
+        responses={id: response for some in responses for id, response in some.items()},
+    )  # fmt: skip
 
 
 Planner = LengthBucketSampler | ShardSampler
@@ -287,8 +298,7 @@ def read_batches(
         if isinstance(batch, UserError):
             raise batch
         batch = batch.to(device)
-        noisy = dataset.environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)
-        return replace(batch, noisy=noisy)
+        return replace(batch, noisy=batch.contaminated(dataset.environment))
 
     loader = DataLoader(
         dataset,
@@ -304,10 +314,7 @@ def read_batches(
 
 
 def _ahead(loader: Iterable[Any], prepare: Callable[[Any], Batch], device: torch.device) -> Iterator[Batch]:
-    """Each batch of `loader` prepared on a stream of its own, while the GPU computes on the one before.
-
-    Rendering reads levels on the host, and so waits for that stream alone.
-    """
+    """Each batch of `loader` prepared on a stream of its own, while the GPU computes on the one before."""
     beside, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     held: Batch | None = None
     for batch in loader:

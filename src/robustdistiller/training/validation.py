@@ -75,7 +75,7 @@ class Validator:
                 logger.warning("validation leaves out %s: %s", recording.id, error)
                 continue
             scene = environment.draw(recording.id, len(wave) / SAMPLE_RATE, epoch=0, speaker=recording.speaker)
-            items.append((wave, scene, environment.fetch(scene, len(wave)), []))
+            items.append((wave, scene, environment.fetch(scene, len(wave)), environment.responses(scene), []))
         if not items and context.world == 1:
             raise UserError("No validation recording can be read: check the files of the valid split.")
         start = 0
@@ -83,7 +83,7 @@ class Validator:
             size = len(items[start][0])  # the longest comes first, so it bounds the batch
             count = max(1, int(BATCH_SECONDS * SAMPLE_RATE / size))
             batch = collate(items[start : start + count]).to(device)
-            noisy = environment.render(batch.clean, batch.lengths, batch.noise, batch.scenes)
+            noisy = batch.contaminated(environment)
             targets = teacher(batch.clean, batch.lengths)
             self.kept.append(Kept(batch, noisy, TeacherOutput(targets.hidden.half(), targets.lengths)))
             start += count
