@@ -26,10 +26,10 @@ from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.models.frames import mask_from_lengths
 from robustdistiller.models.student import build_student
 from robustdistiller.objectives.distillation import l1, log_sigmoid_cosine
-from robustdistiller.objectives.enhancement import DEFAULT_WEIGHTS, enhancement_loss
+from robustdistiller.objectives.enhancement import enhancement_loss
 from robustdistiller.synthetic.spoken import Size, build_corpus
 
-ENHANCEMENT = EnhancementConfig(loss="l1", hidden=64, layers=1)  # the paper's head: hidden=256, layers=3
+ENHANCEMENT = EnhancementConfig(hidden=64, layers=1)  # the paper's head: hidden=256, layers=3
 
 
 def find_speech(sources: Sequence[str], folder: Path) -> tuple[list[Recording], list[Recording]]:
@@ -59,8 +59,8 @@ def loss_of(student: Student, teacher: Teacher, clean: Tensor, noisy: Tensor, le
     assert output.predictions is not None and output.enhancement is not None
     distance = l1(output.predictions, target.hidden, target.lengths)  # (B, L)
     angle = log_sigmoid_cosine(output.predictions, target.hidden, target.lengths)  # (B, L)
-    restored = enhancement_loss(ENHANCEMENT.loss, output.enhancement, clean)  # (B,): the clean magnitude spectrogram
-    total = (distance + angle).mean(1) + DEFAULT_WEIGHTS[ENHANCEMENT.loss] * restored
+    restored = enhancement_loss(output.enhancement, clean)  # (B,): the clean magnitude spectrogram
+    total = (distance + angle).mean(1) + ENHANCEMENT.weight * restored
     return (total * target.lengths).sum() / target.lengths.sum()
 
 

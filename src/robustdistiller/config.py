@@ -239,8 +239,7 @@ class EnhancementConfig(Section):
     # The student state that feeds the head. The last layer is that of the paper's figure; tapped there, the task asks it to
     # describe the noise that distillation asks it to forget, which cost all of the gain where it was measured.
     tap: Literal["last", "cnn"] | Depth = "cnn"
-    loss: Literal["l1", "l2", "mrstft", "sisdr"] = "l1"  # magnitude L1 or L2, multi-resolution STFT, negative SI-SDR
-    weight: NonNegative | None = None  # None: the default of that loss, see objectives/enhancement.py
+    weight: NonNegative = 2.0  # λ, of the mean distance of magnitudes; the paper's
     hidden: Width = 256  # per direction
     layers: Depth = 3  # of the bidirectional LSTM
     dropout: Probability = 0.1  # between its layers
@@ -249,6 +248,14 @@ class EnhancementConfig(Section):
     # In training the LSTM runs over windows of about so many seconds, side by side, which a GPU does in a fraction of the time;
     # 0: over whole utterances, as in the paper. A trained head runs over whole utterances in any case.
     window_seconds: NonNegative = 1.28
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_version_before(cls, values: Any) -> Any:
+        """The loss that is left, and its weight, where they are named as the defaults that they were."""
+        if isinstance(values, dict) and values.get("loss", "l1") == "l1":
+            return {k: v for k, v in values.items() if k != "loss" and (k, v) != ("weight", None)}
+        return values
 
 
 class ObjectivesConfig(Section):

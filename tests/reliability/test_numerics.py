@@ -86,15 +86,14 @@ def step(teacher, student, environment, waves, scenes, objectives, precision="fp
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("kind", ["l1", "l2", "mrstft", "sisdr"])
 @pytest.mark.parametrize("snr", [-60.0, 60.0])
-def test_every_sound_at_every_snr_gives_finite_losses_and_gradients(pair, environment, normalize, kind, snr):
+def test_every_sound_at_every_snr_gives_finite_losses_and_gradients(pair, environment, normalize, snr):
     teacher, student = pair(normalize)
     room = environment.rooms.ids[0]
     scenes = [
         fixed_scene(environment, name, len(wave) / SAMPLE_RATE, 0, snr, "white", room) for name, wave in WAVES.items()
     ]
-    objectives = ObjectivesConfig(correlation=0.1, enhancement=EnhancementConfig(loss=kind))
+    objectives = ObjectivesConfig(correlation=0.1)
     for precision in ("fp32", "bf16"):
         loss, gradient = step(teacher, student, environment, list(WAVES.values()), scenes, objectives, precision)
         for name, value in zip(WAVES, loss.total, strict=True):

@@ -222,14 +222,6 @@ def test_every_family_of_teachers_can_be_distilled(checkpoint, speech, tmp_path,
     assert np.isfinite(result.metrics["loss/contaminated"])
 
 
-@pytest.mark.parametrize("loss", ["l2", "mrstft", "sisdr"])
-def test_every_enhancement_loss_trains(checkpoint, speech, tmp_path, loss):
-    recipe = make_recipe(
-        checkpoint, speech, "training.steps=2", f"objectives.enhancement.loss={loss}", "objectives.correlation=0.1"
-    )
-    assert np.isfinite(distill(recipe, tmp_path / "run").metrics["enhancement/contaminated"])
-
-
 def test_mistakes_stop_before_any_work_with_one_sentence(checkpoint, speech, straight, tmp_path):
     recipe = make_recipe(checkpoint, speech)
     with pytest.raises(UserError, match="already holds a run"):

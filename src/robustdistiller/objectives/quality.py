@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..audio.io import SAMPLE_RATE
-from .enhancement import si_sdr
+from ..models.frames import at_least_single, beside, mask_from_lengths
 
 Wave = NDArray[np.float64]
 
@@ -35,6 +36,23 @@ def speech_quality(estimate: Wave, reference: Wave, wanted: Sequence[str]) -> di
         Each measure by its name; nan where it is not defined, such as STOI where there is too little speech.
     """
     return {name: _MEASURES[name](estimate, reference) for name in wanted}
+
+
+def si_sdr(estimate: Tensor, reference: Tensor, lengths: Tensor) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio in dB (arXiv 1811.02508) over valid samples; (B, T) twice → (B,)."""
+    lengths = beside(lengths, reference)
+    valid = mask_from_lengths(lengths, reference.shape[1])
+    count = lengths.clamp_min(1)[:, None]
+
+    def centre(x: Tensor) -> Tensor:
+        return (x - (x * valid).sum(1, keepdim=True) / count) * valid
+
+    estimate, reference = centre(at_least_single(estimate)), centre(at_least_single(reference))
+    eps = 1e-8
+    scale = (estimate * reference).sum(1, keepdim=True) / (reference.square().sum(1, keepdim=True) + eps)
+    target = scale * reference
+    noise = estimate - target
+    return 10 * torch.log10((target.square().sum(1) + eps) / (noise.square().sum(1) + eps))
 
 
 def _si_sdr(estimate: Wave, reference: Wave) -> float:

@@ -12,7 +12,7 @@ from ..models.frames import beside
 from ..models.student import StudentOutput
 from ..models.teacher import TeacherOutput
 from .distillation import TERMS, consistency, masked_units
-from .enhancement import DEFAULT_WEIGHTS, enhancement_loss
+from .enhancement import enhancement_loss
 
 
 @dataclass
@@ -21,14 +21,6 @@ class Loss:
 
     total: Tensor
     terms: dict[str, Tensor]
-
-
-def enhancement_weight(config: ObjectivesConfig) -> float:
-    """λ of the recipe, or the default of its loss; 0 when there is no enhancement."""
-    enhancement = config.enhancement
-    if not enhancement.enabled:
-        return 0.0
-    return DEFAULT_WEIGHTS[enhancement.loss] if enhancement.weight is None else enhancement.weight
 
 
 def total_loss(
@@ -57,6 +49,6 @@ def total_loss(
         terms["units"] = masked_units(output.units, hidden[:, -1], lengths)
         total = total + config.units * terms["units"]
     if output.enhancement is not None:
-        terms["enhancement"] = enhancement_loss(config.enhancement.loss, output.enhancement, clean)
-        total = total + enhancement_weight(config) * terms["enhancement"]
+        terms["enhancement"] = enhancement_loss(output.enhancement, clean)
+        total = total + config.enhancement.weight * terms["enhancement"]
     return Loss(total, terms)

@@ -39,7 +39,7 @@ MEANINGS = {
 }
 STRUCTURAL = ("teacher.", "student.", "objectives.enhancement.")
 NOT_STRUCTURAL = ("teacher.precision", "teacher.cache", "teacher.cache_gb", "student.dropout", "student.feature_grad_mult",
-                  "objectives.enhancement.loss", "objectives.enhancement.weight", "objectives.enhancement.dropout")  # fmt: skip
+                  "objectives.enhancement.weight", "objectives.enhancement.dropout")  # fmt: skip
 
 
 def check_resumable(run: Path, recipe: Recipe, resume: bool, started: bool) -> None:

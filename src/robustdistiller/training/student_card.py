@@ -50,7 +50,7 @@ def card(
     total = sum(shares.values())
     mix = ", ".join(f"{share / total:.0%} {kind}" for kind, share in shares.items() if share)
     enhancement = objectives.enhancement
-    task = f"{enhancement.loss} on the spectrogram, tapped at {enhancement.tap}" if enhancement.enabled else "none"
+    task = f"L1 on the spectrogram, tapped at {enhancement.tap}" if enhancement.enabled else "none"
     teacher_name = (
         teacher.name if teacher.name.count("/") < 2 and not teacher.name.startswith(".") else Path(teacher.name).name
     )

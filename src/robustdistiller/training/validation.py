@@ -27,8 +27,7 @@ from ..errors import AudioError, UserError
 from ..models.precision import autocast
 from ..models.student import Student
 from ..models.teacher import Teacher, TeacherOutput
-from ..objectives.enhancement import si_sdr
-from ..objectives.quality import available_quality, speech_quality
+from ..objectives.quality import available_quality, si_sdr, speech_quality
 from ..objectives.total import total_loss
 from .data import Batch, collate, load_crop
 
