@@ -102,7 +102,7 @@ def file_keys() -> str:
     """Tables of the keys of task and condition files, after an introduction that is written by hand."""
     parts = [(Path(__file__).parent / "reference" / "_files.md").read_text(encoding="utf-8")]
     for module, classes in (
-        ("tasks", ("TaskConfig", "SplitConfig")),
+        ("task_file", ("TaskConfig", "SplitConfig", "DetectionConfig")),
         ("conditions", ("NoiseGrid", "NoiseSource", "RoomGrid", "RoomSource", "BothGrid")),
     ):
         loaded = importlib.import_module(f"robustdistiller.evaluation.{module}")

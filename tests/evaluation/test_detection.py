@@ -1,28 +1,28 @@
-"""Laws of detection: counted as the device counts, intervals around the point, scenes at the SNR that they say."""
+"""Laws of detection: counted as the device counts, intervals around the point, words where and as loud as a scene says."""
+
+import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 
-from robustdistiller.config import EnhancementConfig, StreamingConfig, StudentConfig
+from robustdistiller.audio.io import write_audio
+from robustdistiller.audio.manifest import Recording, write_manifest
 from robustdistiller.errors import UserError
-from robustdistiller.evaluation.detection import (
-    DetectionConfig,
-    PositiveScene,
-    detection_curve,
-    detections,
-    embed,
-    long_scores,
-    pooled_scores,
-    training_clip,
-    word_bounds,
-)  # fmt: skip
+from robustdistiller.evaluation import scenes
+from robustdistiller.evaluation.benchmark import Settings, evaluate
+from robustdistiller.evaluation.detection import FRAME_RATE, THRESHOLDS, alarms, detection_curves, hits, pooled_scores
+from robustdistiller.evaluation.features import reduce_states
+from robustdistiller.evaluation.metrics import RECALL, DetectionScores
+from robustdistiller.evaluation.statistics import Bootstrap, interval
+from robustdistiller.evaluation.task_file import DetectionConfig, TaskConfig
 from robustdistiller.evaluation.task_heads import UtteranceHead
-from robustdistiller.models.streaming import Chunking
-from robustdistiller.models.student import build_student
-from robustdistiller.models.teacher import load_teacher
+from robustdistiller.report import write_page
+from robustdistiller.runtime import Trigger
 
-LABELS = ("no", "yes", "unknown")
+LABELS, CONFIG = ("no", "yes", "unknown"), DetectionConfig()
 
 
 def scores(frames, rng, events=()):
@@ -32,78 +32,184 @@ def scores(frames, rng, events=()):
     return out
 
 
-def positives(rng, heights, label=1):
-    return [PositiveScene(scores(300, rng, [(100, label, h)]), 1, 90, 125) for h in heights]
-
-
-def test_recall_and_false_alarms_are_those_of_the_trigger():
-    rng = np.random.default_rng(0)
-    # An hour with six alarms of rising height, of ten keywords eight that are above all but one of them.
-    alarms = [(5000 * k, k % 2, 0.2 + 0.1 * k) for k in range(1, 7)]
-    curve = detection_curve(
-        positives(rng, [0.95] * 8 + [0.1] * 2), [scores(180_000, rng, alarms)], LABELS, replicates=200
+def summed(keywords, stretches, seconds=3600.0):
+    """`DetectionScores` of one head: scores of scenes with "yes" in frames 90 to 125, and of stretches without any."""
+    none, ends = [np.nan] * len(THRESHOLDS), (90 / FRAME_RATE, 125 / FRAME_RATE)
+    late = [[np.nan if x is None else x for x in hits(s, LABELS, "yes", ends, CONFIG)] for s in keywords]
+    counted = [[0] * len(THRESHOLDS)] * len(keywords) + [alarms(s, LABELS, CONFIG) for s in stretches]
+    length = [0.0] * len(keywords) + [seconds] * len(stretches)
+    return DetectionScores(
+        RECALL,
+        np.array([late + [none] * len(stretches)]),
+        np.array([counted], float),
+        np.array(length),
+        THRESHOLDS,
+        0.5,
     )
-    told = curve.summary
-    assert told["recall"] == 0.8
-    assert 0.79 < told["threshold"] < 0.95  # above the fifth alarm and the sixth, 0.8: at most half of one in an hour
-    column = int(np.flatnonzero(curve.thresholds == told["threshold"])[0])
-    assert curve.alarms_per_hour[column] == 0
-    for k in range(len(curve.thresholds)):
-        events = detections(scores(1, rng), LABELS, DetectionConfig(), curve.thresholds[k])
-        assert events == []
-        low, high = (end[k] for end in curve.recall_interval)
-        assert low <= curve.recall[k] <= high
-        low, high = (end[k] for end in curve.alarms_interval)
-        assert low <= curve.alarms_per_hour[k] <= high
-    assert (np.diff(curve.recall) <= 0).all()
-    assert set(curve.to_dict()["points"][0]) >= {"recall_low", "alarms_high"}
 
 
-def test_another_keyword_or_one_too_late_is_no_hit():
+def curve(found):
+    bootstrap = Bootstrap([str(k) for k in range(len(found.seconds))], 200)
+    return detection_curves(found, bootstrap)[0]
+
+
+def test_a_perfect_detector_finds_all_without_a_false_alarm():
+    rng = np.random.default_rng(0)
+    found = summed([scores(300, rng, [(100, 1, 1.0)]) for _ in range(5)], [scores(5000, rng)] * 3)
+    assert found.value() == 1 and curve(found)["late"][0] <= 0.3
+    assert all(point["recall"] == 1 for point in curve(found)["points"])
+    assert any(point["alarms"] == 0 for point in curve(found)["points"])
+
+
+def test_recall_is_told_where_false_alarms_are_allowed():
+    rng = np.random.default_rng(0)
+    events = [(5000 * k, k % 2, 0.2 + 0.1 * k) for k in range(1, 7)]  # six alarms of rising height in an hour
+    keywords = [scores(300, rng, [(100, 1, height)]) for height in [0.95] * 8 + [0.1] * 2]
+    found = summed(keywords, [scores(180_000, rng, events)])
+    told = curve(found)
+    assert found.value() == 0.8
+    assert 0.79 < told["threshold"] < 0.95  # above the sixth alarm, 0.8: half of one is allowed
+    for point in told["points"]:
+        for name in ("recall", "alarms"):
+            assert point[f"{name}_low"] <= point[name] <= point[f"{name}_high"]
+    assert summed(keywords, [scores(180_000, rng, [(9000, 0, 1.0)])]).value() == 0  # no threshold is high enough
+
+
+def test_another_keyword_or_one_too_late_is_missed():
     rng = np.random.default_rng(1)
-    quiet = [scores(6000, rng)]
-    assert detection_curve(positives(rng, [0.95] * 5, label=0), quiet, LABELS, replicates=20).summary["recall"] == 0
-    late = [PositiveScene(scores(300, rng, [(200, 1, 0.95)]), 1, 90, 125)]
-    assert detection_curve(late, quiet, LABELS, replicates=20).summary["recall"] == 0
-    waits = DetectionConfig(tolerance=2.0)
-    told = detection_curve(late, quiet, LABELS, waits, delay=0.32, replicates=20).summary
-    assert told["recall"] == 1
-    assert 1.5 + 0.32 <= told["latency_median"] <= 1.5 + 0.2 + 0.32  # 75 frames after the word's end, and the smoothing
-    with pytest.raises(UserError, match="at least a minute"):
-        detection_curve(late, [scores(100, rng)], LABELS)
+    assert summed([scores(300, rng, [(100, 0, 0.95)])], [scores(6000, rng)]).value() == 0
+    late = scores(300, rng, [(200, 1, 0.95)])
+    assert summed([late], [scores(6000, rng)]).value() == 0
+    ends = (90 / FRAME_RATE, 125 / FRAME_RATE)
+    waited = hits(late, LABELS, "yes", ends, DetectionConfig(tolerance=2.0))[5]
+    assert 1.5 <= waited <= 1.7  # 75 frames after the word's end, and the smoothing
 
 
-def test_a_scene_has_its_snr_and_its_marks(voice):
+def test_alarms_fall_with_the_threshold_and_are_those_of_the_device():
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        walk = np.cumsum(rng.standard_normal((600, 3)), 0) / 3
+        found = np.exp(walk) / np.exp(walk).sum(1, keepdims=True)
+        counts = alarms(found, LABELS, CONFIG)
+        assert (np.diff(counts) <= 0).all()
+        for k in (0, 20, 50):
+            device = Trigger(LABELS, THRESHOLDS[k], 10, 50, CONFIG.background)
+            assert counts[k] == sum(len(device(part)) for part in np.array_split(found, 7))
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Each keyword is found by a coin of known recall: 95 of 100 intervals hold it, give or take what chance allows."""
+    rng, held, count = np.random.default_rng(3), 0, 120
+    for k in range(count):
+        late = np.where(rng.random(80) < 0.7, 0.1, np.nan)
+        late = np.concatenate([late, np.full(20, np.nan)])[None, :, None]
+        found = DetectionScores(
+            RECALL, late, np.zeros((1, 100, 1)), np.repeat([0.0, 60.0], [80, 20]), THRESHOLDS[:1], 0.5
+        )
+        bootstrap = Bootstrap([str(n) for n in range(100)], 400, seed=k)
+        told = interval(found.value(), bootstrap.replicate(found))
+        held += told.low <= 0.7 <= told.high
+    assert held >= binom.ppf(0.001, count, 0.93)
+
+
+@pytest.fixture
+def speech(tmp_path, voice):
+    """Running speech of five speakers, and a word with silence around it."""
+    found = []
+    for k in range(5):
+        for part in range(3):
+            path = tmp_path / f"{k}-{part}.wav"
+            write_audio(path, voice(9.0, 10 * k + part).astype(np.float32))
+            found.append(Recording(f"{k}-{part}", str(path), 9.0, speaker=f"reader {k}"))
     word = np.concatenate([np.zeros(3200), 0.3 * np.sin(np.arange(6400) / 5), np.zeros(3200)]).astype(np.float32)
-    assert word_bounds(word) == (3200, 9600)
-    background = voice(4.0).astype(np.float32)
-    scene, begin, end = embed(word, background, 20_000, 5.0)
-    assert (begin, end) == (23_200, 29_600)
-    noise = scene.astype(np.float64)
-    noise[20_000 : 20_000 + len(word)] -= word
-    ratio = 10 * np.log10(np.square(word[3200:9600]).mean() / np.square(noise[begin:end]).mean())
-    assert ratio == pytest.approx(5.0, abs=1e-3)
-    with pytest.raises(UserError, match="shorter"):
-        embed(word, background[:8000], 0, 5.0)
+    write_audio(tmp_path / "word.wav", word)
+    return found, Recording("word", str(tmp_path / "word.wav"), 0.8, speaker="anna", label="yes")
 
 
-def test_heads_learn_what_is_no_keyword(voice):
-    word, speech = voice(0.5).astype(np.float32), voice(5.0, 3).astype(np.float32)
-    level = {}
-    for kind in ("whole", "shifted", "speech", "silence"):
-        clip, whole = training_clip(kind, word, speech, (0, kind))
-        assert len(clip) == 16_080 and whole is (kind == "whole")
-        level[kind] = float(np.square(clip).sum())
-    assert level["silence"] < 1e-3 < level["shifted"] < level["whole"]
+def test_a_word_is_where_its_scene_says_and_as_loud_as_the_speech_around_it(speech):
+    flow, word = speech
+    (scene, label), (_, _) = scenes.keyword_scenes([(word, "yes"), (word, "no")], flow)
+    wave, (begin, end) = scene.load(), scene.marks()
+    assert label == "yes" and len(wave) == 16_000 * scenes.SCENE_SECONDS
+    assert end - begin == pytest.approx(0.4)
+    inside = wave[round(begin * 16_000) : round(end * 16_000)].astype(np.float64)
+    sine = np.sin(np.arange(len(inside)) / 5)
+    assert np.corrcoef(inside, sine)[0, 1] > 0.999  # the word alone, from its first sample to its last
+    around = np.concatenate([wave[: round(begin * 16_000)], wave[round(end * 16_000) :]])
+    loud = np.sort(np.square(around[: len(around) // 320 * 320].reshape(-1, 320)).mean(1))
+    assert 10 * np.log10(np.square(inside).mean() / loud[len(loud) // 2 :].mean()) == pytest.approx(0, abs=1.5)
+    np.testing.assert_array_equal(scene.load(), wave)  # the same whenever it is read
+    np.testing.assert_array_equal(scene.load(1.0, 2.0), wave[16_000:48_000])
 
 
-def test_long_audio_is_heard_in_pieces_as_in_one(checkpoint, voice):
-    teacher = load_teacher(str(checkpoint("hubert")), precision="fp32")
-    config = StudentConfig(layers=1, position_kernel=16, streaming=StreamingConfig(left_ms=200))
-    student = build_student(teacher, config, EnhancementConfig(enabled=False))[0].eval()
-    student.chunking = Chunking(8, 4, 10)
-    torch.manual_seed(0)
-    head, wave = UtteranceHead(2, 64, [3]).eval(), np.tile(voice(11.0), 5).astype(np.float32)
-    whole = pooled_scores(head, student.states(torch.from_numpy(wave)[None])[0])
-    assert len(whole) > 2048 + 416
-    np.testing.assert_allclose(long_scores(student.states, head, wave), whole, atol=1e-5)
+def test_stretches_are_all_running_speech_once(speech):
+    flow, _ = speech
+    found = scenes.stretches(flow)
+    assert len(found) == int(9 * len(flow) / scenes.STRETCH_SECONDS)
+    joined = np.concatenate([r.load() for r in flow])
+    mine = np.concatenate([stretch.load() for stretch in found])
+    np.testing.assert_allclose(mine, joined[: len(mine)], atol=1e-3)  # but for what stands for silence
+    assert len({stretch.cluster for stretch in found}) == len(found)
+
+
+def test_a_head_learns_from_seconds_that_end_with_what_it_is_told(speech):
+    flow, word = speech
+    clips = {clip.form: (clip, label) for clip, label in scenes.training_clips([(word, "yes")], flow)}
+    assert {form: label for form, (_, label) in clips.items()} == {
+        "whole": "yes", "inside": "yes", "shifted": scenes.UNKNOWN, "speech": scenes.UNKNOWN, "silence": scenes.UNKNOWN
+    }  # fmt: skip
+    for form, (clip, _) in clips.items():
+        last = float(np.abs(clip.load()[-16_000:]).max())
+        assert (last < 1e-2) is (form == "silence")
+    states, frames = torch.randn(2, 3, 90, 4), torch.tensor([90, 40])
+    rows, _ = reduce_states(states, frames, 50)
+    torch.testing.assert_close(rows[0], states[0, :, 40:].mean(1))
+    torch.testing.assert_close(rows[1], states[1, :, :40].mean(1))
+    head = UtteranceHead(3, 4, [3]).eval()
+    running = pooled_scores(head, states[:1])[-1]
+    torch.testing.assert_close(running, head(rows[:1])[0][0].softmax(-1))
+
+
+def test_parts_share_no_speaker_and_too_little_is_refused(speech):
+    flow, _ = speech
+    dealt = scenes.deal(flow)
+    speakers = [{r.speaker for r in part} for part in dealt.values()]
+    assert all(speakers) and sum(map(len, speakers)) == 5
+    assert {len(part) for part in scenes.deal(flow[:3]).values()} == {1}  # of one speaker: recordings
+    with pytest.raises(UserError, match="at least three"):
+        scenes.deal(flow[:2])
+
+
+def test_a_detection_task_is_measured_like_the_others(words, speech, tmp_path):
+    flow, _ = speech
+    said = [replace(flow[0], id="said", extra={"text": "The middle, then."}), *flow]
+    write_manifest(tmp_path / "flow.jsonl", said)
+    task = tmp_path / "spotting.yaml"
+    task.write_text(
+        f"name: spotting\nkind: detection\nsource: {words / 'manifest.jsonl'}\n"
+        f"negatives: {{source: {tmp_path / 'flow.jsonl'}}}\ndetection: {{background: [low]}}\n"
+    )
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("noise: {sources: [{name: white, kind: white}], snr_db: [10]}\n")
+    settings = Settings(seeds=1, replicates=50, similarity=0, save_audio=0)
+    result = evaluate(["log-mel"], [task], grid, tmp_path / "out", settings=settings)
+    (told,) = result["tasks"]
+    assert told["metrics"][0]["title"] == "Recall at 0.5 false alarms an hour"
+    clean = next(f for f in told["figures"] if f["condition"] == "clean")
+    assert clean["low"] <= clean["value"] <= clean["high"]
+    assert [row["condition"] for row in told["detection"]] == ["clean", "white_10dB"]
+    assert told["detection"][0]["keywords"] == 12  # two test speakers say "middle" and "high" three times
+    assert any("1 of 16 negatives hold a keyword" in note for note in result["notes"])
+    points = list(csv.DictReader((tmp_path / "out" / "detection.csv").open()))
+    assert len(points) == 2 * len(THRESHOLDS)
+    assert "DET curves" in write_page(tmp_path / "out").read_text()
+    again = evaluate(["log-mel"], [task], grid, tmp_path / "out", settings=settings)
+    assert again == result
+    task.write_text(task.read_text().replace("negatives", "nonsense"))
+    with pytest.raises(UserError):
+        evaluate(["log-mel"], [task], grid, tmp_path / "out", settings=settings)
+
+
+def test_negatives_are_asked_for():
+    with pytest.raises(ValueError, match="needs negatives"):
+        TaskConfig(name="x", kind="detection", source="words.jsonl")

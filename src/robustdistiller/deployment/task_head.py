@@ -65,9 +65,9 @@ def read_head(path: str | os.PathLike[str]) -> TaskHead:
         raise UserError(
             f"{path} is no head of this version of the benchmark: run `evaluate` again and give its heads/ file."
         ) from error
-    if about["kind"] not in ("classification", "slots"):
+    if about["kind"] not in ("classification", "slots", "detection"):
         raise UserError(
-            f"The head {path} is for a task of kind {about['kind']}: only classification and slots can be exported."
+            f"The head {path} is for a task of kind {about['kind']}: only classification, slots and detection can be exported."
         )
     try:
         labels = {str(slot): tuple(classes) for slot, classes in zip(about["slots"], about["classes"], strict=True)}

@@ -36,7 +36,7 @@ from .conditions import CLEAN, Condition, load_conditions
 from .enhancement import UNPROCESSED, enhance_and_score, score_enhancement
 from .evaluated import EvaluatedModel, ReportedModel, open_reported
 from .features import FeatureModel, Plan, StoredFeatures, extract, make_plan, require_space
-from .metrics import Scores, TrialScores, join_scores
+from .metrics import AnyScores, join_scores
 from .probes import Confusions, Probe, load_heads, make_probe, save_heads
 from .rendering import TRAINING, ConditionRenderer
 from .results import benchmark_result, task_figures, task_summary
@@ -51,7 +51,7 @@ __all__ = ["Settings", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
-ByCondition = dict[str, list[Scores | TrialScores]]
+ByCondition = dict[str, list[AnyScores]]
 
 
 def evaluate(
@@ -226,7 +226,7 @@ class _Benchmark:
     # StoredFeatures, heads, predictions
 
     def _extract(
-        self, models: Sequence[EvaluatedModel], task: Task, part: str, condition: Condition, pooled: bool
+        self, models: Sequence[EvaluatedModel], task: Task, part: str, condition: Condition, pooled: bool | int
     ) -> dict[str, StoredFeatures]:
         """The features of some models, computed where they are missing."""
         streams = {model.name: self.store.stream(model, task, part, condition, pooled) for model in models}
@@ -269,17 +269,19 @@ class _Benchmark:
     def _predictions(self, task: Task, heads: dict[str, list[Trained]], condition: Condition) -> dict[str, list[Row]]:
         """What every model's heads answer under a condition, from the files where these are up to date."""
         probe = self._probe(task)
-        keys = {m.name: self.store.predictions_key(m, task, condition, probe.pooled) for m in self.models}
+        keys = {
+            m.name: self.store.predictions_key(m, task, condition, probe.pooled, probe.pooled_test) for m in self.models
+        }
         files = {m.name: self.store.rows_file(task, m.name, condition) for m in self.models}
         found = {name: rows for name, key in keys.items() if (rows := read_rows(files[name], key)) is not None}
         missing = [model for model in self.models if model.name not in found]
-        features = self._extract(missing, task, "test", condition, probe.pooled) if missing else {}
+        features = self._extract(missing, task, "test", condition, probe.pooled_test) if missing else {}
         for model in missing:
             found[model.name] = probe.predict(heads[model.name], features[model.name])
             write_rows(files[model.name], found[model.name], keys[model.name])
-            if not probe.pooled:  # every frame of every condition would fill the disk, and is not needed again
+            if not probe.pooled_test:  # every frame of every condition would fill the disk, and is not needed again
                 del features[model.name]
-                shutil.rmtree(self.store.stream(model, task, "test", condition, probe.pooled).folder)
+                shutil.rmtree(self.store.stream(model, task, "test", condition, probe.pooled_test).folder)
         return {model.name: found[model.name] for model in self.models}
 
     # Enhancement, similarity, audio
@@ -380,8 +382,9 @@ class _Benchmark:
         needed = 0.0
         for task in (task for folds in self.tasks for task in folds if task.config.has_heads):
             numbers = 0.0  # bytes for every number of a frame's states
+            probe = self._probe(task)
             for part in ("train", "valid", "test"):
-                if self._probe(task).pooled:
+                if probe.pooled_test if part == "test" else probe.pooled:
                     numbers += 4 * len(task.part(part)) * (len(self.stage.conditions) if part == "test" else 1)
                 else:  # one condition of the test part at a time
                     numbers += 2 * 50 * sum(example.recording.seconds for example in task.part(part))

@@ -1,17 +1,16 @@
-"""Keywords in endless audio: how many are found at how many false alarms an hour, and how late.
+"""Keywords in running speech: how many are found at how many false alarms an hour, and how late.
 
 A head reads the mean of the last second of frames, fifty times a second; its probabilities are smoothed, and a keyword is told
-where they reach a threshold, once in a refractory time (`runtime.Trigger`, so that the device does the same). Positives are
-keywords with known ends in the middle of running speech or noise, negatives are hours without any. For every threshold there
-is a false alarm rate and a recall: the DET curve. Its intervals resample positives and stretches of the negatives.
+where they reach a threshold, once in a refractory time (`runtime.Trigger`, so that the device does the same). For every
+threshold there is a recall, over scenes with a keyword whose end is known, and a rate of false alarms, over stretches without
+any (scenes.py): the DET curve. Its intervals resample speakers of keywords, and stretches.
 
-Shapes: F frames (50 a second), S states, D dimensions, K labels.
+Shapes: F frames (50 a second), S states, D dimensions, K labels, T thresholds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,77 +19,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import UserError
+from ..audio.io import SAMPLE_RATE
 from ..models.frames import GRID
-from ..randomness import generator
-from ..runtime.detection import BACKGROUND, Trigger
+from ..runtime.detection import Trigger, smooth_scores
+from .metrics import AnyScores, DetectionScores, operating_column
+from .statistics import Bootstrap
+from .task_file import DetectionConfig
 
 Array = NDArray[np.float64]
-Wave = NDArray[np.float32]
 
-RATE = 16_000
+FRAME_RATE = SAMPLE_RATE / GRID.stride
 WINDOW = 50
-"""Frames that a head averages: a second, as long as a spoken keyword."""
-PIECE, CONTEXT = 2048, 416
-"""Frames. Long audio is processed in pieces with context; both are whole chunks of up to 640 ms, and a streaming student of two
-layers reaches back 260 frames, so that its input is what it would be in one piece."""
-STRETCH_SECONDS = 60.0  # of negatives that the bootstrap draws as one
-THRESHOLDS = 1 - np.geomspace(1e-3, 0.95, 60)[::-1]  # dense where false alarms are rare, from 0.05 to 0.999
-
-
-@dataclass(frozen=True)
-class DetectionConfig:
-    """Seconds of smoothing and refractory time, the labels that are no keyword, and how late a detection may come."""
-
-    smoothing: float = 0.2
-    refractory: float = 1.0
-    background: tuple[str, ...] = BACKGROUND
-    tolerance: float = 1.0  # after the end of the word
-    alarms_per_hour: float = 0.5
-
-    def trigger(self, labels: Sequence[str], threshold: float) -> Trigger:
-        """The trigger of these times at one threshold."""
-        per_second = RATE / GRID.stride
-        smooth = max(1, round(self.smoothing * per_second))
-        return Trigger(labels, threshold, smooth, round(self.refractory * per_second), self.background)
-
-
-@dataclass(frozen=True)
-class PositiveScene:
-    """Scores (F, K) of a scene with one keyword: its label, and the frames in which the word begins and ends."""
-
-    scores: Array
-    label: int
-    begin: int
-    end: int
-
-
-@dataclass
-class Curve:
-    """A DET curve: one entry a threshold; the low and high ends of 95 % intervals; latencies at the operating point."""
-
-    thresholds: Array
-    recall: Array
-    alarms_per_hour: Array
-    recall_interval: tuple[Array, Array]
-    alarms_interval: tuple[Array, Array]
-    hours: float
-    positives: int
-    summary: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        rows = zip(
-            self.thresholds,
-            self.recall,
-            *self.recall_interval,
-            self.alarms_per_hour,
-            *self.alarms_interval,
-            strict=True,
-        )
-        names = ("threshold", "recall", "recall_low", "recall_high", "alarms", "alarms_low", "alarms_high")
-        points = [dict(zip(names, map(float, row), strict=True)) for row in rows]
-        return {**self.summary, "hours": self.hours, "positives": self.positives, "points": points}
+"""Frames that a head averages: a second, as long as a spoken keyword. Before that many, nothing is told."""
+THRESHOLDS = 1 - np.geomspace(1e-5, 0.95, 64)[::-1]  # dense where false alarms are rare, from 0.05 to 0.99999
+REPLICATES = 1000  # behind the intervals of a curve
 
 
 def pooled_scores(head: nn.Module, states: Tensor) -> Tensor:
@@ -103,162 +45,66 @@ def pooled_scores(head: nn.Module, states: Tensor) -> Tensor:
         return head(mean[0].transpose(0, 1).to(kind))[0].softmax(-1)  # type: ignore[no-any-return]
 
 
-@torch.no_grad()
-def long_scores(states: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], head: nn.Module, wave: Wave) -> Array:
-    """Probabilities (F, K) of any length of audio (T,), processed in pieces with context before each.
-
-    states: as `Student.states`. A streaming student works as on a stream; other models get windows.
-    """
-    total = max(0, (len(wave) - GRID.field) // GRID.stride + 1)
-    parts = []
-    for first in range(0, total, PIECE):
-        begin = max(0, first - CONTEXT)
-        last = min(first + PIECE + CONTEXT, total)  # what follows is the look-ahead of the piece's end
-        part = torch.from_numpy(wave[begin * GRID.stride : (last - 1) * GRID.stride + GRID.field])[None]
-        found = pooled_scores(head, states(part, torch.tensor([part.shape[1]]))[0])
-        parts.append(found[first - begin : min(first + PIECE, total) - begin].double().cpu().numpy())
-    return np.concatenate(parts)
-
-
 def detections(
-    scores: Array, labels: Sequence[str], config: DetectionConfig, threshold: float
-) -> list[tuple[int, int]]:
-    """(frame, column) of every detection in scores (F, K)."""
-    return [(frame, column) for frame, column, _ in config.trigger(labels, threshold)(scores)]
+    scores: NDArray[Any], labels: Sequence[str], config: DetectionConfig
+) -> Iterator[list[tuple[int, int, float]]]:
+    """For every threshold, (frame, column, smoothed score) of all detections in scores (F, K)."""
+    smooth = max(1, round(config.smoothing * FRAME_RATE))
+    smoothed = None
+    for threshold in THRESHOLDS:
+        trigger = Trigger(
+            labels, float(threshold), smooth, round(config.refractory * FRAME_RATE), config.background, WINDOW
+        )
+        if smoothed is None:
+            mine = scores[:, trigger.keywords]
+            smoothed = smooth_scores(np.concatenate([np.zeros((smooth - 1, mine.shape[1])), mine]), smooth)
+        yield trigger.tell(smoothed)
 
 
-def detection_curve(
-    positives: Sequence[PositiveScene],
-    negatives: Sequence[Array],
-    labels: Sequence[str],
-    config: DetectionConfig = DetectionConfig(),
-    delay: float = 0.0,
-    replicates: int = 1000,
-    seed: int = 0,
-) -> Curve:
-    """Recall and false alarms an hour at every threshold, with bootstrap intervals, and the operating point.
+def hits(
+    scores: NDArray[Any], labels: Sequence[str], keyword: str, ends: tuple[float, float], config: DetectionConfig
+) -> list[float | None]:
+    """Seconds from the end of the word to its first detection, for every threshold; None where there is none in time.
 
-    Args:
-        positives: Scenes with one keyword each.
-        negatives: Scores (F, K) of recordings without any keyword.
-        delay: Seconds that a stream adds to every decision: chunk and look-ahead.
-
-    Raises:
-        UserError: Where there are no positives or less than a minute of negatives.
+    ends: seconds in which the word begins and ends
     """
-    per_second = RATE / GRID.stride
-    seconds = sum(len(scores) for scores in negatives) / per_second
-    if not positives or seconds < STRETCH_SECONDS:
-        raise UserError("A detection curve needs keywords and at least a minute of audio without any: give more.")
-    size = int(STRETCH_SECONDS * per_second)
-    counts = [np.zeros((-(-len(scores) // size), len(THRESHOLDS))) for scores in negatives]
-    hits = np.zeros((len(positives), len(THRESHOLDS)))
-    late = np.full(hits.shape, np.nan)
-    for column, threshold in enumerate(THRESHOLDS):
-        for stretches, scores in zip(counts, negatives, strict=True):
-            for frame, _ in detections(scores, labels, config, threshold):
-                stretches[frame // size, column] += 1
-        for row, positive in enumerate(positives):
-            latest = positive.end + config.tolerance * per_second
-            right = [
-                frame for frame, label in detections(positive.scores, labels, config, threshold)
-                if label == positive.label and positive.begin <= frame <= latest
-            ]  # fmt: skip
-            if right:
-                hits[row, column], late[row, column] = 1, (right[0] - positive.end) / per_second + delay
-    alarms, length = np.concatenate(counts), np.concatenate([_lengths(len(scores), size) for scores in negatives])
-    rng = generator(seed, "detection bootstrap")
-    recalls = np.stack([hits[rng.integers(len(hits), size=len(hits))].mean(0) for _ in range(replicates)])
-    rates = []
-    for _ in range(replicates):
-        drawn = rng.integers(len(alarms), size=len(alarms))
-        rates.append(alarms[drawn].sum(0) / length[drawn].sum() * per_second * 3600)
-    hours = seconds / 3600
-    curve = Curve(
-        THRESHOLDS, hits.mean(0), alarms.sum(0) / hours, _ends(recalls), _ends(np.stack(rates)), hours, len(positives)
-    )
-    curve.summary = _operating_point(curve, recalls, late, config.alarms_per_hour)
-    return curve
+    begin, latest = ends[0] * FRAME_RATE, (ends[1] + config.tolerance) * FRAME_RATE
+    found: list[float | None] = []
+    for told in detections(scores, labels, config):
+        frames = [frame for frame, column, _ in told if labels[column] == keyword and begin <= frame <= latest]
+        found.append(round(frames[0] / FRAME_RATE - ends[1], 3) if frames else None)
+    return found
 
 
-def _operating_point(curve: Curve, recalls: Array, late: Array, allowed: float) -> dict[str, Any]:
-    """The lowest threshold from which there are never more than `allowed` false alarms an hour."""
-    good = np.flatnonzero(curve.alarms_per_hour > allowed)
-    column = int(good[-1]) + 1 if len(good) else 0
-    if column == len(curve.thresholds):
-        return {"allowed_alarms_per_hour": allowed, "threshold": None, "recall": None}
-    seconds = late[:, column][np.isfinite(late[:, column])]
-    low, high = np.quantile(recalls[:, column], (0.025, 0.975))
-    return {
-        "allowed_alarms_per_hour": allowed,
-        "threshold": float(curve.thresholds[column]),
-        "recall": float(curve.recall[column]),
-        "recall_interval": [float(low), float(high)],
-        "latency_median": float(np.median(seconds)) if len(seconds) else None,
-        "latency_90": float(np.quantile(seconds, 0.9)) if len(seconds) else None,
+def alarms(scores: NDArray[Any], labels: Sequence[str], config: DetectionConfig) -> list[int]:
+    """How many detections there are, for every threshold; never more at a higher one."""
+    return [len(told) for told in detections(scores, labels, config)]
+
+
+def detection_curves(scores: AnyScores, bootstrap: Bootstrap) -> list[dict[str, Any]]:
+    """The DET curve of `DetectionScores` as plain values: one, or none for other scores.
+
+    `late` has the median and the 90th percentile of seconds from the end of a word to its detection, at the operating point
+    and without what a stream waits for: chunk and look-ahead.
+    """
+    if not isinstance(scores, DetectionScores):
+        return []
+    per_head, chosen = scores.rates(), []
+    recall, rate = (values.mean(0) for values in per_head)
+    drawn = [v.mean(1) for v in bootstrap.detection_rates(scores, slice(0, min(REPLICATES, bootstrap.replicates)))]
+    ends = [np.nanpercentile(values, [2.5, 97.5], axis=0) for values in drawn]
+    for late, column in zip(scores.late, operating_column(per_head[1], scores.allowed), strict=True):
+        if column < len(scores.thresholds):
+            chosen.append(late[:, column][np.isfinite(late[:, column])])
+    told = np.concatenate(chosen) if chosen else np.zeros(0)
+    column = int(operating_column(rate, scores.allowed))
+    rows = zip(scores.thresholds, recall, *ends[0], rate, *ends[1], strict=True)
+    names = ("threshold", "recall", "recall_low", "recall_high", "alarms", "alarms_low", "alarms_high")
+    curve = {
+        "hours": scores.seconds.sum() / 3600,
+        "keywords": int((scores.seconds == 0).sum()),
+        "threshold": float(scores.thresholds[column]) if column < len(scores.thresholds) else None,
+        "late": [float(np.quantile(told, share)) for share in (0.5, 0.9)] if len(told) else None,
+        "points": [{name: round(float(v), 6) for name, v in zip(names, row, strict=True)} for row in rows],
     }
-
-
-def _lengths(frames: int, size: int) -> Array:
-    """The frames of each stretch of a recording."""
-    return np.diff(np.append(np.arange(0, frames, size), frames)).astype(np.float64)
-
-
-def _ends(values: Array) -> tuple[Array, Array]:
-    low, high = np.quantile(values, (0.025, 0.975), axis=0)
-    return low, high
-
-
-def word_bounds(wave: Wave, below_db: float = 30.0) -> tuple[int, int]:
-    """First and last sample of a word in a clip (T,): where 20 ms are within `below_db` of the loudest 20 ms."""
-    size = GRID.stride
-    if len(wave) < size:
-        return 0, len(wave)
-    power = np.square(wave[: len(wave) // size * size].reshape(-1, size), dtype=np.float64).mean(1)
-    loud = np.flatnonzero(power >= power.max() * 10 ** (-below_db / 10))
-    return int(loud[0]) * size, int(loud[-1] + 1) * size
-
-
-def embed(word: Wave, background: Wave, at: int, snr_db: float) -> tuple[Wave, int, int]:
-    """A word in the middle of `background` (T,), its own bounds `snr_db` above the background beneath them.
-
-    Returns the scene (T,) and the samples in which the word begins and ends in it. Raises `UserError` where it does not fit.
-    """
-    begin, end = word_bounds(word)
-    if at < 0 or at + len(word) > len(background):
-        raise UserError("The background is shorter than the keyword and what is around it: give longer recordings.")
-    beneath = np.square(background[at + begin : at + end], dtype=np.float64).mean()
-    power = np.square(word[begin:end], dtype=np.float64).mean()
-    gain = np.sqrt(power / max(beneath, 1e-20) * 10 ** (-snr_db / 10)) if beneath > 0 else 1.0
-    scene = (gain * background).astype(np.float32)
-    scene[at : at + len(word)] += word
-    return scene, at + begin, at + end
-
-
-def training_clip(
-    kind: str, word: Wave, speech: Wave, key: Sequence[int | str], seconds: float = WINDOW / 50
-) -> tuple[Wave, bool]:
-    """A second as a running head gets it, and whether it holds the whole keyword `word`.
-
-    kind: "whole", the word somewhere in it; "shifted", cut off so that at most half is left; "speech", a part of other
-    speech; "silence", a faint noise
-    """
-    rng, size = generator("training clip", *key), int(seconds * RATE) + GRID.field - GRID.stride
-    out = (1e-4 * rng.standard_normal(size)).astype(np.float32)
-    if kind == "speech" and len(speech):
-        start = int(rng.integers(max(1, len(speech) - size + 1)))
-        part = speech[start : start + size]
-        out[: len(part)] += part
-    elif kind in ("whole", "shifted"):
-        begin, end = word_bounds(word)
-        inside = word[begin:end][:size]
-        if kind == "whole":
-            at = int(rng.integers(size - len(inside) + 1))
-            out[at : at + len(inside)] += inside
-        else:
-            half = max(1, int(len(inside) * rng.uniform(0.2, 0.5)))
-            if rng.random() < 0.5:  # just begun
-                out[size - half :] += inside[:half]
-            else:  # nearly over
-                out[:half] += inside[len(inside) - half :]
-    return out, kind == "whole"
+    return [curve]

@@ -13,7 +13,7 @@ from ..objectives.quality import speech_quality
 from .conditions import Condition
 from .evaluated import EvaluatedModel
 from .features import Plan
-from .metrics import METRICS, Scores, TrialScores
+from .metrics import METRICS, AnyScores, Scores
 from .rendering import ConditionRenderer
 from .task_file import Task
 
@@ -58,9 +58,9 @@ def enhance_and_score(
     return rows
 
 
-def score_enhancement(rows: Sequence[Row], wanted: Sequence[str]) -> list[Scores | TrialScores]:
+def score_enhancement(rows: Sequence[Row], wanted: Sequence[str]) -> list[AnyScores]:
     """Means over the utterances for which a measure is defined."""
-    scores: list[Scores | TrialScores] = []
+    scores: list[AnyScores] = []
     for name in wanted:
         values = np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=np.float64)
         defined = np.isfinite(values)

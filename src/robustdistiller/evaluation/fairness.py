@@ -17,10 +17,10 @@ def check_answers(task: Task) -> list[str]:
             raise UserError(
                 f"The task {task.name} has only one class{only} in '{slot}' of its training split: give it at least two."
             )
-    if task.config.kind in ("classification", "slots"):
+    if task.config.kind in ("classification", "slots", "detection"):
         for part in ("valid", "test"):
             for k, slot in enumerate(task.slots):
-                new = Counter(e.target[k] for e in task.part(part)).keys() - set(task.classes[k])
+                new = Counter(e.target[k] for e in task.part(part) if e.target).keys() - set(task.classes[k])
                 if new:
                     raise UserError(
                         f"The {part} split of the task {task.name} has the {slot} {sorted(new)[0]!r} that training never "

@@ -181,13 +181,13 @@ def extract(
     streams: Sequence[FeatureStream],
     plan: Plan,
     render: Render,
-    pooled: bool,
+    pooled: bool | int,
     device: torch.device | str = "cpu",
     tick: Callable[[], None] | None = None,
 ) -> None:
     """Fill one stream per model; every model gets the same rendered samples, and only missing shards are computed.
 
-    pooled: mean over valid frames, else all frames; tick: called once a shard.
+    pooled: mean over valid frames, or over so many at the end, else all frames; tick: called once a shard.
     """
     for number, shard in enumerate(plan.shards):
         missing = [k for k, stream in enumerate(streams) if not stream.has(number)]
@@ -208,12 +208,14 @@ def extract(
         stream.finish(plan)
 
 
-def reduce_states(states: Tensor, frames: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
+def reduce_states(states: Tensor, frames: Tensor, pooled: bool | int) -> tuple[Tensor, Tensor]:
     """States (B, S, F, D) with valid `frames` (B,) → rows (ΣF', S, D) and rows per utterance (B,)."""
     if pooled:
-        valid = torch.arange(states.shape[2], device=states.device) < frames[:, None]  # (B, F)
+        place = torch.arange(states.shape[2], device=states.device)
+        count = frames if pooled is True else frames.clamp(max=pooled)
+        valid = (place < frames[:, None]) & (place >= (frames - count)[:, None])  # (B, F)
         total = (states.float() * valid[:, None, :, None]).sum(2)
-        return total / frames[:, None, None], torch.ones_like(frames)
+        return total / count[:, None, None], torch.ones_like(frames)
     kept = [state[:, :count].transpose(0, 1) for state, count in zip(states, frames.tolist(), strict=True)]
     return torch.cat(kept).clamp(-65504, 65504).half(), frames
 

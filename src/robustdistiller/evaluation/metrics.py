@@ -45,6 +45,7 @@ SI_SDR = Metric("si_sdr", "SI-SDR", unit="dB", ceiling=None, scale=1.0)
 STOI = Metric("stoi", "STOI", unit="", scale=1.0, decimals=3)
 PESQ = Metric("pesq", "PESQ", unit="MOS", ceiling=None, scale=1.0, decimals=2)
 DNSMOS = Metric("dnsmos", "DNSMOS overall", unit="MOS", ceiling=None, scale=1.0, decimals=2)
+RECALL = Metric("recall", "Recall")
 METRICS = {m.name: m for m in (ACCURACY, SLOTS, FRAMES, EER, WER, CER, PER, SI_SDR, STOI, PESQ, DNSMOS)}
 
 
@@ -83,26 +84,83 @@ class TrialScores:
         return float(np.mean([RankedTrials(s, self.same).equal_error_rate() for s in self.similarity]))
 
 
-def join_scores(
-    first: Sequence[Scores | TrialScores], second: Sequence[Scores | TrialScores]
-) -> list[Scores | TrialScores]:
+@dataclass(frozen=True)
+class DetectionScores:
+    """Keywords in running speech, at T thresholds, for every head seed.
+
+    Attributes:
+        metric: Recall at `allowed` false alarms an hour.
+        late: Seconds from the end of the word to its detection, nan where it was missed, (R, N, T).
+        alarms: Detections where there is no keyword, (R, N, T).
+        seconds: Of speech without keywords, (N,); 0 for a scene with one.
+        thresholds: (T,), rising.
+        allowed: False alarms an hour.
+        trainings: Of the model.
+    """
+
+    metric: Metric
+    late: Array
+    alarms: Array
+    seconds: Array
+    thresholds: Array
+    allowed: float
+    trainings: int = 1
+
+    def rates(self) -> tuple[Array, Array]:
+        """Recall and false alarms an hour of every head and threshold, (R, T) each."""
+        hours = self.seconds.sum() / 3600
+        return np.isfinite(self.late).sum(1) / (self.seconds == 0).sum(), self.alarms.sum(1) / hours
+
+    def value(self) -> float:
+        """Recall at the allowed false alarms, averaged over head seeds."""
+        recall, alarms = self.rates()
+        return float(recall_at(recall, alarms, self.allowed).mean())
+
+
+def operating_column(alarms: Array, allowed: float) -> NDArray[np.int64]:
+    """The lowest threshold from which there are never more than `allowed` alarms, (..., T) → (...); T where there is none."""
+    bad = (alarms > allowed)[..., ::-1]
+    return np.where(bad.any(-1), alarms.shape[-1] - bad.argmax(-1), 0)
+
+
+def recall_at(recall: Array, alarms: Array, allowed: float) -> Array:
+    """Recall (..., T) at the operating threshold, (...); 0 where no threshold is high enough."""
+    padded = np.concatenate([recall, np.zeros((*recall.shape[:-1], 1))], -1)
+    return np.take_along_axis(padded, operating_column(alarms, allowed)[..., None], -1)[..., 0]
+
+
+AnyScores = Scores | TrialScores | DetectionScores
+
+
+def join_scores(first: Sequence[AnyScores], second: Sequence[AnyScores]) -> list[AnyScores]:
     """The scores of two folds as those of one test set."""
-    joined: list[Scores | TrialScores] = []
+    joined: list[AnyScores] = []
     for a, b in zip(first, second, strict=True):
         if not (isinstance(a, Scores) and isinstance(b, Scores)):
-            raise TypeError("pairs of speakers have no folds")
+            raise TypeError("pairs of speakers and keywords in running speech have no folds")
         joined.append(Scores(a.metric, np.concatenate([a.total, b.total], 1), np.concatenate([a.count, b.count])))
     return joined
 
 
-def stack_trainings(trainings: Sequence[Scores | TrialScores]) -> Scores | TrialScores:
+BY_HEAD = {Scores: ("total",), TrialScores: ("similarity",), DetectionScores: ("late", "alarms")}
+"""The fields of scores that have a row for every head."""
+
+
+def stack_trainings(trainings: Sequence[AnyScores]) -> AnyScores:
     """The scores of several trainings of one model on the same test set as those of one model."""
     first = trainings[0]
-    if isinstance(first, Scores):
-        return replace(first, total=np.concatenate([s.total for s in trainings if isinstance(s, Scores)]),
-                       trainings=len(trainings))  # fmt: skip
-    return replace(first, similarity=np.concatenate([s.similarity for s in trainings if isinstance(s, TrialScores)]),
-                   trainings=len(trainings))  # fmt: skip
+    stacked: dict[str, Any] = {
+        name: np.concatenate([getattr(s, name) for s in trainings]) for name in BY_HEAD[type(first)]
+    }
+    return replace(first, **stacked, trainings=len(trainings))
+
+
+def by_head(scores: AnyScores) -> Array:
+    """The figure of every head of every training."""
+    names = BY_HEAD[type(scores)]
+    heads = len(getattr(scores, names[0]))
+    ones: list[dict[str, Any]] = [{name: getattr(scores, name)[k : k + 1] for name in names} for k in range(heads)]
+    return np.array([replace(scores, **one, trainings=1).value() for one in ones])
 
 
 class RankedTrials:

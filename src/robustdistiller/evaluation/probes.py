@@ -23,6 +23,7 @@ from ..files import replacing
 from ..randomness import generator
 from . import ctc, task_heads
 from .conditions import Condition
+from .detection import FRAME_RATE, THRESHOLDS, WINDOW, alarms, hits, pooled_scores
 from .features import StoredFeatures
 from .metrics import (
     ACCURACY,
@@ -30,8 +31,11 @@ from .metrics import (
     EER,
     FRAMES,
     PER,
+    RECALL,
     SLOTS,
     WER,
+    AnyScores,
+    DetectionScores,
     Metric,
     RankedTrials,
     Scores,
@@ -49,9 +53,13 @@ MOST_FRAMES = 50_000  # that a frame-wise head learns from
 
 
 class Probe(Protocol):
-    """How one kind of task trains and reads its heads; `pooled` says which features it wants."""
+    """How one kind of task trains and reads its heads.
 
-    pooled: bool
+    pooled, pooled_test: which features it wants in training and test, the mean of all frames, of so many last ones, or all
+    """
+
+    pooled: bool | int
+    pooled_test: bool
 
     def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
         """Heads for every seed."""
@@ -61,7 +69,7 @@ class Probe(Protocol):
         """One row per test utterance (verification: per pair), with the predictions of every head."""
         ...
 
-    def score(self, rows: Sequence[Row]) -> list[Scores | TrialScores]:
+    def score(self, rows: Sequence[Row]) -> list[AnyScores]:
         """The task's measures, the main one first."""
         ...
 
@@ -74,13 +82,16 @@ def make_probe(task: Task, config: HeadConfig, seed: int, device: torch.device |
         return VerificationProbe(task, config, seed)
     if task.config.kind == "frames":
         return FrameProbe(task, config, seed)
+    if task.config.kind == "detection":
+        return DetectionProbe(task, config, seed)
     return UtteranceProbe(task, config, seed)
 
 
 class UtteranceProbe:
     """Classification and slots: correct where every slot is; beside that, each slot and the mean of all."""
 
-    pooled = True
+    pooled: bool | int = True
+    pooled_test = True
 
     def __init__(self, task: Task, config: HeadConfig, seed: int):
         self.task, self.config, self.seed = task, config, seed
@@ -111,7 +122,7 @@ class UtteranceProbe:
             rows.append({**_about(example), "target": list(example.target), "predictions": answers})
         return rows
 
-    def score(self, rows: Sequence[Row]) -> list[Scores | TrialScores]:
+    def score(self, rows: Sequence[Row]) -> list[AnyScores]:
         if len(self.task.slots) == 1:
             return [accuracy(rows)]
         # (heads, utterances, slots)
@@ -126,7 +137,7 @@ class UtteranceProbe:
 class FrameProbe:
     """Units of single frames, told by a linear head: phones, cheaply. Frames without a unit do not count."""
 
-    pooled = False
+    pooled = pooled_test = False
 
     def __init__(self, task: Task, config: HeadConfig, seed: int):
         self.task, self.seed = task, seed
@@ -164,11 +175,44 @@ class FrameProbe:
             )
         return rows
 
-    def score(self, rows: Sequence[Row]) -> list[Scores | TrialScores]:
+    def score(self, rows: Sequence[Row]) -> list[AnyScores]:
         right = [[sum(a == b != "" for a, b in zip(found, row["target"], strict=True))
                   for row, found in zip(rows, column, strict=True)] for column in _by_seed(rows)]  # fmt: skip
         count = [sum(unit != "" for unit in row["target"]) for row in rows]
         return [Scores(FRAMES, np.array(right, dtype=np.float64), np.array(count, dtype=np.float64))]
+
+
+class DetectionProbe(UtteranceProbe):
+    """Keywords in running speech: a head that learns from seconds runs over every frame (detection.py)."""
+
+    pooled, pooled_test = WINDOW, False
+
+    def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
+        shape, (labels,), config = test.rows.shape[1:], self.task.classes, self.task.config.detection
+        heads = [task_heads.load_head(t, task_heads.UtteranceHead, shape, self.sizes) for t in trained]
+        rows = []
+        for k, example in enumerate(self.task.test):
+            states = torch.from_numpy(np.asarray(test.rows[test.starts[k] : test.starts[k + 1]], np.float32))
+            scores = [pooled_scores(head, states.transpose(0, 1)[None]).numpy() for head in heads]
+            row = {**_about(example), "target": list(example.target)}
+            if example.target:
+                ends = example.recording.marks()  # type: ignore[attr-defined]
+                row["late"] = [hits(s, labels, example.target[0], ends, config) for s in scores]
+            else:
+                row["seconds"] = example.recording.seconds - WINDOW / FRAME_RATE
+                row["alarms"] = [alarms(s, labels, config) for s in scores]
+            rows.append(row)
+        return rows
+
+    def score(self, rows: Sequence[Row]) -> list[AnyScores]:
+        config = self.task.config.detection
+        heads = len(rows[0].get("late") or rows[0]["alarms"])
+        none = [[None] * len(THRESHOLDS)] * heads
+        late = np.array([row.get("late", none) for row in rows], dtype=np.float64).swapaxes(0, 1)
+        counts = np.array([row.get("alarms", none) for row in rows], dtype=np.float64).swapaxes(0, 1)
+        metric = replace(RECALL, title=f"Recall at {config.alarms_per_hour:g} false alarms an hour")
+        seconds = np.array([row.get("seconds", 0.0) for row in rows])
+        return [DetectionScores(metric, late, np.nan_to_num(counts), seconds, THRESHOLDS, config.alarms_per_hour)]
 
 
 def _of_length(units: Sequence[str], frames: int) -> list[str]:
@@ -179,7 +223,7 @@ def _of_length(units: Sequence[str], frames: int) -> list[str]:
 class RecognitionProbe:
     """CTC: phone error rate, or word and character error rate."""
 
-    pooled = False
+    pooled = pooled_test = False
 
     def __init__(self, task: Task, config: HeadConfig, seed: int, device: torch.device | str = "cpu"):
         # A CTC head costs a hundred times a linear one: decay hardly matters to it and is not searched.
@@ -212,7 +256,7 @@ class RecognitionProbe:
             for k, e in enumerate(self.task.test)
         ]
 
-    def score(self, rows: Sequence[Row]) -> list[Scores | TrialScores]:
+    def score(self, rows: Sequence[Row]) -> list[AnyScores]:
         if self.task.config.units == "phones":
             return [_error_rate(PER, rows, list)]
         return [_error_rate(WER, rows, lambda units: "".join(units).split()), _error_rate(CER, rows, list)]
@@ -221,7 +265,8 @@ class RecognitionProbe:
 class VerificationProbe:
     """Speaker verification: one row per compared pair."""
 
-    pooled = True
+    pooled: bool | int = True
+    pooled_test = True
 
     def __init__(self, task: Task, config: HeadConfig, seed: int):
         self.task, self.config, self.seed = task, config, seed
@@ -260,7 +305,7 @@ class VerificationProbe:
             for k, (a, b, one) in enumerate(zip(left, right, same, strict=True))
         ]
 
-    def score(self, rows: Sequence[Row]) -> list[Scores | TrialScores]:
+    def score(self, rows: Sequence[Row]) -> list[AnyScores]:
         left, right, same = self.trials
         return [TrialScores(EER, np.array([row["similarity"] for row in rows]).T, left, right, same)]
 

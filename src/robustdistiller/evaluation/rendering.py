@@ -233,7 +233,7 @@ class ConditionRenderer:
         return batch, lengths
 
     def _wave(self, recording: Recording, level_dbfs: float | None) -> np.ndarray:
-        key = (recording.path, recording.start, recording.seconds, level_dbfs)
+        key = (recording.id, recording.path, recording.start, recording.seconds, level_dbfs)
         return self._waves.get(key, lambda: load_wave(recording, level_dbfs))
 
     def contaminate(
@@ -261,7 +261,7 @@ class ConditionRenderer:
 
     def _build(self, condition: Condition, task: Task, part: str) -> Environment:
         if condition is TRAINING:
-            voices = [example.recording for example in task.part(part)]
+            voices = task.voices(part)
             noise, rooms = self._training["noise"], self._training["rooms"]
             return Environment.build(self.config.training, noise, rooms, voices, self.config.seed, "train", CACHE_MB)
         bank = self._noise_bank(condition, task, part) if condition.noise else None
@@ -275,7 +275,7 @@ class ConditionRenderer:
         if key not in self._banks:
             noise = self._noises[str(condition.noise)][1]
             mix = NoiseMix(**{kind: float(kind == noise.kind) for kind in NoiseMix.model_fields})
-            voices = noise.recordings or [example.recording for example in task.part(part)]
+            voices = noise.recordings or task.voices(part)
             recorded, speech = ((), voices) if noise.kind == "babble" else (noise.recordings, ())
             self._banks[key] = NoiseBank(recorded, mix, speech, CACHE_MB)
         return self._banks[key]

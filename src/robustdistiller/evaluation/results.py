@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from .conditions import Condition
+from .detection import detection_curves
 from .evaluated import ReportedModel
-from .metrics import Metric, Scores, TrialScores, stack_trainings
+from .metrics import AnyScores, DetectionScores, Metric, TrialScores, by_head, stack_trainings
 from .rendering import ConditionRenderer
 from .settings import Settings
 from .statistics import Bootstrap, Difference, Interval, difference, holm, interval
 from .task_file import Task
 
 Array = NDArray[np.float64]
-ScoresByTask = Mapping[str, Mapping[str, Scores | TrialScores]]
+ScoresByTask = Mapping[str, Mapping[str, AnyScores]]
 """Model → condition → scores of one metric."""
 
 AVERAGES = {
@@ -77,12 +78,13 @@ def task_summary(folds: Sequence[Task]) -> dict[str, Any]:
         "figures": [],
         "heads": [],
         "confusion": [],
+        "detection": [],
     }  # fmt: skip
 
 
 def task_figures(
     folds: Sequence[Task],
-    scored: Mapping[str, Mapping[str, Sequence[Scores | TrialScores]]],
+    scored: Mapping[str, Mapping[str, Sequence[AnyScores]]],
     models: Sequence[ReportedModel],
     conditions: Sequence[Condition],
     settings: Settings,
@@ -95,7 +97,7 @@ def task_figures(
     if not scored:
         return {}
     own = {name for model in models for name in model.names}
-    measured: dict[str, dict[str, list[Scores | TrialScores]]] = {
+    measured: dict[str, dict[str, list[AnyScores]]] = {
         name: {condition: list(scores) for condition, scores in by.items()}
         for name, by in scored.items() if name not in own
     }  # fmt: skip
@@ -115,9 +117,15 @@ def task_figures(
         of_metric = {name: {c: s for c, scores in by.items() for s in scores if s.metric.name == metric.name}
                      for name, by in measured.items()}  # fmt: skip
         found += figures(folds[0].report_name, metric, of_metric, conditions, bootstrap, reference)
+    curves = [
+        {"model": name, "condition": condition, **curve}
+        for name, by in measured.items() for condition, scores in by.items()
+        for curve in detection_curves(scores[0], bootstrap)
+    ]  # fmt: skip
     return {
         "metrics": [asdict(metric) for metric in metrics.values()],
         "figures": [figure.to_dict() for figure in found],
+        "detection": curves,
     }
 
 
@@ -171,21 +179,21 @@ def figures(
     groups = averaged(conditions)
     values: dict[tuple[str, str], float] = {}
     replicates: dict[tuple[str, str], Array] = {}
-    by_head: dict[tuple[str, str], Array] = {}
+    heads: dict[tuple[str, str], Array] = {}
     trainings = {model: max(s.trainings for s in by.values()) for model, by in measured.items()}
     for model, by_condition in measured.items():
         for condition, scores in by_condition.items():
             key = (model, condition)
             values[key] = scores.value()
             replicates[key] = bootstrap.replicate(scores, model)
-            by_head[key] = _by_head(scores)
+            heads[key] = by_head(scores)
         for name, members in groups.items():
             inside = [(model, member) for member in members if member in by_condition]
             if inside:
                 key = (model, f"mean:{name}")
                 values[key] = float(np.mean([values[k] for k in inside]))
                 replicates[key] = np.mean([replicates[k] for k in inside], axis=0)
-                by_head[key] = np.mean([by_head[k] for k in inside], axis=0)
+                heads[key] = np.mean([heads[k] for k in inside], axis=0)
     count = {(m, c): _utterances(s) for m, by_condition in measured.items() for c, s in by_condition.items()}
     differences = _differences(values, replicates, reference)
     found = []
@@ -195,7 +203,7 @@ def figures(
         found.append(
             Figure(
                 task, metric.name, model, condition,
-                interval(value, replicates[key], by_head[key].tolist(), trainings[model]),
+                interval(value, replicates[key], heads[key].tolist(), trainings[model]),
                 count.get(key, max(count.values(), default=0)),
                 reference if compared else None, compared,
                 _reduction(metric, key, reference, values, replicates) if compared else None,
@@ -242,14 +250,9 @@ def _reduction(
     return interval(1 - metric.error(values[key]) / base, 1 - drawn)
 
 
-def _by_head(scores: Scores | TrialScores) -> Array:
-    """The figure of every head of every training."""
-    if isinstance(scores, Scores):
-        return scores.total.sum(1) / scores.count.sum()  # type: ignore[no-any-return]
-    return np.array([replace(scores, similarity=s[None]).value() for s in scores.similarity])
-
-
-def _utterances(scores: Scores | TrialScores) -> int:
+def _utterances(scores: AnyScores) -> int:
+    if isinstance(scores, DetectionScores):
+        return len(scores.seconds)
     if isinstance(scores, TrialScores):
         return len(np.union1d(scores.left, scores.right))
     return int((scores.count > 0).sum()) if scores.metric.unit != "%" else len(scores.count)

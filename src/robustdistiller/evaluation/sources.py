@@ -12,6 +12,7 @@ from typing import Any
 from ..audio.corpora import Role
 from ..audio.manifest import SPLIT_NAMES, Recording, read_manifest
 from ..errors import UserError, closest
+from .scenes import Montage
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,11 @@ def fingerprint(recordings: Iterable[Recording]) -> list[Any]:
     """
     rows = []
     for recording in recordings:
+        if isinstance(recording, Montage):
+            rows.append(
+                [recording.id, recording.form, recording.seconds, recording.offset, *fingerprint(recording.parts)]
+            )
+            continue
         try:
             path = Path(recording.path)
             status = path.stat()

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..randomness import generator
-from .metrics import RankedTrials, Scores, TrialScores
+from .metrics import AnyScores, DetectionScores, RankedTrials, Scores, TrialScores, recall_at
 
 Array = NDArray[np.float64]
 CHUNK = 1000  # replicates computed at once
@@ -68,8 +68,10 @@ class Bootstrap:
         starts = range(0, self.replicates, CHUNK)
         return [slice(start, min(start + CHUNK, self.replicates)) for start in starts]
 
-    def replicate(self, scores: Scores | TrialScores, model: str = "") -> Array:
+    def replicate(self, scores: AnyScores, model: str = "") -> Array:
         """The figure in every replicate, (K,), or the first `TRIALS` of them for pairs; `model`: whose head seeds are drawn."""
+        if isinstance(scores, DetectionScores):
+            return self._detection(scores, model)
         return self._trials(scores, model) if isinstance(scores, TrialScores) else self._ratio(scores, model)
 
     def _head_weights(self, heads: int, trainings: int, model: str) -> Array:
@@ -90,6 +92,28 @@ class Bootstrap:
             weights = self.weights[part].astype(np.float64)
             total, count = ((weights @ sums) * luck[part]).sum(1), weights @ counts
             values[part] = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+        return values
+
+    def detection_rates(self, scores: DetectionScores, part: slice) -> tuple[Array, Array]:
+        """Recall and false alarms an hour in some replicates, (K, R, T) each; nan where none of either kind was drawn."""
+
+        def summed(rows: Array) -> Array:
+            sums = np.zeros((self.size, *rows.shape[1:]))
+            np.add.at(sums, self.cluster, rows)
+            return np.tensordot(self.weights[part].astype(np.float64), sums, 1)
+
+        hits, alarms = (np.moveaxis(x, 0, 1).astype(np.float64) for x in (np.isfinite(scores.late), scores.alarms))
+        words, hours = summed((scores.seconds == 0).astype(np.float64)), summed(scores.seconds) / 3600
+        words, hours = (np.where(count > 0, count, np.nan)[:, None, None] for count in (words, hours))
+        return summed(hits) / words, summed(alarms) / hours
+
+    def _detection(self, scores: DetectionScores, model: str) -> Array:
+        luck = self._head_weights(len(scores.late), scores.trainings, model)
+        values = np.empty(self.replicates)
+        for part in self._chunks():
+            recall, alarms = self.detection_rates(scores, part)
+            values[part] = (recall_at(recall, alarms, scores.allowed) * luck[part]).sum(1)
+            values[part][np.isnan(alarms).any((1, 2))] = np.nan
         return values
 
     def _trials(self, scores: TrialScores, model: str) -> Array:

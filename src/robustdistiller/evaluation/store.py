@@ -67,7 +67,9 @@ class Store:
         """Relative to `out`."""
         return Path("audio") / unique_name(task.name) / unique_name(example.id) / f"{condition.name}.wav"
 
-    def stream(self, model: EvaluatedModel, task: Task, part: str, condition: Condition, pooled: bool) -> FeatureStream:
+    def stream(
+        self, model: EvaluatedModel, task: Task, part: str, condition: Condition, pooled: bool | int
+    ) -> FeatureStream:
         """The features of a part of a task under a condition."""
         key = {
             "model": model.digest,
@@ -80,7 +82,7 @@ class Store:
 
     # Keys
 
-    def head_key(self, model: EvaluatedModel, task: Task, pooled: bool) -> str:
+    def head_key(self, model: EvaluatedModel, task: Task, pooled: bool | int) -> str:
         condition = CLEAN if self.settings.train_on == "clean" else TRAINING
         streams = [self.stream(model, task, part, condition, pooled).key for part in ("train", "valid")]
         answers = [[list(e.target) for e in task.part(part)] for part in ("train", "valid")]
@@ -89,10 +91,13 @@ class Store:
             [task_heads.FORMAT, streams, answers, config, self.settings.seed, task.config.kind, task.config.units]
         )
 
-    def predictions_key(self, model: EvaluatedModel, task: Task, condition: Condition, pooled: bool) -> str:
+    def predictions_key(
+        self, model: EvaluatedModel, task: Task, condition: Condition, pooled: bool | int, pooled_test: bool
+    ) -> str:
         answers = [list(e.target) for e in task.test]
-        stream = self.stream(model, task, "test", condition, pooled).key
-        return digest([self.head_key(model, task, pooled), stream, answers, task.config.trials])
+        stream = self.stream(model, task, "test", condition, pooled_test).key
+        told = [task.config.detection.model_dump()] if task.config.kind == "detection" else []
+        return digest([self.head_key(model, task, pooled), stream, answers, task.config.trials, *told])
 
     def enhancement_key(
         self, model: EvaluatedModel | None, task: Task, condition: Condition, wanted: Sequence[str]

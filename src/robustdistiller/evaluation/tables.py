@@ -32,12 +32,22 @@ def _cell(value: Any) -> Any:
 
 
 def write_tables(out: Path, result: dict[str, Any]) -> None:
-    """Write `results.jsonl` and `results.csv`."""
+    """Write `results.jsonl` and `results.csv`, and the points of DET curves, if there are any, as `detection.csv`."""
     table = rows(result)
     write_jsonl(out / "results.jsonl", table)
+    _write_csv(out / "results.csv", table)
+    curves = [
+        {"task": task["name"], "model": curve["model"], "condition": curve["condition"], **point}
+        for task in result["tasks"] for curve in task.get("detection", ()) for point in curve["points"]
+    ]  # fmt: skip
+    if curves:
+        _write_csv(out / "detection.csv", curves)
+
+
+def _write_csv(path: Path, table: list[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(name for row in table for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in table)
-    write_text(out / "results.csv", text.getvalue())
+    write_text(path, text.getvalue())

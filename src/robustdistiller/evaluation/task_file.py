@@ -12,11 +12,15 @@ from ..audio.manifest import Recording
 from ..config import Count, Number
 from ..errors import printable
 from ..files import digest
+from ..runtime.detection import BACKGROUND
 from .phones import FOLDINGS
+from .scenes import Montage
 from .sources import fingerprint
 from .yaml_config import Options
 
-Kind = Literal["classification", "slots", "frames", "ctc", "verification", "enhancement", "unlabelled"]
+Kind = Literal[
+    "classification", "slots", "frames", "ctc", "verification", "detection", "enhancement", "unlabelled"
+]  # fmt: skip
 PARTS = ("train", "valid", "test")
 
 
@@ -30,6 +34,16 @@ class SplitConfig(Options):
     limit: Count | None = None  # at most so many, balanced over labels, always the same ones
 
 
+class DetectionConfig(Options):
+    """How a running head is read, and what counts as found; times in seconds."""
+
+    smoothing: Annotated[Number, Field(ge=0.02, le=2)] = 0.2  # over which probabilities are averaged
+    refractory: Annotated[Number, Field(ge=0, le=10)] = 1.0  # after a detection, in which there is no other
+    tolerance: Annotated[Number, Field(ge=0, le=2)] = 1.0  # after the end of a word, until which it may be detected
+    alarms_per_hour: Annotated[Number, Field(gt=0)] = 0.5  # false ones that are allowed where recall is told
+    background: tuple[str, ...] = BACKGROUND  # labels that are no keyword
+
+
 class TaskConfig(Options):
     """A task file."""
 
@@ -38,7 +52,7 @@ class TaskConfig(Options):
     kind: Kind  # the kind of answer
     source: str | None = None  # of all parts, unless they name their own
     root: str | None = None  # the folder that paths of a manifest start at
-    label: str = "label"  # classification: the field with the class; dots enter nested fields
+    label: str = "label"  # classification, detection: the field with the class; dots enter nested fields
     slots: tuple[str, ...] = ()  # slots: one field each; a single field that holds a mapping stands for all its keys
     speaker: str = "speaker"  # the field that says who speaks: splits must not share it, and statistics resample it
     text: str = (
@@ -55,6 +69,8 @@ class TaskConfig(Options):
     min_seconds: Annotated[Number, Field(ge=0.1)] = 0.1  # shorter utterances are left out
     max_seconds: Annotated[Number, Field(gt=0.1)] = 29.0  # longer utterances are cut
     measures: tuple[Literal["si_sdr", "stoi", "pesq", "dnsmos"], ...] | None = None  # enhancement; None: all installed
+    negatives: SplitConfig | None = None  # detection: running speech without any of the words, dealt to the three parts
+    detection: DetectionConfig = DetectionConfig()  # detection: smoothing, refractory time, allowed false alarms
     trials: Annotated[Count, Field(ge=10, le=10**8)] = (
         20_000  # verification: pairs compared, half of them of one speaker if possible
     )
@@ -66,6 +82,8 @@ class TaskConfig(Options):
 
     @model_validator(mode="after")
     def _check(self) -> TaskConfig:
+        if self.kind == "detection" and self.negatives is None:
+            raise ValueError("a task of kind detection needs negatives: running speech without its words")
         if self.kind == "slots" and not self.slots:
             raise ValueError("a task of kind slots must list its slots")
         if self.fold is not None and self.fold not in FOLDINGS:
@@ -91,7 +109,10 @@ class TaskConfig(Options):
 
 @dataclass(frozen=True)
 class Example:
-    """One utterance with its answer: a class per slot, a unit per frame ("" for none), those of a transcript, or nothing."""
+    """One utterance with its answer: a class per slot, a unit per frame ("" for none), those of a transcript, or nothing.
+
+    Detection: the keyword of a scene, nothing for running speech without any.
+    """
 
     recording: Recording
     target: tuple[str, ...]
@@ -103,6 +124,8 @@ class Example:
     @property
     def cluster(self) -> str:
         """The unit that statistics resample: the speaker, or the utterance itself where no speaker is known."""
+        if isinstance(self.recording, Montage):
+            return self.recording.cluster
         return self.recording.speaker or f"utterance {self.id}"
 
 
@@ -134,6 +157,12 @@ class Task:
 
     def part(self, name: str) -> tuple[Example, ...]:
         return getattr(self, name)  # type: ignore[no-any-return]
+
+    def voices(self, name: str) -> list[Recording]:
+        """The recordings of a part that babble is mixed from; of a detection task, its running speech without keywords."""
+        made = [e.recording for e in self.part(name)]
+        flow = [r for m in made if isinstance(m, Montage) for r in m.flow]
+        return list({(r.path, r.start): r for r in flow}.values()) if flow else made
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

@@ -3,7 +3,7 @@
 A task file is YAML:
 
     name: intents
-    kind: slots                          # classification | slots | frames | ctc | verification | enhancement | unlabelled
+    kind: slots                          # or classification, frames, ctc, verification, detection, enhancement, unlabelled
     slots: [action, object, location]    # all of them right = correct
     source: fluent_speech_commands:data/fluent_speech_commands   # or a manifest, or a folder
     train: {where: {split: train}}
@@ -32,6 +32,7 @@ from ..models.frames import GRID
 from ..randomness import fraction
 from .fairness import check_answers, check_overlap, remark_speakers
 from .phones import FOLDINGS
+from .scenes import STRETCH_SECONDS, UNKNOWN, deal, keyword_scenes, stretches, training_clips
 from .sources import matches, read_source, value_of
 from .task_file import PARTS, Example, SplitConfig, Task, TaskConfig
 from .yaml_config import load_options
@@ -120,10 +121,12 @@ def build_task(
     for name in PARTS:
         if name == "test" or (config.has_heads and getattr(config, name).hold_out is None):
             parts[name] = _select(config, name, read)
-    return _assemble(config, parts, allow_overlap)
+    return _assemble(config, parts, allow_overlap, _select(config, "negatives", read) if config.negatives else ())
 
 
-def _assemble(config: TaskConfig, parts: dict[str, list[Recording]], allow_overlap: bool) -> Task:
+def _assemble(
+    config: TaskConfig, parts: dict[str, list[Recording]], allow_overlap: bool, negatives: Sequence[Recording] = ()
+) -> Task:
     """The task with these recordings in its parts, checked."""
     if config.valid.hold_out is not None and config.has_heads:
         parts["train"], parts["valid"] = _hold_out(parts["train"], config.valid.hold_out, config.speakers_are_classes)
@@ -135,11 +138,41 @@ def _assemble(config: TaskConfig, parts: dict[str, list[Recording]], allow_overl
     slots = _slot_fields(config, parts)
     targets = {name: [Example(r, _target(config, slots, r)) for r in recordings] for name, recordings in parts.items()}
     limited = {name: _limit(examples, getattr(config, name).limit) for name, examples in targets.items()}
+    left_out = []
+    if config.kind == "detection":
+        words = {e.target[0].lower() for examples in limited.values() for e in examples}
+        free = [r for r in negatives if not words & _words(r.extra.get("text"))]
+        limited = _running(config, limited, deal(free))
+        if len(free) < len(negatives):
+            left_out = [f"{len(negatives) - len(free)} of {len(negatives)} negatives hold a keyword and are left out."]
     classes = _classes(config, limited.get("train", []), len(slots))
     train, valid, test = (tuple(limited.get(name, ())) for name in PARTS)
     task = Task(config, train, valid, test, tuple(name.rpartition(".")[2] for name in slots), classes)
-    notes = [*check_answers(task), *check_overlap(task, allow_overlap), *remark_speakers(task)]
+    notes = [*left_out, *check_answers(task), *check_overlap(task, allow_overlap), *remark_speakers(task)]
     return replace(task, notes=tuple(notes))
+
+
+def _words(text: Any) -> set[str]:
+    """The words of a transcript in lower case; none where there is no text."""
+    return set(re.findall(r"[\w']+", text.lower())) if isinstance(text, str) else set()
+
+
+def _running(
+    config: TaskConfig, words: dict[str, list[Example]], flow: dict[str, list[Recording]]
+) -> dict[str, list[Example]]:
+    """The examples of a detection task: clips to learn from, scenes with a keyword, stretches without."""
+    told = {part: [(e.recording, UNKNOWN if e.target[0] in config.detection.background else e.target[0])
+                   for e in examples] for part, examples in words.items()}  # fmt: skip
+    parts = {part: [Example(clip, (label,)) for clip, label in training_clips(told[part], flow[part])]
+             for part in ("train", "valid")}  # fmt: skip
+    keywords = [(word, label) for word, label in told["test"] if label != UNKNOWN]
+    scenes = [Example(scene, (label,)) for scene, label in keyword_scenes(keywords, flow["test"])]
+    without = [Example(stretch, ()) for stretch in stretches(flow["test"])]
+    if not scenes or not without:
+        raise UserError(
+            f"The test split of the task {config.name} needs keywords, and {STRETCH_SECONDS:g} s of negatives: add some."
+        )
+    return {**parts, "test": scenes + without}
 
 
 def _cached_reader(folder: Path, cache: Path | None) -> Callable[[str, str | None], list[Recording]]:
@@ -169,7 +202,7 @@ def _select(config: TaskConfig, name: str, read: Callable[[str, str | None], lis
                 "filters by: correct 'where'."
             )
     kept = [r for r in recordings if matches(r, where) and r.seconds >= config.min_seconds]
-    return [_shaped(r, config) for r in kept]
+    return kept if name == "negatives" else [_shaped(r, config) for r in kept]
 
 
 def _shaped(recording: Recording, config: TaskConfig) -> Recording:
@@ -193,7 +226,7 @@ def _hold_out(recordings: list[Recording], share: float, by_utterance: bool) -> 
 
 
 def _slot_fields(config: TaskConfig, parts: dict[str, list[Recording]]) -> tuple[str, ...]:
-    if config.kind == "classification":
+    if config.kind in ("classification", "detection"):
         return (config.label,)
     if config.kind == "verification":
         return ("speaker",)

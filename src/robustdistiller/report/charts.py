@@ -123,6 +123,30 @@ def scatter(result: BenchmarkResult, measure: Measure) -> str:
 
 
 @_styled
+def detection(rows: Sequence[dict[str, Any]], result: BenchmarkResult) -> str:
+    """DET curves: missed keywords over false alarms an hour, a panel for every condition."""
+    titles = {c["name"]: c["title"] for c in result.conditions}
+    names = unique(row["condition"] for row in rows)
+    if not names:
+        return ""
+    figure, axes = _panels(len(names), sharey=True)
+    for axis, name in zip(axes, names, strict=True):
+        for row in (row for row in rows if row["condition"] == name):
+            points, style = row["points"], _style(result.index(row["model"]))
+            x = [point["alarms"] for point in points]
+            missed, low, high = (
+                [100 * (1 - point[key]) for point in points] for key in ("recall", "recall_high", "recall_low")
+            )
+            axis.plot(x, missed, label=row["model"], **{**style, "markersize": 3})
+            axis.fill_between(x, low, high, color=style["color"], alpha=0.14, linewidth=0)
+        axis.set_xscale("symlog", linthresh=0.5)
+        axis.set(title=titles.get(name, name), xlabel="false alarms an hour", ylim=(0, 100))
+    for axis in axes[::3]:
+        axis.set_ylabel("keywords missed (%)")
+    return _embedded(figure, "detection error trade-off", axes[0])
+
+
+@_styled
 def weights(heads: Sequence[dict[str, Any]], result: BenchmarkResult) -> str:
     """Which states the heads read: a panel of bars for every model."""
     heads = [head for head in heads if len(head["states"]) > 1]

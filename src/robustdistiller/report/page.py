@@ -71,6 +71,7 @@ def _task(result: BenchmarkResult, task: dict[str, Any]) -> dict[str, Any]:
     own = [note for note in result.values["notes"] if note.startswith(f"{task['name']}: ")]
     return {
         "similarity": [],
+        "detection": [],
         "folds": 1,
         **task,
         "anchor": "task-" + "".join(c if c.isalnum() else "-" for c in task["name"]),

@@ -67,15 +67,18 @@ class Trigger:
     def __call__(self, scores: NDArray[Any]) -> list[tuple[int, int, float]]:
         """Scores (F, classes) of the next frames → (frame, column, smoothed score) of every detection."""
         mine = np.concatenate([self._last, scores[:, self.keywords]])
-        smoothed = smooth_scores(mine, self.smooth)
-        found = []
-        for frame in np.flatnonzero(smoothed.max(1) >= self.threshold):
-            if self._frame + frame >= self._quiet_until:
-                best = int(smoothed[frame].argmax())
-                found.append((int(self._frame + frame), self.keywords[best], float(smoothed[frame, best])))
-                self._quiet_until = self._frame + int(frame) + self.refractory
         self._last = mine[len(mine) - self.smooth + 1 :]
-        self._frame += len(scores)
+        return self.tell(smooth_scores(mine, self.smooth))
+
+    def tell(self, smoothed: NDArray[Any]) -> list[tuple[int, int, float]]:
+        """As a call, from scores of the keywords (F, keywords) that are smoothed."""
+        above, found = np.flatnonzero(smoothed.max(1, initial=0) >= self.threshold), []
+        while (k := int(np.searchsorted(above, self._quiet_until - self._frame))) < len(above):
+            frame = int(above[k])
+            best = int(smoothed[frame].argmax())
+            found.append((self._frame + frame, self.keywords[best], float(smoothed[frame, best])))
+            self._quiet_until = self._frame + frame + max(1, self.refractory)
+        self._frame += len(smoothed)
         return found
 
 
@@ -89,7 +92,7 @@ def smooth_scores(scores: NDArray[Any], smooth: int) -> NDArray[np.float64]:
 class Detector(Stream):
     """A `Stream` with a head: `push` and `close` give detections. smoothing and refractory in seconds.
 
-    threshold: from `robustdistiller detect`, for the false alarms an hour that are bearable
+    threshold: for the false alarms an hour that are bearable, from a benchmark of kind detection
     """
 
     kind = "detector"

@@ -1,0 +1,223 @@
+"""The audio of a detection task, put together from recordings when it is read.
+
+A head of a running detector learns from two seconds, of whose last one it reads the mean: keywords that have just ended, in
+silence or in running speech, and, as `UNKNOWN`, words cut off, other words, running speech and silence. It is tested on scenes
+(a keyword between running speech, with known ends) and on stretches of running speech without any keyword, whose detections
+are all false alarms. Recordings of running speech follow each other without a gap, so that short ones make minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..audio.io import SAMPLE_RATE
+from ..audio.manifest import Recording
+from ..errors import UserError
+from ..models.frames import GRID
+from ..randomness import fraction, generator
+
+Wave = NDArray[np.float32]
+
+UNKNOWN = "_unknown_"
+CLIP_SECONDS = 2.0
+SCENE_SECONDS, WORD_AT, LONGEST_WORD = 6.0, 2.5, 2.0
+STRETCH_SECONDS = 20.0
+FAINT = 1e-4  # standard deviation of what stands for silence
+
+
+@dataclass(frozen=True)
+class Montage(Recording):
+    """A recording made of others.
+
+    Attributes:
+        form: keyword, stretch, or what a head learns from: whole, inside, shifted, speech, silence.
+        word: The recording of one word, trimmed to where it is loud.
+        flow: Running speech, one recording after the other; empty for silence.
+        offset: Seconds into the first of them.
+    """
+
+    form: str = "stretch"
+    word: Recording | None = field(default=None, hash=False)
+    flow: tuple[Recording, ...] = field(default=(), hash=False)
+    offset: float = 0.0
+
+    @property
+    def parts(self) -> list[Recording]:
+        """What it is made of."""
+        return [*([self.word] if self.word else []), *self.flow]
+
+    @property
+    def cluster(self) -> str:
+        """What the bootstrap draws: all scenes of a keyword's speaker, or one stretch."""
+        return self.speaker if self.word and self.speaker else f"utterance {self.id}"
+
+    def load(self, offset: float = 0.0, seconds: float | None = None) -> Wave:
+        wave = self._make()[0]
+        start = round(offset * SAMPLE_RATE)
+        return wave[start:] if seconds is None else wave[start : start + round(seconds * SAMPLE_RATE)]
+
+    def marks(self) -> tuple[float, float]:
+        """Seconds in which the word begins and ends."""
+        return self._make()[1]
+
+    def _make(self) -> tuple[Wave, tuple[float, float]]:
+        size, rng = round(self.seconds * SAMPLE_RATE), generator("montage", self.id)
+        wave = (FAINT * rng.standard_normal(size)).astype(np.float32)
+        running = self._running(size) if self.flow else np.zeros(0, np.float32)
+        wave[: len(running)] += running
+        begin = end = 0
+        if self.word is not None:
+            word = trimmed(self.word.load())[: round(LONGEST_WORD * SAMPLE_RATE)]
+            if self.form == "keyword":
+                begin = round(WORD_AT * SAMPLE_RATE)
+            else:
+                late = int(rng.uniform(0, 0.3) * SAMPLE_RATE)  # the decision may come a little after the word's end
+                word = word[: size - late]
+                begin = size - late - len(word)
+            if self.form == "shifted":  # at most half of it: the end is missing, or the beginning
+                part = max(GRID.stride, int(len(word) * rng.uniform(0.2, 0.5)))
+                word, begin = (word[:part], size - part) if rng.random() < 0.5 else (word[-part:], size - SAMPLE_RATE)
+            end = begin + len(word)
+            if self.flow:  # as loud as the speech around it, so that an SNR of the whole is one of the word
+                word = word * np.sqrt(_power(running) / max(_power(word), 1e-12))
+            wave[begin:end] = word
+        return wave, (begin / SAMPLE_RATE, end / SAMPLE_RATE)
+
+    def _running(self, size: int) -> Wave:
+        pieces, offset, missing = [], self.offset, size
+        for recording in self.flow:
+            pieces.append(recording.load(offset, missing / SAMPLE_RATE)[:missing])
+            missing, offset = missing - len(pieces[-1]), 0.0
+            if missing <= 0:
+                break
+        return np.concatenate(pieces)
+
+
+def _power(wave: Wave) -> float:
+    """Mean square of the louder half of 20 ms frames: pauses do not count."""
+    frames = wave[: len(wave) // GRID.stride * GRID.stride].reshape(-1, GRID.stride)
+    if not len(frames):
+        return float(np.square(wave, dtype=np.float64).mean()) if len(wave) else 0.0
+    powers = np.sort(np.square(frames, dtype=np.float64).mean(1))
+    return float(powers[len(powers) // 2 :].mean())
+
+
+def trimmed(wave: Wave, below_db: float = 30.0) -> Wave:
+    """A word (T,) without what is around it: from the first to the last 20 ms within `below_db` of the loudest."""
+    size = GRID.stride
+    if len(wave) < size:
+        return wave
+    power = np.square(wave[: len(wave) // size * size].reshape(-1, size), dtype=np.float64).mean(1)
+    loud = np.flatnonzero(power >= power.max() * 10 ** (-below_db / 10))
+    return wave[int(loud[0]) * size : int(loud[-1] + 1) * size]
+
+
+def deal(
+    recordings: Sequence[Recording], parts: Sequence[str] = ("train", "valid", "test")
+) -> dict[str, list[Recording]]:
+    """Running speech by part: as its manifest says where that names all parts, else 3, 1 and 6 tenths of the speakers.
+
+    Of fewer than four speakers the recordings are dealt.
+    """
+    if {r.split for r in recordings} >= set(parts):
+        return {part: [r for r in recordings if r.split == part] for part in parts}
+    few = len({r.speaker for r in recordings} - {None}) < 4
+    units = sorted({_unit(r, few) for r in recordings}, key=lambda unit: fraction("negatives", unit))
+    if len(units) < 3:
+        raise UserError("The negatives of a detection task need at least three recordings: give more running speech.")
+    ends = [0, max(1, round(0.3 * len(units))), 0, len(units)]
+    ends[2] = max(ends[1] + 1, round(0.4 * len(units)))
+    part_of = {unit: part for k, part in enumerate(parts) for unit in units[ends[k] : ends[k + 1]]}
+    return {part: [r for r in recordings if part_of[_unit(r, few)] == part] for part in parts}
+
+
+def _unit(recording: Recording, few: bool) -> str:
+    return recording.id if few or recording.speaker is None else recording.speaker
+
+
+def training_clips(words: Sequence[tuple[Recording, str]], flow: Sequence[Recording]) -> list[tuple[Montage, str]]:
+    """What a head learns from: (recording of one word, its label or `UNKNOWN`) and running speech → clips and labels.
+
+    Of each keyword one clip in silence, one in running speech and one cut off; as many of running speech, and a few of silence.
+    """
+    running, clips = _Flow(flow, "clips"), []
+    for number, (word, label) in enumerate(words):
+        forms = ("whole", "inside", "speech") if label == UNKNOWN else ("whole", "inside", "shifted", "speech")
+        for form in (*forms, *(("silence",) if number % 8 == 0 else ())):
+            known = label if form in ("whole", "inside") else UNKNOWN
+            around, offset = running.draw(CLIP_SECONDS) if form in ("inside", "speech") else ((), 0.0)
+            held = None if form in ("speech", "silence") else word
+            clips.append((_montage(f"{form} {word.id}", form, CLIP_SECONDS, held, around, offset, word), known))
+    return clips
+
+
+def keyword_scenes(words: Sequence[tuple[Recording, str]], flow: Sequence[Recording]) -> list[tuple[Montage, str]]:
+    """One scene for each keyword, in the middle of running speech."""
+    running, scenes = _Flow(flow, "scenes"), []
+    for word, label in words:
+        around, offset = running.draw(SCENE_SECONDS)
+        scenes.append((_montage(f"keyword {word.id}", "keyword", SCENE_SECONDS, word, around, offset, word), label))
+    return scenes
+
+
+def stretches(flow: Sequence[Recording]) -> list[Montage]:
+    """All running speech, one stretch after the other; what is left of less than a stretch is left out."""
+    found, pieces, offset, filled = [], [], 0.0, 0.0
+    for recording in flow:
+        begin = 0.0
+        while recording.seconds - begin > 0.5:
+            if not pieces:
+                offset = begin
+            pieces.append(recording)
+            used = min(recording.seconds - begin, STRETCH_SECONDS - filled)
+            filled, begin = filled + used, begin + used
+            if filled >= STRETCH_SECONDS - 1e-9:
+                found.append(
+                    _montage(
+                        f"stretch {len(found)}", "stretch", STRETCH_SECONDS, None, tuple(pieces), offset, pieces[0]
+                    )
+                )
+                pieces, filled = [], 0.0
+    return found
+
+
+def _montage(
+    name: str, form: str, seconds: float, word: Recording | None, flow: tuple[Recording, ...], offset: float, first: Recording
+) -> Montage:  # fmt: skip
+    """A montage that stands for `first` where speakers, files and groups are compared."""
+    speakers = {r.speaker for r in flow} if word is None else {word.speaker}
+    speaker = speakers.pop() if len(speakers) == 1 else None
+    start = first.start + (offset if word is None and flow else 0.0)
+    return Montage(
+        name, first.path, seconds, start, speaker, first.label, None, first.group, {}, form, word, flow, offset
+    )
+
+
+class _Flow:
+    """Draws places in running speech: a function of the number of the draw."""
+
+    def __init__(self, recordings: Iterable[Recording], purpose: str):
+        self.recordings = [r for r in recordings if r.seconds > 0.5]
+        if not self.recordings:
+            raise UserError("The negatives of a detection task have no speech of half a second or more: give more.")
+        self.ends = np.cumsum([r.seconds for r in self.recordings])
+        self.rng = generator("flow", purpose)
+
+    def draw(self, seconds: float) -> tuple[tuple[Recording, ...], float]:
+        """Recordings that follow each other for `seconds` from somewhere on, from the first again after the last."""
+        at = float(self.rng.random()) * float(self.ends[-1])
+        number = min(int(np.searchsorted(self.ends, at, side="right")), len(self.ends) - 1)
+        offset = max(
+            0.0,
+            min(at - float(self.ends[number] - self.recordings[number].seconds), self.recordings[number].seconds - 0.1),
+        )
+        chosen, left = [self.recordings[number]], seconds - (self.recordings[number].seconds - offset)
+        while left > 0:
+            number = (number + 1) % len(self.recordings)
+            chosen.append(self.recordings[number])
+            left -= self.recordings[number].seconds
+        return tuple(chosen), offset
