@@ -46,13 +46,20 @@ from robustdistiller.acoustics.scene import Environment
 from robustdistiller.audio.batching import LengthBucketSampler
 from robustdistiller.audio.io import SAMPLE_RATE, read_audio, write_audio
 from robustdistiller.audio.manifest import Recording
-from robustdistiller.config import EnvironmentConfig, NoiseMix, ObjectivesConfig, StudentConfig, TrainingConfig
+from robustdistiller.config import (
+    EnvironmentConfig,
+    NoiseMix,
+    ObjectivesConfig,
+    StudentConfig,
+    TrainingConfig,
+    load_recipe,
+)
 from robustdistiller.models.precision import autocast, pick_precision
 from robustdistiller.models.student import Student, build_student
 from robustdistiller.models.teacher import Teacher, load_teacher
 from robustdistiller.objectives.total import total_loss
 from robustdistiller.process import keep_freed_memory
-from robustdistiller.training.data import Batch, CropDataset, collate
+from robustdistiller.training.data import Batch, CropDataset, StepSampler, collate, read_batches
 from robustdistiller.training.optimiser import build_optimiser
 from robustdistiller.training.target_cache import TargetCache, audio_key
 
@@ -116,6 +123,7 @@ class Ours:
         self.precision = pick_precision("auto", device, student.encoder)
         self.optimiser: torch.optim.Optimizer = build_optimiser(student, TrainingConfig(), device)
         self.clock, self.audio, self.padded = Clock(device), 0.0, 0.0
+        self.batches: list[Batch] = []
 
     def read(self, step: int) -> Batch:
         return collate([self.dataset[(step, crop)] for crop in self.sampler.batch(step).parts[0]])  # type: ignore[misc]
@@ -129,7 +137,7 @@ class Ours:
         part = self.clock.part
         with part("scene"):
             batch = batch.to(self.device)
-            noisy = batch.contaminated(self.environment)
+            noisy = batch.contaminated(self.environment) if batch.noisy is None else batch.noisy
         with part("teacher"):
             target = self.teacher(batch.clean, batch.lengths)
         with part("student"):
@@ -154,12 +162,14 @@ def update(clock: Clock, loss: Tensor, student: Student, optimiser: torch.optim.
 class Serial:
     """The plain step that ours is measured against."""
 
-    def __init__(self, teacher: Teacher, student: Student, rooms: list[Path], speech: list[Recording],
-                 noise: list[Recording], options: argparse.Namespace, device: torch.device):  # fmt: skip
-        self.teacher, self.student, self.rooms, self.device = teacher, student, rooms, device
-        self.speech, self.noise, self.options = speech, noise, options
-        self.optimiser = torch.optim.AdamW(student.parameters(), 2e-4, foreach=False)
-        self.clock, self.audio, self.padded = Clock(device), 0.0, 0.0
+    def __init__(self, teacher: Teacher, rooms: list[Path], lab: Lab):
+        self.teacher, self.rooms, self.device = teacher, rooms, lab.device
+        self.speech, self.noise, self.options = lab.speech, lab.noise, lab.options
+        head = lab.robust.enhancement.model_copy(update={"window_seconds": 0.0})
+        self.objectives = lab.robust.model_copy(update={"enhancement": head})
+        self.student = build_student(teacher, StudentConfig(), head, 0)[0].to(self.device).train()
+        self.optimiser = torch.optim.AdamW(self.student.parameters(), 2e-4, foreach=False)
+        self.clock, self.audio, self.padded = Clock(self.device), 0.0, 0.0
 
     def contaminate(self, clean: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """One of {noise, reverb, both, clean}, on one utterance (T,)."""
@@ -192,7 +202,7 @@ class Serial:
             target = self.teacher(clean, lengths)
         with part("student"):
             output = self.student(heard, lengths)
-            loss = total_loss(ObjectivesConfig(), output, target, clean).total.mean()
+            loss = total_loss(self.objectives, output, target, clean).total.mean()
         update(self.clock, loss, self.student, self.optimiser)
         self.audio += float(lengths.sum()) / SAMPLE_RATE
         self.padded += clean.numel() / SAMPLE_RATE
@@ -240,98 +250,181 @@ def cache_rates(ours: Ours, folder: Path) -> dict[str, Any]:
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}  # dense bf16 FLOP/s
 
 
-def variants(options: argparse.Namespace, folder: Path, speech: list[Recording], noise: list[Recording],
-             device: torch.device, save: Any) -> dict[str, Any]:  # fmt: skip
-    """Our step as it is, with one measure off or on, and with other microbatches; `save` is told as it goes."""
-    found: dict[str, Any] = {}
-    cases: dict[str, dict[str, Any]] = {
-        "ours": {},
-        "plain distillation": {"robust": False},
-        "fp32": {"precision": "fp32"},
-        "attention without SDPA": {"attention": "eager"},
-        "AdamW not fused": {"fused": False},
-        **{f"microbatch of {s:g} s": {"seconds": s} for s in options.microbatches},
-        "compiled": {"compile": True},  # last: it takes longest to begin
+class Lab:
+    """What variants share: recordings, teachers by precision and attention, a new student's weights, batches by size."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path, speech: list[Recording], noise: list[Recording],
+                 device: torch.device):  # fmt: skip
+        self.options, self.folder, self.speech, self.noise, self.device = options, folder, speech, noise, device
+        self.robust, self.plain = objectives(options.size)
+        self.environments = {
+            robust: Environment.build(NOISY if robust else QUIET, noise=noise, speech=speech)
+            for robust in (True, False)
+        }
+        self.teachers: dict[tuple[str, str, bool], Teacher] = {}
+        self.batches: dict[tuple[bool, float], list[Batch]] = {}
+
+    def teacher(self, precision: str, attention: str, compile: bool) -> Teacher:
+        if (precision, attention, compile) not in self.teachers:
+            teacher = load(self.options.size, self.folder, precision).stop_at_highest().to(self.device)
+            if attention:
+                teacher.encoder.model.set_attn_implementation(attention)  # type: ignore[union-attr]
+            if compile:
+                teacher.encoder.compile_layers()  # type: ignore[union-attr]
+            self.teachers[precision, attention, compile] = teacher
+        return self.teachers[precision, attention, compile]
+
+    def ours(self, robust: bool = True, precision: str = "auto", attention: str = "", fused: bool = True,
+             compile: bool = False, seconds: float = 0.0, window: float | None = None) -> Ours:  # fmt: skip
+        """Our step with one measure off or one more on, and batches of `seconds` that are in memory."""
+        loss = self.robust if robust else self.plain
+        if window is not None:
+            head = loss.enhancement.model_copy(update={"window_seconds": window})
+            loss = loss.model_copy(update={"enhancement": head})
+        teacher = self.teacher(precision, attention, compile)
+        student = build_student(teacher, StudentConfig(), loss.enhancement, 0)[0].to(self.device).train()
+        if attention:
+            student.encoder.model.set_attn_implementation(attention)
+        if compile:
+            student.encoder.compile_layers()
+        seconds = seconds or self.options.batch_seconds
+        few = argparse.Namespace(**{**vars(self.options), "batch_seconds": seconds})
+        ours = Ours(teacher, student, self.environments[robust], self.speech, few, self.device, loss)
+        ours.clock.waits = False
+        ours.precision = pick_precision(precision, self.device, student.encoder)
+        if not fused:
+            ours.optimiser = torch.optim.AdamW(student.parameters(), 2e-4, fused=False, foreach=False)
+        if (robust, seconds) not in self.batches:
+            batches = [ours.read(step) for step in range(2)]
+            self.batches[robust, seconds] = [b.pin_memory() if self.device.type == "cuda" else b for b in batches]
+        ours.batches = self.batches[robust, seconds]
+        return ours
+
+
+def variants(lab: Lab, save: Any) -> None:
+    """Our step as it is, with one measure off or on, and with other microbatches; `save` is told as it goes.
+
+    Those of a group are taken in turns, so that what is measured first is not the worse for it.
+    """
+    options, gpu = lab.options, lab.device.type == "cuda"
+    groups: dict[str, dict[str, dict[str, Any]]] = {
+        "measures": {
+            "ours": {},
+            "plain distillation": {"robust": False},
+            "enhancement over whole utterances": {"window": 0.0},
+            "fp32": {"precision": "fp32"},
+            "attention without SDPA": {"attention": "eager"},
+            **({"AdamW not fused": {"fused": False}} if gpu else {}),
+        }
     }
-    if device.type != "cuda":
-        del cases["AdamW not fused"]
-        cases = {k: v for k, v in cases.items() if k != "compiled" or options.compile}
-    for name, case in cases.items():
-        if options.cases and name not in options.cases:
+    for seconds in options.microbatches:
+        groups[f"microbatch {seconds:g} s"] = {
+            f"{kind}, {seconds:g} s": {"robust": kind == "ours", "seconds": seconds} for kind in ("ours", "plain")
+        }
+    if options.compile:  # last: it takes longest to begin
+        groups["compiled"] = {"ours again": {}, "compiled": {"compile": True},
+                              "plain, compiled": {"robust": False, "compile": True}}  # fmt: skip
+    found: dict[str, Any] = {}
+    for group, cases in groups.items():
+        if options.groups and group.split()[0] not in options.groups:
             continue
-        try:
-            found[name] = variant(options, folder, speech, noise, device, name == "ours", **case)
-        except (RuntimeError, torch.OutOfMemoryError) as error:
-            found[name] = {"failed": str(error).splitlines()[0][:200]}
-        print(f"{name:28}", found[name], flush=True)
-        save(found)
-    return found
+        chosen = {name: case for name, case in cases.items() if not options.cases or name in options.cases}
+        for name, numbers in in_turns(lab, chosen):
+            found[name] = numbers
+            print(f"{name:36}", numbers, flush=True)
+            save(found)
 
 
-def variant(options: argparse.Namespace, folder: Path, speech: list[Recording], noise: list[Recording],
-            device: torch.device, profile: bool, robust: bool = True, precision: str = "auto", attention: str = "",
-            fused: bool = True, compile: bool = False, seconds: float = 0.0) -> dict[str, Any]:  # fmt: skip
-    """Rate, memory and FLOPs of one variant of our step."""
-    seconds = seconds or options.batch_seconds
-    loss = ObjectivesConfig() if robust else ObjectivesConfig.model_validate({"enhancement": {"enabled": False}})
-    teacher = load(options.size, folder, precision).stop_at_highest().to(device)
-    student = build_student(teacher, StudentConfig(), loss.enhancement, 0)[0].to(device).train()
-    if attention:
-        for encoder in (teacher.encoder, student.encoder):
-            encoder.model.set_attn_implementation(attention)
-    environment = Environment.build(NOISY if robust else QUIET, noise=noise, speech=speech)
-    few = argparse.Namespace(**{**vars(options), "batch_seconds": seconds})
-    ours = Ours(teacher, student, environment, speech, few, device, loss)
-    ours.precision = pick_precision(precision, device, student.encoder)
-    if not fused:
-        ours.optimiser = torch.optim.AdamW(student.parameters(), 2e-4, fused=False, foreach=False)
-    if compile:
-        teacher.encoder.forward = torch.compile(teacher.encoder.forward)  # type: ignore[method-assign]
-        student.encoder.forward = torch.compile(student.encoder.forward)  # type: ignore[method-assign]
-    steps = options.steps
-    batches = [ours.read(step) for step in range(min(4, steps))]
-    if device.type == "cuda":
-        batches = [batch.pin_memory() for batch in batches]
-        torch.cuda.reset_peak_memory_stats()
-    begin = time.perf_counter()
-    for step in range(2):
-        ours.compute(batches[step % len(batches)])
-    warm = time.perf_counter() - begin
-    flops = _flops(ours, batches[0]) if not compile else None
-    _wait(device)
-    begin = time.perf_counter()
-    for step in range(steps):
-        ours.compute(batches[step % len(batches)])
-    _wait(device)
-    took = (time.perf_counter() - begin) / steps
-    audio = statistics.mean(batch.seconds for batch in batches[: min(len(batches), steps)])
-    numbers: dict[str, Any] = {
-        "audio hours an hour": round(audio / took, 1), "ms a step": round(1000 * took, 2), "first two steps, s": round(warm, 2)
-    }  # fmt: skip
-    if device.type == "cuda":
-        numbers["peak memory, GB"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-    if flops is not None:
-        numbers["model TFLOP/s"] = round(flops / took / 1e12, 3)
-        name = torch.cuda.get_device_name() if device.type == "cuda" else ""
-        peak = next((value for card, value in PEAKS.items() if card in name), None)
-        if peak:
-            numbers["share of peak"] = round(flops / took / peak, 4)
-    if profile:
-        ours.clock = Clock(device)
-        for step in range(min(steps, 4)):
-            ours.compute(batches[step % len(batches)])
-        parts = {part: ours.clock.median(part) for part in PARTS[1:]}
-        numbers["shares"] = {part: round(value / sum(parts.values()), 3) for part, value in parts.items()}
-        if device.type == "cuda":
-            numbers["synchronisations a step"] = _synchronisations(ours, batches[0])
-        if options.profile:
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            activities += [torch.profiler.ProfilerActivity.CUDA] * (device.type == "cuda")
-            with torch.profiler.profile(activities=activities) as trace:
-                ours.compute(batches[0])
+def in_turns(lab: Lab, cases: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rates, memory and FLOPs of a group of variants, which take `rounds` turns of `steps` steps."""
+    options, device = lab.options, lab.device
+    made: dict[str, Ours] = {}
+    times: dict[str, list[float]] = defaultdict(list)
+    numbers: dict[str, dict[str, Any]] = defaultdict(dict)
+    for turn in range(options.rounds + 1):
+        for name, case in cases.items():
+            if "failed" in numbers[name]:
+                continue
+            try:
+                if turn == 0:
+                    made[name] = lab.ours(**case)
+                if device.type == "cuda":
+                    before = torch.cuda.memory_allocated()
+                    torch.cuda.reset_peak_memory_stats()
                 _wait(device)
-            trace.export_chrome_trace(str(options.profile))
-    return numbers
+                begin = time.perf_counter()
+                for step in range(2 if turn == 0 else options.steps):
+                    made[name].compute(made[name].batches[step % 2])
+                _wait(device)
+                took = time.perf_counter() - begin
+            except (RuntimeError, torch.OutOfMemoryError) as error:
+                numbers[name] = {"failed": str(error).splitlines()[0][:200]}
+                made.pop(name, None)
+                continue
+            if turn == 0:
+                numbers[name]["first two steps, s"] = round(took, 2)
+                continue
+            times[name].append(1000 * took / options.steps)
+            if device.type == "cuda":
+                above = torch.cuda.max_memory_allocated() - before + _bytes(made[name])
+                numbers[name]["peak memory, GB"] = round(above / 1e9, 2)
+    for name, ours in made.items():
+        took, audio = statistics.median(times[name]), statistics.mean(batch.seconds for batch in ours.batches)
+        numbers[name]["audio hours an hour"] = round(1000 * audio / took, 1)
+        numbers[name]["ms a step"] = round(took, 2)
+        numbers[name]["ms a step, lowest and highest"] = [round(min(times[name]), 2), round(max(times[name]), 2)]
+        if name in ("ours", "plain distillation"):
+            flops = _flops(ours, ours.batches[0])
+            numbers[name]["model TFLOP/s"] = round(flops / took / 1e9, 3)
+            card = torch.cuda.get_device_name() if device.type == "cuda" else ""
+            if peak := next((value for known, value in PEAKS.items() if known in card), None):
+                numbers[name]["share of peak"] = round(flops / took / 1e-3 / peak, 4)
+            ours.clock = Clock(device)
+            for step in range(4):
+                ours.compute(ours.batches[step % 2])
+            parts = {part: ours.clock.median(part) for part in PARTS[1:]}
+            numbers[name]["ms, each part waited for"] = {part: round(1000 * value, 2) for part, value in parts.items()}
+            if device.type == "cuda":
+                numbers[name]["synchronisations a step"] = _synchronisations(ours, ours.batches[0])
+        yield name, numbers[name]
+        if name == "ours" and options.profile:
+            profile(ours, options.profile)
+    yield from ((name, found) for name, found in numbers.items() if "failed" in found)
+
+
+def profile(ours: Ours, path: Path) -> None:
+    """A trace of one step for chrome://tracing, and beside it a table of the operations that take longest."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] * (ours.device.type == "cuda")
+    ours.clock = Clock(ours.device, waits=False)
+    with torch.profiler.profile(activities=activities) as trace:
+        ours.compute(ours.batches[0])
+        _wait(ours.device)
+    trace.export_chrome_trace(str(path))
+    kind = "device" if ours.device.type == "cuda" else "cpu"
+    table = trace.key_averages().table(f"self_{kind}_time_total", row_limit=40, max_name_column_width=80)
+    path.with_suffix(".txt").write_text(table)
+
+
+def loop_rate(lab: Lab, ours: Ours, steps: int) -> float:
+    """Audio seconds a second as a training has it: crops read by workers, rendered one batch ahead of the computation."""
+    order = StepSampler(ours.sampler, 0, steps + 2)
+    audio, begin = 0.0, 0.0
+    for number, batch in enumerate(read_batches(ours.dataset, order, lab.options.workers, lab.device)):
+        ours.compute(batch)
+        if number == 1:
+            _wait(lab.device)
+            begin = time.perf_counter()
+        audio += batch.seconds * (number > 1)
+    _wait(lab.device)
+    return audio / (time.perf_counter() - begin)
+
+
+def _bytes(ours: Ours) -> int:
+    """Of the weights of both networks and the optimiser's state."""
+    state = [value for values in ours.optimiser.state.values() for value in values.values()]
+    tensors = [*ours.teacher.parameters(), *ours.student.parameters(), *(x for x in state if isinstance(x, Tensor))]
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _flops(ours: Ours, batch: Batch) -> int:
@@ -350,7 +443,7 @@ def _synchronisations(ours: Ours, batch: Batch) -> dict[str, int]:
         warnings.simplefilter("always")
         ours.compute(batch)
     torch.cuda.set_sync_debug_mode("default")
-    places = [f"{Path(w.filename).name}:{w.lineno}" for w in seen if "synchroniz" in str(w.message)]
+    places = [f"{Path(w.filename).name}:{w.lineno}" for w in seen if "called a synchronizing" in str(w.message)]
     return {place: places.count(place) for place in dict.fromkeys(places)}
 
 
@@ -365,6 +458,17 @@ def give_memory_back() -> None:
     if mallopt is not None and sys.platform.startswith("linux"):
         mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
         mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD
+
+
+def objectives(size: str) -> tuple[ObjectivesConfig, ObjectivesConfig]:
+    """The losses of robust and of plain distillation in the recipes for that size."""
+    names = (
+        ("mini-robust", "mini-distilhubert")
+        if size in ("tiny", "mini")
+        else ("robust-hubert-base", "distilhubert-base")
+    )
+    robust, plain = (load_recipe(name).objectives for name in names)
+    return robust, plain.model_copy(update={"correlation": robust.correlation})
 
 
 def load(size: str, folder: Path, precision: str) -> Teacher:
@@ -393,7 +497,10 @@ def main() -> None:
     parser.add_argument("--only", choices=("all", "serial", "variants"), default="all")
     parser.add_argument("--microbatches", type=float, nargs="*", default=[], help="seconds, for the scaling over them")
     parser.add_argument("--cases", nargs="*", default=[], help="only these variants, by name")
-    parser.add_argument("--compile", action="store_true", help="also compile on a processor")
+    parser.add_argument("--groups", nargs="*", default=[], help="only these: measures, microbatch, compiled")
+    parser.add_argument("--compile", action="store_true", help="also with compiled layers")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each variant")
+    parser.add_argument("--workers", type=int, default=0, help="also measure the loop with so many loader workers")
     parser.add_argument("--profile", type=Path, help="leave a trace of one step here (chrome://tracing)")
     parser.add_argument("--steps", type=int, default=6, help="timed steps of each kind, after one that is not")
     parser.add_argument("--batch-seconds", type=float, default=32.0)
@@ -413,35 +520,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         speech, noise = make_sound(folder, options.recordings, options.crop_seconds)
+        lab = Lab(options, folder, speech, noise, device)
         if options.only != "serial":
-            known["variants"] = variants(
-                options, folder, speech, noise, device, lambda found: save({"variants": found})
-            )
+            variants(lab, lambda found: save({"variants": found}))
             if options.only == "variants":
                 return
-        fast, plain = load(options.size, folder, "auto").to(device), load(options.size, folder, "fp32").to(device)
-
-        def student(objectives: ObjectivesConfig) -> Student:
-            return build_student(plain, StudentConfig(), objectives.enhancement, 0)[0].to(device).train()
-
-        robust_loss = ObjectivesConfig()
-        plain_loss = ObjectivesConfig.model_validate({"enhancement": {"enabled": False}})
-        environment = Environment.build(NOISY, noise=noise, speech=speech)
-        bank = environment.rooms
+        bank = lab.environments[True].rooms
         assert bank is not None
         draws = np.random.default_rng(1)
         rooms = [folder / f"room-{number}.wav" for number in range(16)]
         for path in rooms:
             write_audio(path, bank.load(bank.draw(draws)).samples)
-        students = [student(robust_loss), student(robust_loss), student(plain_loss)]
-        fast.stop_at_highest()
-        ours = Ours(fast, students[0], environment, speech, options, device, robust_loss)
-        serial = Serial(plain, students[1], rooms, speech, noise, options, device)
-        unrobust = Ours(fast, students[2], Environment.build(QUIET), speech, options, device, plain_loss)
+        ours, unrobust = lab.ours(), lab.ours(robust=False)
+        serial = Serial(load(options.size, folder, "fp32").to(device), rooms, lab)
         kinds: dict[str, Ours | Serial] = {"ours": ours, "serial": serial, "ours, plain distillation": unrobust}
         for step in range(options.steps + 1):
             for kind in kinds.values():
-                if step == 1:
+                if step <= 1:
                     kind.clock, kind.audio, kind.padded = Clock(device), 0.0, 0.0
                 if kind is serial:
                     give_memory_back()
@@ -449,36 +544,55 @@ def main() -> None:
                     keep_freed_memory()  # as the command line does
                 kind.step(step)
         keep_freed_memory()
-        scenes = scene_rates(ours, serial, min(40, 3 * options.steps))
-        cache = cache_rates(ours, folder / "cache")
-    rates = {name: kind.audio / sum(map(sum, kind.clock.values.values())) for name, kind in kinds.items()}
-    per_audio = {
-        name: {part: sum(kind.clock.values[part]) / kind.audio for part in PARTS} for name, kind in kinds.items()
-    }
-    print(f"{options.size}, {options.batch_seconds:g} s a batch, {options.steps} steps; {machine}")
-    print(
-        f"{'ms per second of speech':28}" + "".join(f"{part:>11}" for part in PARTS) + f"{'all':>11}{'audio s/s':>11}"
-    )
-    for name, values in per_audio.items():
-        cells = "".join(f"{1000 * v:11.1f}" for v in (*values.values(), sum(values.values())))
-        print(f"{name:28}{cells}{rates[name]:11.1f}")
-    costs = cache["seconds_per_audio_second"]
-    numbers = {
-        "step over serial": rates["ours"] / rates["serial"],
-        "step over serial, reading in other processes": (
-            sum(per_audio["serial"].values()) / (sum(per_audio["ours"].values()) - per_audio["ours"]["reading"])
-        ),
-        "scene synthesis, audio s/s": scenes[0],
-        "scene synthesis over serial": scenes[0] / scenes[1],
-        "padding": 1 - ours.audio / ours.padded,
-        "padding, serial": 1 - serial.audio / serial.padded,
-        "cost of robustness over plain": rates["ours, plain distillation"] / rates["ours"] - 1,
-        "teacher over target cache": costs["computed"] / costs["read"],
-        "target cache, MB an hour": cache["bytes_per_hour"] / 1e6,
-    }
-    for name, value in numbers.items():
-        print(f"{name:48}{value:12.3f}")
-    save({"parts": per_audio, **numbers})
+        rates = {name: kind.audio / sum(map(sum, kind.clock.values.values())) for name, kind in kinds.items()}
+        per_audio = {
+            name: {part: sum(kind.clock.values[part]) / kind.audio for part in PARTS} for name, kind in kinds.items()
+        }
+        print(f"{options.size}, {options.batch_seconds:g} s a batch, {options.steps} steps; {machine}")
+        print(
+            f"{'ms per second of speech':28}"
+            + "".join(f"{part:>11}" for part in PARTS)
+            + f"{'all':>11}{'audio s/s':>11}"
+        )
+        for name, values in per_audio.items():
+            cells = "".join(f"{1000 * v:11.1f}" for v in (*values.values(), sum(values.values())))
+            print(f"{name:28}{cells}{rates[name]:11.1f}")
+        numbers = {
+            "step over serial": rates["ours"] / rates["serial"],
+            "step over serial, reading in other processes": (
+                sum(per_audio["serial"].values()) / (sum(per_audio["ours"].values()) - per_audio["ours"]["reading"])
+            ),
+            "padding": 1 - ours.audio / ours.padded,
+            "padding, serial": 1 - serial.audio / serial.padded,
+            "cost of robustness over plain": rates["ours, plain distillation"] / rates["ours"] - 1,
+        }
+        known["parts, s a second of speech"], known["audio s a second"] = per_audio, rates
+        save(numbers)
+        if options.workers:
+            for name, kind in (("ours", ours), ("plain distillation", unrobust)):
+                kind.clock = Clock(device, waits=False)
+                numbers[f"{name}, read by workers, audio s/s"] = loop_rate(lab, kind, 2 * options.steps)
+            numbers["step over serial, both as a training has them"] = (
+                numbers["ours, read by workers, audio s/s"] / rates["serial"]
+            )
+            numbers["cost of robustness over plain, read by workers"] = (
+                numbers["plain distillation, read by workers, audio s/s"] / numbers["ours, read by workers, audio s/s"]
+                - 1
+            )
+            save(numbers)
+        if device.type == "cpu":
+            scenes = scene_rates(ours, serial, min(40, 3 * options.steps))
+            cache = cache_rates(ours, folder / "cache")
+            costs = cache["seconds_per_audio_second"]
+            numbers |= {
+                "scene synthesis, audio s/s": scenes[0],
+                "scene synthesis over serial": scenes[0] / scenes[1],
+                "teacher over target cache": costs["computed"] / costs["read"],
+                "target cache, MB an hour": cache["bytes_per_hour"] / 1e6,
+            }
+            save(numbers)
+        for name, value in numbers.items():
+            print(f"{name:52}{value:12.3f}")
 
 
 def _machine(device: torch.device) -> str:

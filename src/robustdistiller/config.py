@@ -290,6 +290,9 @@ class TrainingConfig(Section):
     warmup: Probability = 0.07  # fraction of the steps
     clip: Positive = 15.0  # gradient norm
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the processor or GPU has it
+    # Whether torch.compile fuses the Transformer layers of teacher and student, which takes its time at the start and needs a
+    # C++ compiler (on a GPU Triton); layers that cannot be compiled run as they are. Losses change by rounding.
+    compile: bool = False
     seed: Seed = 0  # of everything drawn
     log_every: Count = 50  # steps
     valid_every: Count = 2000  # steps; each validation may choose the student

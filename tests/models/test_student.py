@@ -1,6 +1,7 @@
 """Laws of the student: opened by plain transformers, equal after saving, initialised from its teacher, batch-independent."""
 
 import copy
+import functools
 import io
 import json
 import pickle
@@ -251,6 +252,28 @@ def test_half_precision_agrees_within_its_bounds(checkpoint, voice):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough, _ = student.states(wave)
     assert torch.nn.functional.cosine_similarity(exact, rough, dim=-1).min() > 0.99
+
+
+def test_compiled_layers_compute_the_same_and_what_cannot_be_compiled_runs_as_it_is(checkpoint, voice, monkeypatch):
+    compiled = []
+
+    def backend(graph, example):
+        compiled.append(graph)
+        if len(compiled) == 2:
+            raise NotImplementedError("no compiler")
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    wave, lengths = torch.tensor(np.stack([voice(0.6, 1), voice(0.6, 2)])), torch.tensor([9600, 7000])
+    teacher, student, _ = build(checkpoint, dropout=0.0)
+    expected = [teacher(wave, lengths).hidden, student.train()(wave, lengths).predictions]
+    teacher.encoder.compile_layers()
+    student.encoder.compile_layers()
+    found = [teacher(wave, lengths).hidden, student(wave, lengths).predictions]
+    found[1].sum().backward()
+    assert len(compiled) >= 2
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_a_seed_gives_the_same_student(checkpoint):

@@ -188,6 +188,17 @@ class SpeechEncoder(nn.Module):
             setattr(holder, name, getattr(holder, name)[:layers])
             self.final_norm = False
 
+    def compile_layers(self) -> None:
+        """Have `torch.compile` fuse the Transformer layers, once for all of a shape, when the first is used.
+
+        Layers that cannot be compiled run as they are.
+        """
+        import torch._dynamo
+
+        torch._dynamo.config.suppress_errors = True
+        for layer in getattr(*self._stack()):
+            layer.forward = torch.compile(layer.forward)
+
     def forward(
         self,
         wave: Tensor,

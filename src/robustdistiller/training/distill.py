@@ -21,6 +21,7 @@ from ..config import Recipe
 from ..distributed import Distributed
 from ..errors import UserError
 from ..files import exclusive, write_json
+from ..models.encoder import SpeechEncoder
 from ..models.frames import beside
 from ..models.precision import autocast, pick_precision
 from ..models.student import build_student
@@ -177,6 +178,10 @@ class Distillation:
                 recipe, self.materials, self.teacher, self.student.hidden_size, found is None
             )
         self.module: nn.Module = self.student.to(self.device)
+        if settings.compile:
+            for encoder in (self.teacher.encoder, self.student.encoder):
+                if isinstance(encoder, SpeechEncoder):
+                    encoder.compile_layers()
         self.precision = pick_precision(settings.precision, self.device, self.student.encoder)
         self.sampler = plan_batches(recipe, self.materials, context.rank, context.world)
         self.accumulate = self.sampler.accumulate
