@@ -9,7 +9,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -47,7 +47,7 @@ Milliseconds = Annotated[Whole, Field(le=60_000, multiple_of=20)]  # whole frame
 
 
 class Section(BaseModel):
-    """A part of the recipe: immutable, and strict about unknown names."""
+    """A part of a recipe, or of another file of choices: immutable, and strict about unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -391,10 +391,7 @@ def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = (), *
 
 def recipe_from_dict(values: dict[str, Any], where: str = "the recipe") -> Recipe:
     """Validate plain values, e.g. a recipe read back from a run folder."""
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise UserError(explain(error, where, Recipe)) from error
+    return validated(Recipe, values, where)
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -413,21 +410,40 @@ def _assign(values: dict[str, Any], name: str, value: Any) -> None:
     values[field] = value
 
 
-def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
-    """One sentence for the first fault that was found in values of `model`, read from `where`."""
+T = TypeVar("T", bound=Section)
+
+
+def validated(model: type[T], values: dict[str, Any], where: str) -> T:
+    """Plain values that were read from `where` as a `model`.
+
+    Raises:
+        UserError: An unknown field (with the closest known one) or a wrong value, in one sentence about the first fault.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_sentence(error, model, where)) from error
+
+
+def _sentence(error: ValidationError, model: type[BaseModel], where: str) -> str:
     first = error.errors()[0]
-    trail = [str(part) for part in first["loc"]]
-    name = ".".join(trail)
+    name = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        known = _fields(model, trail[:-1])
-        return f"Unknown field '{name}' in {where}.{closest(trail[-1], known)} Known here: {', '.join(known)}."
+        *trail, unknown = first["loc"]
+        for part in trail:
+            model = _section(model.model_fields[part].annotation) or model if part in model.model_fields else model
+        known = list(model.model_fields)
+        return f"Unknown field '{name}' in {where}.{closest(str(unknown), known)} Known here: {', '.join(known)}."
+    if first["type"] == "missing":
+        return f"The field '{name}' is missing in {where}: add it."
     message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    got = f" (got {reprlib.repr(first['input']):.80})" if trail else ""
-    return f"The field '{name or 'recipe'}' in {where} is wrong: {message}{got}."
+    at = f"The field '{name}' in {where} is wrong" if name else f"A choice in {where} is wrong"
+    got = f" (got {reprlib.repr(first['input']):.80})" if name else ""
+    return f"{at}: {message[:1].lower()}{message[1:]}{got}."
 
 
-def _fields(model: Any, trail: list[str]) -> list[str]:
-    for part in trail:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field of this type holds, itself or in a list, if it holds one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part))), None)

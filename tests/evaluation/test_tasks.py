@@ -188,12 +188,13 @@ def test_the_fingerprint_changes_with_the_audio(words, tmp_path):
 
 
 def test_shipped_task_examples_are_valid():
-    from robustdistiller.evaluation.yaml_config import load_options
+    from robustdistiller.config import validated
+    from robustdistiller.files import read_mapping
 
     examples = sorted((Path(__file__).parents[2] / "tasks").glob("*.yaml"))
     assert examples
     for file in examples:
-        assert load_options(file, TaskConfig, "task").name
+        assert validated(TaskConfig, read_mapping(file, "task"), str(file)).name
 
 
 def test_the_synthetic_intents_are_made_on_demand_and_share_no_voice(tmp_path, monkeypatch):

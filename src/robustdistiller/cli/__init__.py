@@ -19,9 +19,17 @@ import typer
 from .. import __version__
 from ..errors import UserError
 from ..process import prepare_process
-from . import audio, data, demo, deployment, distillation, evaluation, recipes, signals, teachers
+from . import signals
+from .audio import contaminate, enhance, features, listen
 from .bars import is_main_process
+from .data import prepare, shard
+from .demo import demo
+from .deployment import export, import_, latency, push_to_hub
+from .distillation import distill, pretrain, quickstart, recipes
+from .evaluation import evaluate
+from .options import option
 from .output import Notes, complain
+from .teachers import teachers
 
 app = typer.Typer(
     name="robustdistiller",
@@ -34,8 +42,11 @@ app = typer.Typer(
     "the program; 2 a mistake in the input or the surroundings, told in a sentence; 130 interrupted, 143 terminated: what "
     "was saved stays.",
 )
-for group in (distillation, audio, data, evaluation, deployment, demo, recipes, teachers):
-    group.register(app)
+for verb in (
+    distill, quickstart, pretrain, contaminate, enhance, features, listen, prepare, shard, evaluate, export, latency, import_,
+    push_to_hub, demo, recipes, teachers,
+):  # fmt: skip
+    app.command(verb.__name__.strip("_").replace("_", "-"))(verb)
 
 
 def _version(wanted: bool) -> None:
@@ -47,15 +58,9 @@ def _version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def _options(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Also print what the library logs as information.")
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Print the traceback of whatever goes wrong; anywhere on the line.")
-    ] = False,
+    version: Annotated[bool, option("Print the version.", "--version", callback=_version, is_eager=True)] = False,
+    verbose: Annotated[bool, option("Also print what the library logs as information.", "--verbose", "-v")] = False,
+    debug: Annotated[bool, option("Print the traceback of any fault; anywhere on the line.", "--debug")] = False,
 ) -> None:
     logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[Notes()])
     logging.getLogger("robustdistiller").setLevel(logging.INFO if verbose else logging.WARNING)

@@ -5,39 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from ..errors import UserError
 from .bars import Bars
-from .options import LARGEST_SEED, Device, Overwrite, Sources, between, pick_device, source
+from .options import LARGEST_SEED, Device, Overwrite, Sources, argument, number, option, pick_device, source
 from .output import Json, say, say_json
 
 if TYPE_CHECKING:
     from ..apply import Applied
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to `app`."""
-    for verb in (contaminate, enhance, features, listen):
-        app.command()(verb)
-
-
 def contaminate(
-    speech: Annotated[Path, typer.Argument(help="A speech file.")],
-    out: Annotated[Path, typer.Option(help="Where to write what a student gets; the draws go beside it as JSON.")],
-    noise: Annotated[
-        Sources, source("--noise", "Noise: a folder, manifest or corpus, or `white`, `rain`, `music`, ….")
-    ] = None,
+    speech: Annotated[Path, argument("A speech file.")],
+    out: Annotated[Path, option("Where to write what a student gets; the draws go beside it as JSON.")],
+    noise: Annotated[Sources, source("--noise", "Noise: a folder, manifest or corpus, or `white`, `rain`, ….")] = None,
     rooms: Annotated[Sources, source("--rooms", "Rooms: impulse responses, or `simulated`.")] = None,
-    snr: Annotated[
-        float | None,
-        typer.Option(
-            parser=between(-100, 100), metavar="DB", help="The SNR in dB; drawn between 0 and 20 when left out."
-        ),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=LARGEST_SEED, help="The same seed and file name give the same contamination.")
-    ] = 0,
+    snr: Annotated[float | None, number("In dB; drawn between 0 and 20 when left out.", -100, 100, "DB")] = None,
+    seed: Annotated[int, option("With the file name it decides all that is drawn.", min=0, max=LARGEST_SEED)] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Listen to what a student is trained on: one utterance with noise, reverberation or both, and every draw as JSON.
@@ -51,11 +34,8 @@ def contaminate(
 
 
 def enhance(
-    student: Annotated[str, typer.Argument(help="A student folder with an enhancement head, or `mini-robust`.")],
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(metavar="INPUT... OUTPUT", help="Files or folders, then the file or folder to write."),
-    ],
+    student: Annotated[str, argument("A student folder with an enhancement head, or `mini-robust`.")],
+    inputs: Annotated[list[Path], argument("Files or folders, then the file or folder to write.", "INPUT... OUTPUT")],
     device: Device = "auto",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -77,13 +57,11 @@ def enhance(
 
 
 def features(
-    student: Annotated[str, typer.Argument(help="A student folder, or `mini-robust`.")],
-    inputs: Annotated[list[Path], typer.Argument(help="Files or folders of speech.")],
-    out: Annotated[Path, typer.Option(help="The folder to write one .npz per file to.")],
-    predictions: Annotated[
-        bool, typer.Option("--predictions", help="Also write the predicted teacher layers.")
-    ] = False,
-    half: Annotated[bool, typer.Option("--half", help="Store 16-bit floats.")] = False,
+    student: Annotated[str, argument("A student folder, or `mini-robust`.")],
+    inputs: Annotated[list[Path], argument("Files or folders of speech.")],
+    out: Annotated[Path, option("The folder to write one .npz per file to.")],
+    predictions: Annotated[bool, option("Also write the predicted teacher layers.", "--predictions")] = False,
+    half: Annotated[bool, option("Store 16-bit floats.", "--half")] = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -106,22 +84,13 @@ def features(
 
 def listen(
     model: Annotated[
-        str,
-        typer.Argument(help="`FOLDER@160+160`, a streaming student at an operating point; or a `TASK.stream.onnx`."),
+        str, argument("A streaming student at an operating point, `FOLDER@160+160`, or a `TASK.stream.onnx`.")
     ],
-    wav: Annotated[Path | None, typer.Argument(help="A file to listen to; the microphone when left out.")] = None,
-    head: Annotated[
-        Path | None, typer.Option(help="The student's head: `RESULTS/heads/TASK/MODEL.safetensors` of `evaluate`.")
-    ] = None,
-    threshold: Annotated[
-        float, typer.Option(parser=between(0.01, 1), metavar="P", help="The smoothed probability that tells a keyword.")
-    ] = 0.8,
-    smoothing: Annotated[
-        float, typer.Option(parser=between(0, 10), metavar="S", help="Seconds that probabilities are averaged over.")
-    ] = 0.2,
-    refractory: Annotated[
-        float, typer.Option(parser=between(0, 60), metavar="S", help="Seconds without another keyword after one.")
-    ] = 1.0,
+    wav: Annotated[Path | None, argument("A file to listen to; the microphone when left out.")] = None,
+    head: Annotated[Path | None, option("Its head: `RESULTS/heads/TASK/MODEL.safetensors` of `evaluate`.")] = None,
+    threshold: Annotated[float, number("The smoothed probability that tells a keyword.", 0.01, 1, "P")] = 0.8,
+    smoothing: Annotated[float, number("Seconds that probabilities are averaged over.", 0, 10, "S")] = 0.2,
+    refractory: Annotated[float, number("Seconds without another keyword after one.", 0, 60, "S")] = 1.0,
     as_json: Json = False,
 ) -> None:
     """Tell keywords in a file or at the microphone as they are spoken: label, score, time.

@@ -5,25 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ..errors import UserError
 from ..outputs import claim_file, claim_workplace, is_json_with
 from .bars import Bars
-from .options import Overwrite, Workers, between
+from .options import Overwrite, Workers, argument, number, option
 from .output import Json, say, say_json
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to `app`."""
-    for verb in (prepare, shard):
-        app.command()(verb)
-
-
 def prepare(
-    source: Annotated[str, typer.Argument(help="A folder, a manifest, `corpus:folder`, or lhotse cuts.")],
-    out: Annotated[Path, typer.Option(help="The manifest to write (.jsonl); what is skipped goes beside it.")],
-    role: Annotated[str, typer.Option(help="What it holds: speech, noise or rooms.")] = "speech",
+    source: Annotated[str, argument("A folder, a manifest, `corpus:folder`, or lhotse cuts.")],
+    out: Annotated[Path, option("The manifest to write (.jsonl); what is skipped goes beside it.")],
+    role: Annotated[str, option("What it holds: speech, noise or rooms.")] = "speech",
     workers: Workers = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -55,15 +47,9 @@ def prepare(
     else:
         skipped.unlink(missing_ok=True)
     if as_json:
-        say_json(
-            {
-                "manifest": out,
-                "recordings": len(prepared.recordings),
-                "seconds": prepared.seconds,
-                "skipped": [vars(row) for row in prepared.skipped],
-                "clipped": prepared.clipped,
-            }
-        )
+        lost = [vars(row) for row in prepared.skipped]
+        say_json({"manifest": out, "recordings": len(prepared.recordings), "seconds": prepared.seconds, "skipped": lost,
+                  "clipped": prepared.clipped})  # fmt: skip
     else:
         say(
             f"{out}: {len(prepared.recordings)} recordings, {prepared.seconds / 3600:.2f} h; "
@@ -72,14 +58,10 @@ def prepare(
 
 
 def shard(
-    sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Folders, manifests, `corpus:folder`, or lhotse cuts.")
-    ],
-    out: Annotated[Path, typer.Option(help="The folder to write; a command that was stopped goes on.")],
-    shard_mb: Annotated[
-        float, typer.Option(parser=between(0.01, 1e6), metavar="MB", help="About so many megabytes in each shard.")
-    ] = 512.0,
-    audio: Annotated[str, typer.Option("--format", help="flac (half the size) or wav.")] = "flac",
+    sources: Annotated[list[str], argument("Folders, manifests, `corpus:folder`, or lhotse cuts.", "SOURCE...")],
+    out: Annotated[Path, option("The folder to write; a command that was stopped goes on.")],
+    shard_mb: Annotated[float, number("About so many megabytes in each shard.", 0.01, 1e6, "MB")] = 512.0,
+    audio: Annotated[str, option("flac (half the size) or wav.", "--format")] = "flac",
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:

@@ -5,51 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ..outputs import claim_folder
 from .bars import Bars
-from .options import Overwrite, Seed, Sources, source
+from .options import Overwrite, Seed, Sources, argument, option, source
 from .output import say
 
 SITE_FILES = (
-    "index.html",
-    "*.js",
-    "*.css",
-    "site.json",
-    "models",
-    "speech",
-    "noise",
-    "rooms",
-    "onnxruntime",
-    ".DS_Store",
-)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb to `app`."""
-    app.command()(demo)
+    "index.html", "*.js", "*.css", "site.json", "models", "speech", "noise", "rooms", "onnxruntime", ".DS_Store",
+)  # fmt: skip
 
 
 def demo(
-    models: Annotated[
-        list[str], typer.Argument(help="Students or teachers, as for `evaluate`; `name=model` gives another name.")
-    ],
+    models: Annotated[list[str], argument("Students or teachers, as for `evaluate`; `name=model` gives another name.")],
     task: Annotated[
         list[str],
-        typer.Option(
-            "--task",
-            metavar="HEADS",
-            help="Heads of `evaluate`: `RESULTS/heads/TASK`, or a file in it; repeatable. Each is shown with its model.",
-        ),
+        option("Heads of `evaluate`, `RESULTS/heads/TASK` or a file in it; repeatable.", "--task", metavar="HEADS"),
     ],
-    out: Annotated[Path, typer.Option(help="The folder of the site.")] = Path("site"),
-    speech: Annotated[
-        Sources, source("--speech", "Utterances to offer, at most twelve; else synthetic voices.")
-    ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Models in 8 bits: a quarter of the size.")] = False,
-    serve: Annotated[bool, typer.Option("--serve", help="Show the site on this machine until Ctrl-C.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="The port of --serve; 0 takes a free one.")] = 8000,
+    out: Annotated[Path, option("The folder of the site.")] = Path("site"),
+    speech: Annotated[Sources, source("--speech", "At most twelve utterances to offer; else synthetic voices.")] = None,
+    int8: Annotated[bool, option("Models in 8 bits: a quarter of the size.", "--int8")] = False,
+    serve: Annotated[bool, option("Show the site on this machine until Ctrl-C.", "--serve")] = False,
+    port: Annotated[int, option("The port of --serve; 0 takes a free one.", min=0, max=65_535)] = 8000,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:

@@ -6,12 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from ..errors import UserError
 from ..outputs import EXPORT_FILES, STUDENT_FILES, claim_file, claim_folder, is_text_with, software
 from .bars import Bars
-from .options import Overwrite, Sources, between, source
+from .options import Overwrite, Sources, argument, number, option, source
 from .output import Json, say, say_json, show_table
 
 if TYPE_CHECKING:
@@ -19,44 +17,26 @@ if TYPE_CHECKING:
     from ..deployment.latency import Latency
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to `app`."""
-    app.command()(export)
-    app.command()(latency)
-    app.command("import")(import_)
-    app.command("push-to-hub")(push_to_hub)
-
-
 def export(
-    student: Annotated[str, typer.Argument(help="A student folder (or any HuBERT-like model folder or hub name).")],
-    out: Annotated[Path, typer.Option(help="The folder to write; it is replaced as a whole.")],
-    int8: Annotated[bool, typer.Option("--int8", help="Also write int8 files, calibrated on noisy speech.")] = False,
-    enhance: Annotated[bool, typer.Option("--enhance", help="Also export the enhancement head.")] = False,
+    student: Annotated[str, argument("A student folder (or any HuBERT-like model folder or hub name).")],
+    out: Annotated[Path, option("The folder to write; it is replaced as a whole.")],
+    int8: Annotated[bool, option("Also write int8 files, calibrated on noisy speech.", "--int8")] = False,
+    enhance: Annotated[bool, option("Also export the enhancement head.", "--enhance")] = False,
     task: Annotated[
         str | None,
-        typer.Option(
-            metavar="HEAD", help="Also export this head: `RESULTS/heads/TASK/MODEL.safetensors` of `evaluate`."
-        ),
+        option("Also export this head: `RESULTS/heads/TASK/MODEL.safetensors` of `evaluate`.", metavar="HEAD"),
     ] = None,
     task_file: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="The head's task file: measures its accuracy in int8 on the validation part."
-        ),
+        option("The head's task file: measures its accuracy in int8 on the validation part.", metavar="FILE"),
     ] = None,
-    last: Annotated[bool, typer.Option("--last", help="Export only the last state, not all.")] = False,
-    predictions: Annotated[
-        bool, typer.Option("--predictions", help="Also export the predicted teacher layers as states.")
-    ] = False,
+    last: Annotated[bool, option("Export only the last state, not all.", "--last")] = False,
+    predictions: Annotated[bool, option("Also export the predicted teacher layers.", "--predictions")] = False,
     speech: Annotated[Sources, source("--speech", "Speech to calibrate and check with.")] = None,
     noise: Annotated[Sources, source("--noise", "Noise to calibrate with.")] = None,
     rooms: Annotated[Sources, source("--rooms", "Rooms to calibrate with.")] = None,
-    licence: Annotated[
-        str | None, typer.Option("--license", help="Written into the files; else the model card's.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write int8 files all in 8 bits, and files that fall short of a limit.")
-    ] = False,
+    licence: Annotated[str | None, option("Written into the files; else the model card's.", "--license")] = None,
+    force: Annotated[bool, option("All in 8 bits, and also files that fall short of a limit.", "--force")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -85,30 +65,20 @@ def export(
 
 def latency(
     models: Annotated[
-        list[str],
-        typer.Argument(help="Student folders, exported folders, `.onnx` files of encoders, each also as `name=MODEL`."),
+        list[str], argument("Student or exported folders, `.onnx` files of encoders; also as `name=MODEL`.")
     ],
-    reference: Annotated[
-        str | None, typer.Option(help="The model that the others are compared with, such as the teacher.")
-    ] = None,
+    reference: Annotated[str | None, option("What the others are compared with, such as the teacher.")] = None,
     formats: Annotated[
-        list[str] | None,
-        typer.Option("--format", help="torch, onnx, int8 or openvino; repeatable. The first three by default."),
+        list[str] | None, option("torch, onnx, int8 (all by default) or openvino; repeatable.", "--format")
     ] = None,
     threads: Annotated[
-        list[int] | None,
-        typer.Option("--threads", min=1, max=1024, help="Threads; repeatable. One, and all cores, by default."),
+        list[int] | None, option("Threads; repeatable. One, and all cores, by default.", "--threads", min=1, max=1024)
     ] = None,
-    seconds: Annotated[
-        float, typer.Option(parser=between(0.1, 600), metavar="SECONDS", help="Seconds of audio in a run.")
-    ] = 5.0,
-    repeats: Annotated[int, typer.Option(min=1, max=100_000, help="Runs of every model, in turns.")] = 9,
-    benchmark: Annotated[
-        Path | None, typer.Option(help="A `benchmark.json` of `evaluate`, for the accuracy in --plot.")
-    ] = None,
+    seconds: Annotated[float, number("Seconds of audio in a run.", 0.1, 600, "SECONDS")] = 5.0,
+    repeats: Annotated[int, option("Runs of every model, in turns.", min=1, max=100_000)] = 9,
+    benchmark: Annotated[Path | None, option("A `benchmark.json` of `evaluate`, for the accuracy in --plot.")] = None,
     plot: Annotated[
-        Path | None,
-        typer.Option(help="Write a picture (.png, .svg, .pdf) of accuracy against speed and size; needs --benchmark."),
+        Path | None, option("Write a picture (.png, .svg, .pdf) of accuracy against speed and size; needs --benchmark.")
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -140,8 +110,8 @@ def latency(
 
 
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="An s3prl distiller checkpoint, such as `rd_hubert.ckpt`.")],
-    out: Annotated[Path, typer.Argument(help="The student folder to write.")],
+    checkpoint: Annotated[Path, argument("An s3prl distiller checkpoint, such as `rd_hubert.ckpt`.")],
+    out: Annotated[Path, argument("The student folder to write.")],
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a DistilHuBERT or RobustDistiller checkpoint of s3prl into a student folder.
@@ -159,12 +129,10 @@ def import_(
 
 
 def push_to_hub(
-    folder: Annotated[Path, typer.Argument(help="A student folder.")],
-    repository: Annotated[str, typer.Argument(help="Where to: `name/model`.")],
-    private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
-    licence: Annotated[
-        str | None, typer.Option("--license", help="Written into the model card, for example `apache-2.0`.")
-    ] = None,
+    folder: Annotated[Path, argument("A student folder.")],
+    repository: Annotated[str, argument("Where to: `name/model`.")],
+    private: Annotated[bool, option("Create the repository as a private one.", "--private")] = False,
+    licence: Annotated[str | None, option("For the model card, such as `apache-2.0`.", "--license")] = None,
 ) -> None:
     """Publish a student with its model card on the Hugging Face hub (log in with `hf auth login` first).
 

@@ -1,4 +1,4 @@
-"""The verbs that train: distill, pretrain, quickstart."""
+"""The verbs that train, and what they start from: distill, quickstart, pretrain, recipes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ..outputs import claim_workplace
 from .bars import Bars, is_main_process
 from .evaluation import show_averages
-from .options import LARGEST_SEED, Device, Seed, Sources, pick_device, source
+from .options import LARGEST_SEED, Device, Seed, Sources, argument, option, pick_device, source
 from .output import Json, say, say_json
 
 RUN_FILES = (
@@ -24,18 +22,10 @@ QUICKSTART_FILES = (
 )  # fmt: skip
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to `app`."""
-    for verb in (distill, quickstart, pretrain):
-        app.command()(verb)
-
-
 def distill(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")],
-    out: Annotated[Path, typer.Option(help="The run folder: student, checkpoints, metrics, manifests.")],
-    teacher: Annotated[
-        str | None, typer.Option(help="A hub name such as `facebook/hubert-base-ls960`, or a model folder.")
-    ] = None,
+    recipe: Annotated[str, argument("A recipe file, or the name of a shipped one.", "RECIPE")],
+    out: Annotated[Path, option("The run folder: student, checkpoints, metrics, manifests.")],
+    teacher: Annotated[str | None, option("A hub name such as `facebook/hubert-base-ls960`, or a folder.")] = None,
     speech: Annotated[
         Sources,
         source(
@@ -47,24 +37,16 @@ def distill(
     noise: Annotated[Sources, source("--noise", "Noise recordings: folder, manifest or corpus.")] = None,
     rooms: Annotated[Sources, source("--rooms", "Room impulse responses; without any, rooms are simulated.")] = None,
     steps: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, max=10**9, help="Optimiser steps; short for `--set training.steps=N`."),
+        int | None, option("Optimiser steps; short for `--set training.steps=N`.", metavar="N", min=1, max=10**9)
     ] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=0, max=LARGEST_SEED, help="The seed of everything; short for `--set training.seed=N`."
-        ),
+        int | None, option("The seed of everything; as `--set training.seed=N`.", metavar="N", min=0, max=LARGEST_SEED)
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out from its newest checkpoint.")
-    ] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")] = False,
+    resume: Annotated[bool, option("Go on with the run in --out from its newest checkpoint.", "--resume")] = False,
+    tensorboard: Annotated[bool, option("Also write TensorBoard events.", "--tensorboard")] = False,
     overrides: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="FIELD=VALUE", help="Override any recipe field, e.g. `training.steps=1000`; repeatable."
-        ),
+        option("Override a field, such as `training.steps=1000`; repeatable.", "--set", metavar="FIELD=VALUE"),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -79,30 +61,18 @@ def distill(
     from ..config import load_recipe
 
     chosen = load_recipe(
-        recipe,
-        overrides or [],
-        teacher__model=teacher,
-        data__speech=speech,
-        data__noise=noise,
-        data__rooms=rooms,
-        training__steps=steps,
-        training__seed=seed,
-    )
-    read = [
-        *chosen.data.speech,
-        *chosen.data.noise,
-        *chosen.data.rooms,
-        chosen.student.init,
-        chosen.teacher.model or "",
-    ]
-    claim_workplace(out, "distill", RUN_FILES, ("run.json",), [recipe, *read])
+        recipe, overrides or [], teacher__model=teacher, data__speech=speech, data__noise=noise, data__rooms=rooms,
+        training__steps=steps, training__seed=seed,
+    )  # fmt: skip
+    data, models = chosen.data, (chosen.student.init, chosen.teacher.model or "")
+    read = [recipe, *data.speech, *data.noise, *data.rooms, *models]
+    claim_workplace(out, "distill", RUN_FILES, ("run.json",), read)
     from ..training.distill import distill as run
     from ..training.metrics_log import replaced_noises
 
     with Bars() as bars:
-        result = run(
-            chosen, out, resume=resume, observer=Watch(bars, f"distilling {chosen.name}"), tensorboard=tensorboard
-        )
+        watch = Watch(bars, f"distilling {chosen.name}")
+        result = run(chosen, out, resume, watch, tensorboard)
     if not is_main_process():
         return
     metrics, progress = result.metrics, result.progress
@@ -111,12 +81,7 @@ def distill(
         return
     say(f"student: {result.student}  (best validation at step {progress.best_step} of {progress.step})")
     if metrics:
-        say(
-            f"distillation loss on held-out speech: {metrics['distillation/clean']:.4f} clean, "
-            f"{metrics['distillation/contaminated']:.4f} contaminated"
-        )
-    if "si_sdr/out" in metrics:
-        say(f"enhancement: SI-SDR {metrics['si_sdr/in']:.2f} -> {metrics['si_sdr/out']:.2f} dB")
+        say(f"on held-out speech: {_judged(metrics)}")
     if lost := replaced_noises(out):
         say(f"{lost} noises could not be used, white noise took their place: see {out / 'skipped.jsonl'}")
     if result.cache:
@@ -124,10 +89,8 @@ def distill(
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(help="The folder for everything.")] = Path("runs/quickstart"),
-    full: Annotated[
-        bool, typer.Option("--full", help="Hours instead of minutes: a larger corpus, ten times the steps.")
-    ] = False,
+    out: Annotated[Path, option("The folder for everything.")] = Path("runs/quickstart"),
+    full: Annotated[bool, option("Hours, not minutes: a larger corpus, ten times the steps.", "--full")] = False,
     seed: Seed = 0,
 ) -> None:
     """See the whole thing happen, offline: corpus, two students, benchmark, enhancement, one page.
@@ -148,15 +111,13 @@ def quickstart(
 
 
 def pretrain(
-    recipe: Annotated[Path, typer.Argument(help="A pretraining recipe, such as recipes/pretrain/mini-hubert.yaml.")],
-    out: Annotated[Path, typer.Option(help="The run folder; a run that is there goes on.")],
-    data: Annotated[
-        list[str], typer.Option("--data", help="Folder under which the recipe's manifests lie; repeatable.")
-    ],
-    teacher: Annotated[str | None, typer.Option(help="The encoder to learn from: hub name or folder.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, max=10**9, help="Optimiser steps.")] = None,
-    architecture: Annotated[str | None, typer.Option(help="hubert, wav2vec2 or wavlm.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=LARGEST_SEED, help="Of weights and crops.")] = None,
+    recipe: Annotated[Path, argument("A pretraining recipe, such as recipes/pretrain/mini-hubert.yaml.")],
+    out: Annotated[Path, option("The run folder; a run that is there goes on.")],
+    data: Annotated[list[str], option("Folder under which the recipe's manifests lie; repeatable.", "--data")],
+    teacher: Annotated[str | None, option("The encoder to learn from: hub name or folder.")] = None,
+    steps: Annotated[int | None, option("Optimiser steps.", min=1, max=10**9)] = None,
+    architecture: Annotated[str | None, option("hubert, wav2vec2 or wavlm.")] = None,
+    seed: Annotated[int | None, option("Of weights and crops.", min=0, max=LARGEST_SEED)] = None,
     device: Device = "auto",
 ) -> None:
     """Pretrain a mini teacher: a small HuBERT that learns a larger encoder, layer by layer, on clean speech."""
@@ -170,6 +131,30 @@ def pretrain(
         done = run(config, out, data, device=pick_device(device), observer=watch)
     if is_main_process():
         say(f"model: {done}")
+
+
+def recipes(
+    name: Annotated[str | None, argument("A recipe to print; all are listed without it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the shipped recipes, or print one as the start of your own.
+
+    Example: `robustdistiller recipes edge > mine.yaml`
+    """
+    from ..config import load_recipe
+    from ..presets import find_shipped, shipped_names
+
+    if name is None:
+        notes = {shipped: load_recipe(shipped).notes for shipped in shipped_names("recipes")}
+        if as_json:
+            say_json(notes)
+        else:
+            width = max(map(len, notes))
+            say(*(f"{shipped:<{width}}  {text}" for shipped, text in notes.items()))
+    elif as_json:
+        say_json(load_recipe(name).to_dict())
+    else:
+        say(*find_shipped(name, "recipes").read_text(encoding="utf-8").splitlines())
 
 
 class Watch:
@@ -198,17 +183,18 @@ class Watch:
 
     def validated(self, step: int, metrics: dict[str, float], best: bool) -> None:
         """After every validation."""
-        text = f"step {step}: held-out "
-        if "distillation/clean" in metrics:
-            text += (
-                f"distillation loss {metrics['distillation/clean']:.4f} clean, "
-                f"{metrics['distillation/contaminated']:.4f} contaminated"
-            )
-        else:
-            text += f"loss {metrics['loss']:.4f}"
-        if "si_sdr/out" in metrics:
-            text += f"; SI-SDR {metrics['si_sdr/in']:.2f} -> {metrics['si_sdr/out']:.2f} dB"
-        self.bars.line(text + (" (best)" if best else ""))
+        self.bars.line(f"step {step}: held-out {_judged(metrics)}{' (best)' * best}")
+
+
+def _judged(metrics: dict[str, float]) -> str:
+    """What a validation measured, in words."""
+    if "distillation/clean" not in metrics:
+        return f"loss {metrics['loss']:.4f}"
+    clean, contaminated = (metrics[f"distillation/{condition}"] for condition in ("clean", "contaminated"))
+    text = f"distillation loss {clean:.4f} clean, {contaminated:.4f} contaminated"
+    if "si_sdr/out" in metrics:
+        text += f"; SI-SDR {metrics['si_sdr/in']:.2f} -> {metrics['si_sdr/out']:.2f} dB"
+    return text
 
 
 def _cache_line(cache: dict[str, Any]) -> str:

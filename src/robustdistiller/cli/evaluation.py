@@ -6,12 +6,10 @@ import glob
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ..errors import UserError
 from ..outputs import claim_workplace
 from .bars import Bars
-from .options import Device, Seed, Sources, pick_device, source
+from .options import Device, Seed, Sources, argument, option, pick_device, source
 from .output import Json, say, say_json, show_table
 
 BENCHMARK_FILES = (
@@ -20,53 +18,37 @@ BENCHMARK_FILES = (
 )  # fmt: skip
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to `app`."""
-    app.command()(evaluate)
-
-
 def evaluate(
-    out: Annotated[Path, typer.Option(help="The folder for tables, page and kept features.")],
+    out: Annotated[Path, option("The folder for tables, page and kept features.")],
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Student or teacher folders, hub names, `log-mel`, `mfcc`; `name=model` gives another name."
-        ),
+        argument("Student or teacher folders, hub names, `log-mel`, `mfcc`; `name=model` gives another name."),
     ] = None,
     group: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "Trainings that differ in their seed alone, reported as one model: `robust='runs/robust-*/student'`; "
+            "repeatable.",
             "--group",
             metavar="NAME=PATTERN",
-            help="Trainings that differ in their seed alone, reported as one model: `robust='runs/robust-*/student'`; "
-            "repeatable.",
         ),
     ] = None,
-    task: Annotated[list[str] | None, typer.Option("--task", help="A task file; repeatable.")] = None,
-    conditions: Annotated[str, typer.Option(help="A conditions file, or `paper` or `quick`.")] = "quick",
+    task: Annotated[list[str] | None, option("A task file; repeatable.", "--task")] = None,
+    conditions: Annotated[str, option("A conditions file, or `paper` or `quick`.")] = "quick",
     noise: Annotated[Sources, source("--noise", "Test noise: folder, manifest or corpus.")] = None,
     rooms: Annotated[Sources, source("--rooms", "Test rooms: folder, manifest or corpus.")] = None,
-    speech: Annotated[str | None, typer.Option(help="Unlabelled speech, for the label-free score alone.")] = None,
-    reference: Annotated[str | None, typer.Option(help="The model that the others are compared with.")] = None,
-    train_on: Annotated[
-        str, typer.Option(help="What the heads are trained on: `clean` (the paper) or `contaminated`.")
-    ] = "clean",
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Heads per model and task.")] = 3,
+    speech: Annotated[str | None, option("Unlabelled speech, for the label-free score alone.")] = None,
+    reference: Annotated[str | None, option("The model that the others are compared with.")] = None,
+    train_on: Annotated[str, option("What the heads are trained on: `clean` (the paper) or `contaminated`.")] = "clean",
+    seeds: Annotated[int, option("Heads per model and task.", min=1, max=1000)] = 3,
     seed: Seed = 0,
-    predictions: Annotated[
-        bool,
-        typer.Option("--predictions", help="Also show the students' predictions of teacher layers to the heads."),
-    ] = False,
-    save_audio: Annotated[
-        int, typer.Option(min=0, max=10_000, help="Utterances per task to write out under every condition.")
-    ] = 1,
+    predictions: Annotated[bool, option("Also give the heads the predicted teacher layers.", "--predictions")] = False,
+    save_audio: Annotated[int, option("Utterances to write out under every condition.", min=0, max=10_000)] = 1,
     allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Report what training and test share instead of refusing it.")
+        bool, option("Report, do not refuse, what training and test share.", "--allow-overlap")
     ] = False,
     device: Device = "auto",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Let the report in --out lose models or tasks that it has now.")
-    ] = False,
+    overwrite: Annotated[bool, option("Let the report in --out lose models or tasks.", "--overwrite")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure models on tasks in noise and reverberation: accuracy with intervals, tables, and one page.
@@ -81,15 +63,8 @@ def evaluate(
     from ..evaluation.evaluated import groups_of
 
     models, groups = models or [], groups_of(group or [])
-    read = [
-        *models,
-        *(folder for pattern in groups.values() for folder in glob.glob(pattern)),
-        *(task or ()),
-        conditions,
-        *(noise or ()),
-        *(rooms or ()),
-        speech or "",
-    ]
+    trained = [folder for pattern in groups.values() for folder in glob.glob(pattern)]
+    read = [*models, *trained, *(task or ()), conditions, *(noise or ()), *(rooms or ()), speech or ""]
     claim_workplace(out, "evaluate", BENCHMARK_FILES, ("benchmark.json",), read)
     _keep_report(out, [*models, *(f"{name}=group" for name in groups)], task or [], overwrite)
     from ..distributed import Distributed
@@ -130,17 +105,12 @@ def show_averages(folder: Path) -> None:
                 found = [measure.get(model, name) for name in names]
                 rows.append([model, *(measure.interval(figure) if figure else "" for figure in found)])
             show_table(titles, rows, f"{task['title']}: {measure.label}")
-        similarity = task.get("similarity") or []
+        similarity = result.similarity(task)
         if similarity and not result.measures(task):
-            rows = []
-            for model in dict.fromkeys(row["model"] for row in similarity):
-                own = [row for row in similarity if row["model"] == model]
-                last = [[row[kind][-1] for row in own] for kind in ("cosine", "cka")]
-                rows.append([model, *(f"{sum(values) / len(values):.3f}" for values in last)])
+            rows = [[model, f"{cosine:.3f}", f"{cka:.3f}"] for model, (_, cosine, _, cka) in similarity]
             columns = ["model", "cosine, last state", "CKA, last state"]
-            show_table(
-                columns, rows, f"{task['title']}: similarity of clean and contaminated features, mean of conditions"
-            )
+            title = f"{task['title']}: similarity of clean and contaminated features, mean of conditions"
+            show_table(columns, rows, title)
 
 
 def _keep_report(out: Path, models: list[str], tasks: list[str], overwrite: bool) -> None:

@@ -31,12 +31,35 @@ def between(low: float, high: float) -> Callable[[Any], float]:
     return parse
 
 
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="The seed of everything.")]
+Sources = list[str] | None
+
+
+def argument(help: str, metavar: str | None = None) -> Any:
+    """An argument with its help."""
+    return typer.Argument(metavar=metavar, help=help)
+
+
+def option(help: str, *flags: str, **settings: Any) -> Any:
+    """An option with its help; `flags` name it where its parameter does not."""
+    return typer.Option(*flags, help=help, **settings)
+
+
+def number(help: str, low: float, high: float, metavar: str) -> Any:
+    """An option that takes a finite number from `low` to `high`."""
+    return typer.Option(parser=between(low, high), metavar=metavar, help=help)
+
+
+def source(flag: str, help: str) -> Any:
+    """An option that names sources of audio and may be repeated."""
+    return typer.Option(flag, metavar="SOURCE", help=f"{help} Repeatable.")
+
+
+Seed = Annotated[int, option("The seed of everything.", "--seed", metavar="N", min=0, max=LARGEST_SEED)]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, max=1024, help="Processes that read files; all cores by default.")
+    int | None, option("Processes that read files; all cores by default.", "--workers", min=1, max=1024)
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what an earlier call of this verb wrote; nothing else ever is.")
+    bool, option("Replace what an earlier call of this verb wrote; nothing else ever is.", "--overwrite")
 ]
 Device = Annotated[
     str,
@@ -44,14 +67,6 @@ Device = Annotated[
         "--device", metavar="DEVICE", help="`cpu`, `cuda`, `cuda:1` or `mps`; `auto` takes a GPU where there is one."
     ),
 ]
-
-
-Sources = list[str] | None
-
-
-def source(flag: str, help: str) -> Any:
-    """An option that names sources of audio and may be repeated."""
-    return typer.Option(flag, metavar="SOURCE", help=f"{help} Repeatable.")
 
 
 def pick_device(text: str) -> torch.device:

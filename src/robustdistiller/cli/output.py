@@ -69,13 +69,6 @@ class Notes(logging.Handler):
             _console().print(Text.assemble(("note: ", "yellow"), sentence), soft_wrap=True)
 
 
-def minutes(seconds: float) -> str:
-    """A duration as a person says it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def _console(stderr: bool = True, width: int | None = None) -> Console:
     from rich.console import Console
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Annotated, Any
 
-import typer
-
 from ..files import telling_name
+from .options import argument
 from .output import Json, say, say_json
 
 KINDS = {
@@ -32,14 +31,9 @@ RECIPES = {
 """The recipe to start from; HuBERT's for every other kind."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to `app`."""
-    app.command()(teachers)
-
-
 def teachers(
     name: Annotated[
-        str | None, typer.Argument(help="A hub name (owner/name or owner/name@revision), a folder, or a shipped model.")
+        str | None, argument("A hub name (owner/name or owner/name@revision), a folder, or a shipped model.")
     ] = None,
     as_json: Json = False,
 ) -> None:

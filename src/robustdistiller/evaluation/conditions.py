@@ -29,10 +29,10 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from ..acoustics.noise import KINDS
-from ..config import Count, EnvironmentConfig, Number, Seed
+from ..config import Count, EnvironmentConfig, Number, Section, Seed, validated
 from ..errors import closest
+from ..files import read_mapping
 from ..presets import find_shipped
-from .yaml_config import Options, load_options
 
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 Decibels = Annotated[Number, Field(ge=-30, le=60)]
@@ -47,7 +47,7 @@ def once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-class NoiseSource(Options):
+class NoiseSource(Section):
     """A type of noise; recorded noise and babble come from recordings, the others are made."""
 
     name: Name  # in names of conditions
@@ -68,7 +68,7 @@ class NoiseSource(Options):
         return kind
 
 
-class RoomSource(Options):
+class RoomSource(Section):
     """A set of rooms: simulated ones (so many in every T60 bin), or measured responses."""
 
     name: Name  # in names of conditions
@@ -85,7 +85,7 @@ class RoomSource(Options):
         return self
 
 
-class NoiseGrid(Options):
+class NoiseGrid(Section):
     """Every noise source at every SNR (dB, against the speech as it arrives, reverberation included)."""
 
     sources: tuple[NoiseSource, ...] = ()  # types of noise
@@ -97,7 +97,7 @@ class NoiseGrid(Options):
         return once(values)
 
 
-class RoomGrid(Options):
+class RoomGrid(Section):
     """Every room source in every bin of T60 (seconds, measured; lower end included)."""
 
     sources: tuple[RoomSource, ...] = ()  # sets of rooms
@@ -112,7 +112,7 @@ class RoomGrid(Options):
         return self
 
 
-class BothGrid(Options):
+class BothGrid(Section):
     """Noise in a room: names of sources (None: all), SNRs and T60 bins (None: those of `rooms`)."""
 
     noise: tuple[str, ...] | None = None  # names of sources; None: all
@@ -126,7 +126,7 @@ class BothGrid(Options):
         return once(values) if values else values
 
 
-class ConditionsConfig(Options):
+class ConditionsConfig(Section):
     """A conditions file."""
 
     name: str = "conditions"
@@ -177,7 +177,7 @@ CLEAN = Condition("clean", "clean", "clean")
 def load_conditions(path: str | Path) -> tuple[ConditionsConfig, Path]:
     """Read a conditions file given by path or by the name of a shipped one; also the folder its paths start from."""
     file = find_shipped(path, "conditions")
-    return load_options(file, ConditionsConfig, "conditions"), file.parent
+    return validated(ConditionsConfig, read_mapping(file, "conditions"), f"the conditions {file}"), file.parent
 
 
 def grid(config: ConditionsConfig, noises: dict[str, tuple[str, bool]], rooms: dict[str, bool]) -> Iterator[Condition]:

@@ -9,14 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..audio.manifest import Recording
-from ..config import Count, Number
+from ..config import Count, Number, Section
 from ..errors import printable
 from ..files import digest
 from ..runtime.detection import BACKGROUND
 from .phones import FOLDINGS
 from .scenes import Montage
 from .sources import fingerprint
-from .yaml_config import Options
 
 Kind = Literal[
     "classification", "slots", "frames", "ctc", "verification", "detection", "enhancement", "unlabelled"
@@ -24,7 +23,7 @@ Kind = Literal[
 PARTS = ("train", "valid", "test")
 
 
-class SplitConfig(Options):
+class SplitConfig(Section):
     """Where the utterances of one split are."""
 
     source: str | None = None  # None: the task's
@@ -34,7 +33,7 @@ class SplitConfig(Options):
     limit: Count | None = None  # at most so many, balanced over labels, always the same ones
 
 
-class DetectionConfig(Options):
+class DetectionConfig(Section):
     """How a running head is read, and what counts as found; times in seconds."""
 
     smoothing: Annotated[Number, Field(ge=0.02, le=2)] = 0.2  # over which probabilities are averaged
@@ -44,7 +43,7 @@ class DetectionConfig(Options):
     background: tuple[str, ...] = BACKGROUND  # labels that are no keyword
 
 
-class TaskConfig(Options):
+class TaskConfig(Section):
     """A task file."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=80)]  # in file names and tables

@@ -26,8 +26,9 @@ from typing import Any
 
 from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import Recording
+from ..config import validated
 from ..errors import UserError, closest
-from ..files import unique_name
+from ..files import read_mapping, unique_name
 from ..models.frames import GRID
 from ..randomness import fraction
 from .fairness import check_answers, check_overlap, remark_speakers
@@ -35,7 +36,6 @@ from .phones import FOLDINGS
 from .scenes import STRETCH_SECONDS, UNKNOWN, deal, keyword_scenes, stretches, training_clips
 from .sources import matches, read_source, value_of
 from .task_file import PARTS, Example, SplitConfig, Task, TaskConfig
-from .yaml_config import load_options
 
 __all__ = ["Example", "SplitConfig", "Task", "TaskConfig", "build_task", "families", "load_folds", "load_task"]
 
@@ -56,7 +56,7 @@ def _read_config(path: str | Path) -> tuple[TaskConfig, Path]:
     if not os.path.isfile(file):
         known = [str(p) for p in sorted(file.parent.glob("*.yaml"))] if os.path.isdir(file.parent) else []
         raise UserError(f"There is no task file {path}.{closest(str(path), known)} Give the path of a YAML task file.")
-    return load_options(file, TaskConfig, "task"), file.parent
+    return validated(TaskConfig, read_mapping(file, "task"), f"the task {file}"), file.parent
 
 
 def load_folds(task: str | Path | TaskConfig, allow_overlap: bool = False, cache: Path | None = None) -> list[Task]:

@@ -10,22 +10,20 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..audio.io import SAMPLE_RATE
-from ..config import Depth, Whole, Width
+from ..config import Depth, Section, Whole, Width
 from ..models.frames import GRID
 
 
-class MiniConfig(BaseModel):
+class MiniConfig(Section):
     """Form and size of the mini, and which of its states learn which states of its teacher.
 
     State 0 is the projected CNN output.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: Literal["hubert", "wav2vec2", "wavlm"] = "hubert"
     layers: Depth = 12

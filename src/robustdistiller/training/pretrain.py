@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ..audio.io import SAMPLE_RATE
-from ..config import Count, Decay, NonNegative, Positive, Probability, Rate, Seed, TrainingConfig, explain
+from ..config import Count, Decay, NonNegative, Positive, Probability, Rate, Section, Seed, TrainingConfig, validated
 from ..distributed import Distributed
 from ..errors import UserError
 from ..files import exclusive, read_json, read_mapping, replacing_folder, write_json
@@ -41,10 +41,8 @@ BLOCK_SECONDS = 24.0  # of speech at once, where nothing is trained
 SETTINGS = "pretrain.json"
 
 
-class PretrainConfig(BaseModel):
+class PretrainConfig(Section):
     """A pretraining run; the defaults are those of the shipped mini teacher."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "mini-hubert"
     teacher: str = "openai/whisper-tiny.en"
@@ -94,10 +92,7 @@ def load_pretrain_config(path: str | Path, architecture: str | None = None, **fi
     values |= {name: value for name, value in fields.items() if value is not None}
     if architecture is not None:
         values["model"] = {**(values.get("model") or {}), "architecture": architecture}
-    try:
-        return PretrainConfig.model_validate(values)
-    except ValidationError as error:
-        raise UserError(explain(error, f"the recipe {path}", PretrainConfig)) from error
+    return validated(PretrainConfig, values, f"the recipe {path}")
 
 
 def plateau_learning_rate(config: PretrainConfig, step: int) -> float:

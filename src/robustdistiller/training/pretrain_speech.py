@@ -16,12 +16,12 @@ from typing import Annotated
 import numpy as np
 import soxr
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import read_manifest
-from ..config import Number, Positive, Seconds
+from ..config import Number, Positive, Seconds, Section
 from ..errors import UserError
 from ..progress import Progress
 from ..randomness import generator
@@ -32,20 +32,16 @@ PAUSE = 0.25  # s, the longest silence between two clips of a crop
 Factor = Annotated[Number, Field(ge=0.25, le=4)]
 
 
-class PoolConfig(BaseModel):
+class PoolConfig(Section):
     """Manifests that are drawn from alike; `exclude` names labels to leave out (recordings that are not speech)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     manifests: tuple[str, ...]
     weight: Positive
     exclude: tuple[str, ...] = ()
 
 
-class CropConfig(BaseModel):
+class CropConfig(Section):
     """How crops are cut; the defaults are those of the shipped mini teacher."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seconds: tuple[Seconds, ...] = (1.0, 2.0, 3.0, 5.0)  # one length per step, equal for all of its rows
     speeds: tuple[Factor, Factor] = (0.87, 1.15)
