@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
-from torch import Tensor
 
 from ..errors import AudioError, UserError
+from ..evaluation.probes import read_heads
 from ..evaluation.rendering import load_wave
 from ..evaluation.task_heads import UtteranceHead
 from ..evaluation.tasks import load_task
@@ -52,15 +50,8 @@ def read_head(path: str | os.PathLike[str]) -> TaskHead:
             f"There is no head {path}: give results/heads/TASK/MODEL.safetensors from a folder that `evaluate` wrote."
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {})["heads"])
-            about = told["about"]
-            best = int(np.argmax(told["validation"]))
-            state: dict[str, Tensor] = {
-                name.partition(".")[2]: file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118
-                if name.startswith(f"{best}.")
-            }
+        told, heads = read_heads(path)
+        about, state = told["about"], heads[int(np.argmax(told["validation"]))]
     except Exception as error:  # safetensors raises its own types for a file that was cut short
         raise UserError(
             f"{path} is no head of this version of the benchmark: run `evaluate` again and give its heads/ file."
@@ -74,14 +65,8 @@ def read_head(path: str | os.PathLike[str]) -> TaskHead:
         states, size = state["mix.mean"].shape
         head = UtteranceHead(states, size, [len(classes) for classes in labels.values()])
         head.load_state_dict(state)
-        return TaskHead(
-            head.eval(),
-            about["task"],
-            labels,
-            about["level_dbfs"],
-            tuple(about["states"]),
-            about["model"],
-        )
+        told_states = tuple(about["states"])
+        return TaskHead(head.eval(), about["task"], labels, about["level_dbfs"], told_states, about["model"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"The head {path} does not fit together: run `evaluate` again.") from error
 

@@ -6,7 +6,7 @@ not 1024). Frames are read from disk in batches of similar length, so memory doe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ..randomness import generator
 from .features import StoredFeatures
 from .metrics import unit_errors
-from .task_heads import WIDTH, HeadConfig, Mix, Trained, train_heads
+from .task_heads import WIDTH, Batches, HeadConfig, Mix, Tick, Trained, builder, train_heads
 
 BLANK = 0
 BATCH_FRAMES = 2500  # padding included: 50 s
@@ -60,17 +60,10 @@ def fit_ctc_heads(
     config: HeadConfig,
     seed: int,
     device: torch.device | str = "cpu",
-    tick: Callable[[], None] | None = None,
+    tick: Tick = None,
 ) -> list[Trained]:
     """CTC heads on all frames; targets are indices from 1 to `units` per utterance. Chosen by the unit error rate."""
-    shape: tuple[int, int] = train.rows.shape[1:]
-    fitted = Mix(*shape)
-    fitted.fit(train)
-
-    def build() -> nn.Module:
-        head = CTCHead(*shape, units, recurrent)
-        head.mix.load_state_dict(fitted.state_dict())
-        return head.to(device)
+    build = builder(CTCHead, train, units, recurrent)
 
     def step(head: nn.Module, batch: NDArray[np.int64]) -> Tensor:
         states, frames = frames_of(train, batch)
@@ -83,7 +76,7 @@ def fit_ctc_heads(
             wrong, total = wrong + errors, total + count
         return -wrong / max(total, 1), 0.0
 
-    return train_heads(build, step, _batches(train.frames), validate, config, seed, tick)
+    return train_heads(lambda: build().to(device), step, _batches(train.frames), validate, config, seed, tick)
 
 
 @torch.no_grad()
@@ -120,7 +113,7 @@ def _packed(order: NDArray[np.int64], frames: NDArray[np.int64]) -> list[NDArray
     return batches
 
 
-def _batches(frames: NDArray[np.int64]) -> Callable[[int, int], list[NDArray[np.int64]]]:
+def _batches(frames: NDArray[np.int64]) -> Batches:
     """Batches of similar length, at most 16 utterances; which lengths meet and in which order changes with the epoch."""
 
     def batches(seed: int, epoch: int) -> list[NDArray[np.int64]]:

@@ -7,10 +7,11 @@ the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,134 +22,111 @@ from safetensors.torch import save_file
 from ..errors import UserError
 from ..files import replacing
 from ..randomness import generator
-from . import ctc, task_heads
+from . import ctc
 from .conditions import Condition
 from .detection import FRAME_RATE, THRESHOLDS, WINDOW, alarms, hits, pooled_scores
 from .features import StoredFeatures
 from .metrics import (
-    ACCURACY,
-    CER,
-    EER,
-    FRAMES,
-    PER,
-    RECALL,
-    SLOTS,
-    WER,
-    AnyScores,
-    DetectionScores,
-    Metric,
-    RankedTrials,
-    Scores,
-    TrialScores,
-    unit_errors,
+    ACCURACY, CER, EER, FRAMES, PER, RECALL, SLOTS, WER, AnyScores, DetectionScores, Metric, RankedTrials, Scores,
+    TrialScores, unit_errors,
 )  # fmt: skip
 from .task_file import Example, Task
-from .task_heads import HeadConfig, Trained
-from .verification import make_trials, trial_similarities
+from .task_heads import (
+    HeadConfig,
+    SpeakerHead,
+    Tick,
+    Trained,
+    UtteranceHead,
+    embeddings,
+    fit_speaker_heads,
+    fit_utterance_heads,
+    load_head,
+    predict,
+)  # fmt: skip
+from .verification import Trials, make_trials, trial_similarities
 
 Row = dict[str, Any]
-Tick = Callable[[], None] | None
 MOST_CLASSES = 24  # of a confusion matrix that a page can show
 MOST_FRAMES = 50_000  # that a frame-wise head learns from
 
 
-class Probe(Protocol):
+class Probe:
     """How one kind of task trains and reads its heads.
 
     pooled, pooled_test: which features it wants in training and test, the mean of all frames, of so many last ones, or all
     """
 
-    pooled: bool | int
-    pooled_test: bool
-
-    def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
-        """Heads for every seed."""
-        ...
-
-    def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
-        """One row per test utterance (verification: per pair), with the predictions of every head."""
-        ...
-
-    def score(self, rows: Sequence[Row]) -> list[AnyScores]:
-        """The task's measures, the main one first."""
-        ...
-
-
-def make_probe(task: Task, config: HeadConfig, seed: int, device: torch.device | str = "cpu") -> Probe:
-    """The probe for a task with heads (all kinds but enhancement)."""
-    if task.config.kind == "ctc":
-        return RecognitionProbe(task, config, seed, device)
-    if task.config.kind == "verification":
-        return VerificationProbe(task, config, seed)
-    if task.config.kind == "frames":
-        return FrameProbe(task, config, seed)
-    if task.config.kind == "detection":
-        return DetectionProbe(task, config, seed)
-    return UtteranceProbe(task, config, seed)
-
-
-class UtteranceProbe:
-    """Classification and slots: correct where every slot is; beside that, each slot and the mean of all."""
-
     pooled: bool | int = True
     pooled_test = True
 
-    def __init__(self, task: Task, config: HeadConfig, seed: int):
-        self.task, self.config, self.seed = task, config, seed
-        self.sizes = [len(classes) for classes in task.classes]
+    def __init__(self, task: Task, config: HeadConfig, seed: int, device: torch.device | str = "cpu"):
+        self.task, self.config, self.seed, self.device = task, config, seed, device
+
+    def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
+        """Heads for every seed."""
+        raise NotImplementedError
+
+    def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
+        """One row per test utterance (verification: per pair), with the predictions of every head."""
+        raise NotImplementedError
+
+    def score(self, rows: Sequence[Row]) -> list[AnyScores]:
+        """The task's measures, the main one first."""
+        raise NotImplementedError
+
+    def rows(self, targets: Iterable[Sequence[str]], found: Sequence[Sequence[list[str]]]) -> list[Row]:
+        """Rows of the test utterances with their `targets` and what every head answered, [seed][utterance]."""
+        return [
+            {**_about(e), "target": list(target), "predictions": list(answers)}
+            for e, target, answers in zip(self.task.test, targets, zip(*found, strict=True), strict=True)
+        ]
+
+
+class UtteranceProbe(Probe):
+    """Classification and slots: correct where every slot is; beside that, each slot and the mean of all."""
 
     def _targets(self, examples: Sequence[Example]) -> NDArray[np.int64]:
-        codes = [{name: k for k, name in enumerate(classes)} for classes in self.task.classes]
+        codes = [_numbered(classes) for classes in self.task.classes]
         rows = [[code[answer] for code, answer in zip(codes, e.target, strict=True)] for e in examples]
         return np.array(rows, dtype=np.int64)
 
     def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
-        task = self.task
-        return task_heads.fit_utterance_heads(
-            train, self._targets(task.train), valid, self._targets(task.valid), self.sizes, self.config, self.seed, tick
-        )
+        targets, valid_targets = (self._targets(examples) for examples in (self.task.train, self.task.valid))
+        sizes = list(map(len, self.task.classes))
+        return fit_utterance_heads(train, targets, valid, valid_targets, sizes, self.config, self.seed, tick)
+
+    def _codes(self, trained: Sequence[Trained], test: StoredFeatures) -> list[NDArray[np.int64]]:
+        """The class of every row and slot, (N, slots), by each head."""
+        shape, sizes = test.rows.shape[1:], list(map(len, self.task.classes))
+        return [predict(load_head(t, UtteranceHead, shape, sizes), test) for t in trained]
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
-        shape = test.rows.shape[1:]
-        found = [
-            task_heads.predict(task_heads.load_head(t, task_heads.UtteranceHead, shape, self.sizes), test)
-            for t in trained
-        ]
-        rows = []
-        for k, example in enumerate(self.task.test):
-            answers = [
-                [classes[code] for classes, code in zip(self.task.classes, codes[k], strict=True)] for codes in found
-            ]
-            rows.append({**_about(example), "target": list(example.target), "predictions": answers})
-        return rows
+        classes = self.task.classes
+        found = [[[names[code] for names, code in zip(classes, row, strict=True)] for row in codes]
+                 for codes in self._codes(trained, test)]  # fmt: skip
+        return self.rows((e.target for e in self.task.test), found)
 
     def score(self, rows: Sequence[Row]) -> list[AnyScores]:
         if len(self.task.slots) == 1:
             return [accuracy(rows)]
-        # (heads, utterances, slots)
-        right = np.array([[np.equal(found, row["target"]) for row, found in zip(rows, column, strict=True)]
-                          for column in _by_seed(rows)], dtype=np.float64)  # fmt: skip
+        right = _by_head(rows, np.equal)  # (heads, utterances, slots)
         ones = np.ones(len(rows))
         single = [Scores(Metric(f"slot:{slot}", f"Right, {slot}"), right[..., k], ones)
                   for k, slot in enumerate(self.task.slots)]  # fmt: skip
         return [accuracy(rows), Scores(SLOTS, right.mean(2), ones), *single]
 
 
-class FrameProbe:
+class FrameProbe(UtteranceProbe):
     """Units of single frames, told by a linear head: phones, cheaply. Frames without a unit do not count."""
 
     pooled = pooled_test = False
-
-    def __init__(self, task: Task, config: HeadConfig, seed: int):
-        self.task, self.seed = task, seed
-        self.config = replace(config, batch=512, epochs=min(5, config.epochs))
-        self.code = {unit: k for k, unit in enumerate(task.classes[0])}
 
     def _labelled(
         self, examples: Sequence[Example], frames: StoredFeatures, part: str
     ) -> tuple[StoredFeatures, NDArray[np.int64]]:
         """At most `MOST_FRAMES` frames with a known unit, as if each were an utterance, and the classes of these."""
-        units = [self.code.get(unit, -1) for e, count in zip(examples, frames.frames, strict=True)
+        code = _numbered(self.task.classes[0])
+        units = [code.get(unit, -1) for e, count in zip(examples, frames.frames, strict=True)
                  for unit in _of_length(e.target, int(count))]  # fmt: skip
         codes = np.array(units, dtype=np.int64)
         kept = np.flatnonzero(codes >= 0)
@@ -158,28 +136,20 @@ class FrameProbe:
 
     def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
         parts = self._labelled(self.task.train, train, "train"), self._labelled(self.task.valid, valid, "valid")
-        return task_heads.fit_utterance_heads(*parts[0], *parts[1], [len(self.code)], self.config, self.seed, tick)
+        config = replace(self.config, batch=512, epochs=min(5, self.config.epochs))
+        return fit_utterance_heads(*parts[0], *parts[1], [len(self.task.classes[0])], config, self.seed, tick)
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
-        names, shape = self.task.classes[0], test.rows.shape[1:]
-        found = [
-            task_heads.predict(task_heads.load_head(t, task_heads.UtteranceHead, shape, [len(names)]), test)[:, 0]
-            for t in trained
-        ]
-        rows = []
-        for k, example in enumerate(self.task.test):
-            frames = slice(test.starts[k], test.starts[k + 1])
-            answers = [[names[code] for code in codes[frames]] for codes in found]
-            rows.append(
-                {**_about(example), "target": _of_length(example.target, len(answers[0])), "predictions": answers}
-            )
-        return rows
+        names, cuts = self.task.classes[0], test.starts[1:-1]
+        found = [[[names[code] for code in codes] for codes in np.split(column[:, 0], cuts)]
+                 for column in self._codes(trained, test)]  # fmt: skip
+        frames = test.frames.tolist()
+        return self.rows((_of_length(e.target, n) for e, n in zip(self.task.test, frames, strict=True)), found)
 
     def score(self, rows: Sequence[Row]) -> list[AnyScores]:
-        right = [[sum(a == b != "" for a, b in zip(found, row["target"], strict=True))
-                  for row, found in zip(rows, column, strict=True)] for column in _by_seed(rows)]  # fmt: skip
+        right = _by_head(rows, lambda found, target: sum(a == b != "" for a, b in zip(found, target, strict=True)))
         count = [sum(unit != "" for unit in row["target"]) for row in rows]
-        return [Scores(FRAMES, np.array(right, dtype=np.float64), np.array(count, dtype=np.float64))]
+        return [Scores(FRAMES, right, np.array(count, dtype=np.float64))]
 
 
 class DetectionProbe(UtteranceProbe):
@@ -189,7 +159,7 @@ class DetectionProbe(UtteranceProbe):
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         shape, (labels,), config = test.rows.shape[1:], self.task.classes, self.task.config.detection
-        heads = [task_heads.load_head(t, task_heads.UtteranceHead, shape, self.sizes) for t in trained]
+        heads = [load_head(t, UtteranceHead, shape, [len(labels)]) for t in trained]
         rows = []
         for k, example in enumerate(self.task.test):
             states = torch.from_numpy(np.asarray(test.rows[test.starts[k] : test.starts[k + 1]], np.float32))
@@ -220,41 +190,35 @@ def _of_length(units: Sequence[str], frames: int) -> list[str]:
     return [*units[:frames], *[""] * (frames - len(units))]
 
 
-class RecognitionProbe:
+class RecognitionProbe(Probe):
     """CTC: phone error rate, or word and character error rate."""
 
     pooled = pooled_test = False
 
-    def __init__(self, task: Task, config: HeadConfig, seed: int, device: torch.device | str = "cpu"):
-        # A CTC head costs a hundred times a linear one: decay hardly matters to it and is not searched.
-        self.recurrent = task.config.units == "characters"
-        steps = 800 if self.recurrent else 2000
-        self.config = replace(config, weight_decays=config.weight_decays[:1], steps=min(steps, 3 * config.steps))
-        self.task, self.seed, self.device = task, seed, device
-        self.code = {unit: k + 1 for k, unit in enumerate(task.classes[0])}
+    @property
+    def recurrent(self) -> bool:
+        return self.task.config.units == "characters"
 
     def _targets(self, examples: Sequence[Example]) -> list[NDArray[np.int64]]:
-        return [np.array([self.code[u] for u in e.target if u in self.code], dtype=np.int64) for e in examples]
+        code = _numbered(self.task.classes[0])
+        return [np.array([code[u] + 1 for u in e.target if u in code], dtype=np.int64) for e in examples]
 
     def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
+        # A CTC head costs a hundred times a linear one: decay hardly matters to it and is not searched.
+        most = 800 if self.recurrent else 2000
+        decays, steps = self.config.weight_decays[:1], min(most, 3 * self.config.steps)
         return ctc.fit_ctc_heads(
-            train, self._targets(self.task.train), valid, self._targets(self.task.valid), len(self.code),
-            self.recurrent, self.config, self.seed, self.device, tick,
+            train, self._targets(self.task.train), valid, self._targets(self.task.valid), len(self.task.classes[0]),
+            self.recurrent, replace(self.config, weight_decays=decays, steps=steps), self.seed, self.device, tick,
         )  # fmt: skip
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
-        names = self.task.classes[0]
-        found = []
+        names, found = self.task.classes[0], []
         for t in trained:
-            states, size = test.rows.shape[1:]
-            head = ctc.CTCHead(states, size, len(names), self.recurrent)
-            head.load_state_dict(t.state)
-            paths = ctc.decode(head.eval().to(self.device), test, self.device)
+            head = load_head(t, ctc.CTCHead, test.rows.shape[1:], len(names), self.recurrent)
+            paths = ctc.decode(head.to(self.device), test, self.device)
             found.append([[names[code - 1] for code in path] for path in paths])
-        return [
-            {**_about(e), "target": list(e.target), "predictions": [units[k] for units in found]}
-            for k, e in enumerate(self.task.test)
-        ]
+        return self.rows((e.target for e in self.task.test), found)
 
     def score(self, rows: Sequence[Row]) -> list[AnyScores]:
         if self.task.config.units == "phones":
@@ -262,43 +226,28 @@ class RecognitionProbe:
         return [_error_rate(WER, rows, lambda units: "".join(units).split()), _error_rate(CER, rows, list)]
 
 
-class VerificationProbe:
+class VerificationProbe(Probe):
     """Speaker verification: one row per compared pair."""
 
-    pooled: bool | int = True
-    pooled_test = True
-
-    def __init__(self, task: Task, config: HeadConfig, seed: int):
-        self.task, self.config, self.seed = task, config, seed
-        self.speakers = task.classes[0]
-        self.trials = make_trials([e.target[0] for e in task.test], task.config.trials, seed)
+    def _trials(self, examples: Sequence[Example]) -> Trials:
+        return make_trials([e.target[0] for e in examples], self.task.config.trials, self.seed)
 
     def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
-        code = {name: k for k, name in enumerate(self.speakers)}
+        code = _numbered(self.task.classes[0])
         targets = np.array([[code[e.target[0]]] for e in self.task.train], dtype=np.int64)
-        left, right, same = make_trials([e.target[0] for e in self.task.valid], self.task.config.trials, self.seed)
+        left, right, same = self._trials(self.task.valid)
 
         def score(embeddings: torch.Tensor) -> float:
             rate = RankedTrials(trial_similarities(embeddings, left, right), same).equal_error_rate()
             return -1.0 if np.isnan(rate) else -rate
 
-        return task_heads.fit_speaker_heads(
-            train, targets, len(self.speakers), score, valid, self.config, self.seed, tick
-        )
+        return fit_speaker_heads(train, targets, len(code), score, valid, self.config, self.seed, tick)
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
-        left, right, same = self.trials
-        shape, sizes = test.rows.shape[1:], [len(self.speakers)]
-        values = np.stack(
-            [
-                trial_similarities(
-                    task_heads.embeddings(task_heads.load_head(t, task_heads.SpeakerHead, shape, sizes), test),
-                    left,
-                    right,
-                )
-                for t in trained
-            ]
-        )
+        left, right, same = self._trials(self.task.test)
+        shape, sizes = test.rows.shape[1:], [len(self.task.classes[0])]
+        found = [embeddings(load_head(t, SpeakerHead, shape, sizes), test) for t in trained]
+        values = np.stack([trial_similarities(each, left, right) for each in found])
         ids = [example.id for example in self.task.test]
         return [
             {"left": ids[a], "right": ids[b], "same": bool(one), "similarity": values[:, k].round(6).tolist()}
@@ -306,29 +255,42 @@ class VerificationProbe:
         ]
 
     def score(self, rows: Sequence[Row]) -> list[AnyScores]:
-        left, right, same = self.trials
-        return [TrialScores(EER, np.array([row["similarity"] for row in rows]).T, left, right, same)]
+        similarity = np.array([row["similarity"] for row in rows]).T
+        return [TrialScores(EER, similarity, *self._trials(self.task.test))]
+
+
+PROBES: dict[str, type[Probe]] = {
+    "ctc": RecognitionProbe, "verification": VerificationProbe, "frames": FrameProbe, "detection": DetectionProbe,
+}  # fmt: skip
+
+
+def make_probe(task: Task, config: HeadConfig, seed: int, device: torch.device | str = "cpu") -> Probe:
+    """The probe for a task with heads (all kinds but enhancement)."""
+    return PROBES.get(task.config.kind, UtteranceProbe)(task, config, seed, device)
+
+
+def accuracy(rows: Sequence[Row]) -> Scores:
+    """Whether every head answered every utterance right, all of its slots; `rows` are those of `UtteranceProbe.predict`."""
+    return Scores(ACCURACY, _by_head(rows, operator.eq), np.ones(len(rows)))
 
 
 def _about(example: Example) -> Row:
     return {"id": example.id, "speaker": example.recording.speaker}
 
 
-def accuracy(rows: Sequence[Row]) -> Scores:
-    """Whether every head answered every utterance right, all of its slots; `rows` are those of `UtteranceProbe.predict`."""
-    right = [[found == row["target"] for row, found in zip(rows, column, strict=True)] for column in _by_seed(rows)]
-    return Scores(ACCURACY, np.array(right, dtype=np.float64), np.ones(len(rows)))
+def _numbered(names: Sequence[str]) -> dict[str, int]:
+    return {name: k for k, name in enumerate(names)}
 
 
-def _by_seed(rows: Sequence[Row]) -> list[list[Any]]:
-    """Predictions of every head, [seed][utterance]."""
-    return [list(column) for column in zip(*(row["predictions"] for row in rows), strict=True)]
+def _by_head(rows: Sequence[Row], judge: Callable[[Any, Any], Any]) -> NDArray[np.float64]:
+    """What `judge` says of every answer beside its target, (heads, utterances, …)."""
+    judged = [[judge(answer, row["target"]) for answer in row["predictions"]] for row in rows]
+    return np.array(judged, dtype=np.float64).swapaxes(0, 1)
 
 
-def _error_rate(metric: Any, rows: Sequence[Row], units: Callable[[Any], list[str]]) -> Scores:
-    total = [[unit_errors(units(row["target"]), units(found))[0] for row, found in zip(rows, column, strict=True)]
-             for column in _by_seed(rows)]  # fmt: skip
-    return Scores(metric, np.array(total, dtype=np.float64), np.array([len(units(r["target"])) for r in rows], float))
+def _error_rate(metric: Metric, rows: Sequence[Row], units: Callable[[Any], list[str]]) -> Scores:
+    total = _by_head(rows, lambda found, target: unit_errors(units(target), units(found))[0])
+    return Scores(metric, total, np.array([len(units(row["target"])) for row in rows], dtype=np.float64))
 
 
 class Confusions:
@@ -338,7 +300,7 @@ class Confusions:
         self.task = task
         labelled = task.config.kind in ("classification", "slots")
         self.codes = {
-            slot: {name: k for k, name in enumerate(classes)}
+            slot: _numbered(classes)
             for slot, classes in (zip(task.slots, task.classes, strict=True) if labelled else ())
             if len(classes) <= MOST_CLASSES
         }
@@ -378,22 +340,25 @@ def save_heads(path: Path, trained: Sequence[Trained], key: str, about: dict[str
         save_file(tensors, temporary, metadata={"heads": json.dumps(told)})
 
 
+def read_heads(path: Path) -> tuple[dict[str, Any], list[dict[str, torch.Tensor]]]:
+    """What `save_heads` wrote of the heads in a file, and their weights. Raises whatever a damaged file makes it raise."""
+    with safe_open(path, framework="pt") as file:
+        told = json.loads((file.metadata() or {})["heads"])
+        states: list[dict[str, torch.Tensor]] = [{} for _ in told["validation"]]
+        for name in file.keys():  # noqa: SIM118
+            number, _, inner = name.partition(".")
+            states[int(number)][inner] = file.get_tensor(name)
+    return told, states
+
+
 def load_heads(path: Path, key: str) -> list[Trained] | None:
     """The heads that were trained for exactly this `key`, or None."""
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {})["heads"])
-            if told["key"] != key:
-                return None
-            states: list[dict[str, torch.Tensor]] = [{} for _ in told["validation"]]
-            for name in file.keys():  # noqa: SIM118
-                number, _, inner = name.partition(".")
-                states[int(number)][inner] = file.get_tensor(name)
+        told, states = read_heads(path)
+        heads = [Trained(state, told["learning_rate"], told["weight_decay"], value)
+                 for state, value in zip(states, told["validation"], strict=True)]  # fmt: skip
+        return heads if told["key"] == key else None
     except Exception as error:
         raise UserError(f"The heads in {path} are damaged: delete that file and run the same command again.") from error
-    return [
-        Trained(state, told["learning_rate"], told["weight_decay"], value)
-        for state, value in zip(states, told["validation"], strict=True)
-    ]

@@ -113,8 +113,18 @@ class SpeakerHead(UtteranceHead):
         return functional.cross_entropy(SCALE * (cosine - margin), targets[:, 0])
 
 
+Build = Callable[[], nn.Module]
+Step = Callable[[nn.Module, NDArray[np.int64]], Tensor]
+"""A head and the indices of a batch → the loss."""
+
+Batches = Callable[[int, int], Sequence[NDArray[np.int64]]]
+"""(seed, epoch) → the batches of that epoch."""
+
 Validate = Callable[[nn.Module], tuple[float, float]]
 """A head → (what counts, a tie-breaker), more being better in both."""
+
+Tick = Callable[[], None] | None
+"""Called for every head that was trained."""
 
 
 @dataclass
@@ -128,38 +138,26 @@ class Trained:
 
 
 def train_heads(
-    build: Callable[[], nn.Module],
-    step: Callable[[nn.Module, NDArray[np.int64]], Tensor],
-    batches: Callable[[int, int], Sequence[NDArray[np.int64]]],
-    validate: Validate,
-    config: HeadConfig,
-    seed: int,
-    tick: Callable[[], None] | None = None,
+    build: Build, step: Step, batches: Batches, validate: Validate, config: HeadConfig, seed: int, tick: Tick = None
 ) -> list[Trained]:
-    """Train one head per seed: learning rate and weight decay are searched with the first, then kept.
+    """Train one head per seed: learning rate and weight decay are searched with the first, then kept."""
 
-    build: a fresh head; step: head and indices of a batch → loss; batches: (seed, epoch) → the batches of that epoch.
-    """
-    pairs = [(rate, decay) for rate in config.learning_rates for decay in config.weight_decays]
-    trials = []
-    for rate, decay in pairs:
-        trials.append(_train(build, step, batches, validate, config, integer(seed, "head", 0), rate, decay))
+    def train(number: int, rate: float, decay: float) -> tuple[Trained, tuple[float, float]]:
+        done = _train(build, step, batches, validate, config, integer(seed, "head", number), rate, decay)
         if tick:
             tick()
+        return done
+
+    trials = [train(0, rate, decay) for rate in config.learning_rates for decay in config.weight_decays]
     best = max(trials, key=lambda trial: trial[1])[0]
-    heads = [best]
-    for k in range(1, config.seeds):
-        key = integer(seed, "head", k)
-        heads.append(_train(build, step, batches, validate, config, key, best.learning_rate, best.weight_decay)[0])
-        if tick:
-            tick()
-    return heads
+    others = (train(k, best.learning_rate, best.weight_decay)[0] for k in range(1, config.seeds))
+    return [best, *others]
 
 
 def _train(
-    build: Callable[[], nn.Module],
-    step: Callable[[nn.Module, NDArray[np.int64]], Tensor],
-    batches: Callable[[int, int], Sequence[NDArray[np.int64]]],
+    build: Build,
+    step: Step,
+    batches: Batches,
     validate: Validate,
     config: HeadConfig,
     seed: int,
@@ -214,14 +212,10 @@ def fit_utterance_heads(
     classes: Sequence[int],
     config: HeadConfig,
     seed: int,
-    tick: Callable[[], None] | None = None,
+    tick: Tick = None,
 ) -> list[Trained]:
     """Heads for classification and slots on averaged features; targets (N, slots) are class indices."""
-    build = _builder(UtteranceHead, train, classes)
-    truth, valid_truth = torch.from_numpy(targets), torch.from_numpy(valid_targets)
-
-    def step(head: nn.Module, batch: NDArray[np.int64]) -> Tensor:
-        return head.loss(take(train, batch), truth[batch])  # type: ignore[operator, no-any-return]
+    valid_truth = torch.from_numpy(valid_targets)
 
     def validate(head: nn.Module) -> tuple[float, float]:
         right, loss = 0, 0.0
@@ -230,7 +224,7 @@ def fit_utterance_heads(
             loss += float(head.loss(rows, valid_truth[part])) * len(rows)  # type: ignore[operator]
         return right / len(valid), -loss
 
-    return train_heads(build, step, shuffled(len(train), config.batch), validate, config, seed, tick)
+    return _fit_averaged(UtteranceHead, train, targets, classes, validate, config, seed, tick)
 
 
 def fit_speaker_heads(
@@ -241,26 +235,47 @@ def fit_speaker_heads(
     valid: StoredFeatures,
     config: HeadConfig,
     seed: int,
-    tick: Callable[[], None] | None = None,
+    tick: Tick = None,
 ) -> list[Trained]:
     """Embeddings for speaker verification; `score` rates the embeddings (N, 256) of the validation part."""
-    build = _builder(SpeakerHead, train, [speakers])
-    truth = torch.from_numpy(targets)
-
-    def step(head: nn.Module, batch: NDArray[np.int64]) -> Tensor:
-        return head.loss(take(train, batch), truth[batch])  # type: ignore[operator, no-any-return]
 
     def validate(head: nn.Module) -> tuple[float, float]:
         return score(embeddings(head, valid)), 0.0
 
+    return _fit_averaged(SpeakerHead, train, targets, [speakers], validate, config, seed, tick)
+
+
+def _fit_averaged(
+    kind: type[UtteranceHead], train: StoredFeatures, targets: NDArray[np.int64], classes: Sequence[int],
+    validate: Validate, config: HeadConfig, seed: int, tick: Tick,
+) -> list[Trained]:  # fmt: skip
+    truth = torch.from_numpy(targets)
+
+    def step(head: nn.Module, batch: NDArray[np.int64]) -> Tensor:
+        rows = torch.from_numpy(np.asarray(train.rows[batch], dtype=np.float32))  # (B, S, D)
+        return head.loss(rows, truth[batch])  # type: ignore[operator, no-any-return]
+
+    build = builder(kind, train, classes)
     return train_heads(build, step, shuffled(len(train), config.batch), validate, config, seed, tick)
 
 
-def load_head(
-    trained: Trained, kind: type[UtteranceHead], shape: tuple[int, int], classes: Sequence[int]
-) -> UtteranceHead:
-    """A head with its chosen weights; shape is (S, D)."""
-    head = kind(*shape, classes)
+def builder(kind: Callable[..., nn.Module], train: StoredFeatures, *sizes: Any) -> Callable[[], nn.Module]:
+    """Fresh heads ``kind(S, D, *sizes)`` that share one pass over the training features for their mean and deviation."""
+    shape = train.rows.shape[1:]
+    fitted = Mix(*shape)
+    fitted.fit(train)
+
+    def build() -> nn.Module:
+        head = kind(*shape, *sizes)
+        head.mix.load_state_dict(fitted.state_dict())  # type: ignore[operator, union-attr]
+        return head
+
+    return build
+
+
+def load_head(trained: Trained, kind: Callable[..., nn.Module], shape: Sequence[int], *sizes: Any) -> nn.Module:
+    """A head ``kind(S, D, *sizes)`` with its chosen weights; shape is (S, D)."""
+    head = kind(*shape, *sizes)
     head.load_state_dict(trained.state)
     return head.eval()
 
@@ -280,17 +295,3 @@ def embeddings(head: nn.Module, features: StoredFeatures) -> Tensor:
 
 def _all_right(logits: list[Tensor], targets: Tensor) -> Tensor:
     return torch.stack([x.argmax(-1) == targets[:, k] for k, x in enumerate(logits)]).all(0)
-
-
-def _builder(kind: type[UtteranceHead], train: StoredFeatures, classes: Sequence[int]) -> Callable[[], nn.Module]:
-    """Fresh heads that share one pass over the training features for their mean and deviation."""
-    states, size = train.rows.shape[1:]
-    fitted = Mix(states, size)
-    fitted.fit(train)
-
-    def build() -> nn.Module:
-        head = kind(states, size, classes)
-        head.mix.load_state_dict(fitted.state_dict())
-        return head
-
-    return build

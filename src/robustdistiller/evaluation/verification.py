@@ -13,12 +13,14 @@ from ..randomness import generator
 MOST = 3000  # utterances whose pairs are considered, which bounds the memory
 
 
-def make_trials(
-    speakers: Sequence[str], limit: int, seed: int = 0
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+Trials = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
+"""Two utterances of each pair, left (P,) and right (P,), and whether one speaker says both, same (P,)."""
+
+
+def make_trials(speakers: Sequence[str], limit: int, seed: int = 0) -> Trials:
     """At most `limit` pairs of utterances, half of them of one speaker where there are enough.
 
-    speakers: (N,) who says each utterance. Returns left (P,), right (P,) and same (P,), always the same for one seed.
+    speakers: (N,) who says each utterance. The pairs are always the same for one seed.
     """
     rng = generator(seed, "trials")
     kept = np.sort(rng.permutation(len(speakers))[:MOST])
