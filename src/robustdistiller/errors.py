@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 class UserError(Exception):
@@ -57,3 +60,30 @@ def need(module: str, extra: str, purpose: str) -> UserError:
     return UserError(
         f"{purpose} needs the package '{module}': run  pip install 'robustdistiller[{extra}]'  and try again."
     )
+
+
+def optional(module: str, extra: str, purpose: str) -> Any:
+    """An optional package, imported; raises the error of `need` where it, or what it needs itself, is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise need(error.name or module, extra, purpose) from error
+
+
+def first_line(error: BaseException, most: int = 140) -> str:
+    """The beginning of what an error says, or the name of its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:most]
+
+
+@contextlib.contextmanager
+def explained(what: str, advice: str) -> Iterator[None]:
+    """Any error inside as the `UserError` "what (first line of the error): advice"; a `UserError` passes as it is.
+
+    For what libraries raise a dozen types of their own for, such as files that are cut short.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} ({first_line(error)}): {advice}") from error

@@ -24,7 +24,7 @@ from .audio.manifest import Recording, read_manifest
 from .config import EnvironmentConfig, NoiseMix, load_recipe
 from .demo.site import build_site, engine_available
 from .deployment.export import Exported, ExportOptions, export_student
-from .errors import UserError, need
+from .errors import UserError, optional
 from .evaluation.benchmark import Settings, evaluate
 from .evaluation.tasks import TaskConfig
 from .models.student import Student, load_student
@@ -210,10 +210,7 @@ def _enhancement(student: Student, held_out: list[Recording], folder: Path, seed
 
 def _picture(wave: np.ndarray) -> str:
     """A spectrogram of 70 dB as a data address."""
-    try:
-        from matplotlib import image
-    except ImportError as error:
-        raise need("matplotlib", "report", "the page's spectrograms") from error
+    image = optional("matplotlib.image", "report", "A spectrogram")
     from .models.heads import stft
 
     spectrum = stft(torch.from_numpy(np.ascontiguousarray(wave))[None], torch.tensor([len(wave)]))[0][0].abs()

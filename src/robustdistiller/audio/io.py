@@ -24,7 +24,7 @@ import soundfile
 import soxr
 
 from ..channels import Downmix
-from ..errors import AudioError, UserError, need
+from ..errors import AudioError, UserError, optional
 from ..files import replacing
 
 log = logging.getLogger(__name__)
@@ -299,10 +299,7 @@ class _Media:
     frames = UNKNOWN  # headers are wrong by the padding of the codec
 
     def __init__(self, path: Path) -> None:
-        try:
-            import av
-        except ImportError as error:
-            raise need("av", "media", f"Reading {path.suffix} files") from error
+        av = optional("av", "media", f"Reading {path.suffix} files")
         try:
             self._container = av.open(str(path), metadata_errors="replace")
         except av.FFmpegError as error:

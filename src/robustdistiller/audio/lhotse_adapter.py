@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..channels import downmix
-from ..errors import UserError, need
+from ..errors import UserError, explained, optional
 from ..files import parse_json, text_lines
 from ..progress import Progress
 from .io import write_audio
@@ -54,7 +54,7 @@ def shar_to_manifest(
     progress: Progress | None = None,
 ) -> Path:
     """Stream a Shar folder out as FLAC files and a manifest in the folder `out`; returns the manifest's path."""
-    lhotse = _lhotse("Reading a Shar folder")
+    lhotse = optional("lhotse", "lhotse", "Reading a Shar folder")
     if not list(Path(shar).glob("cuts.*.jsonl*")):
         raise UserError(f"{shar} is no Shar folder: it holds no cuts.000000.jsonl.gz.")
     return cuts_to_manifest(lhotse.CutSet.from_shar(in_dir=os.fspath(shar)), out, progress)
@@ -149,30 +149,14 @@ def _plain(value: Any) -> bool:
 
 
 def _cuts(path: str | os.PathLike[str]) -> Iterator[Any]:
-    lhotse = _lhotse("Reading lhotse cuts")
+    serialization = optional("lhotse.serialization", "lhotse", "Reading lhotse cuts")
     number = 0
     try:
         for number, line in enumerate(text_lines(path), 1):
-            yield _cut(lhotse, line, f"Line {number} of {path}")
+            with explained(f"Line {number} of {path} is not a lhotse cut", "write the set again."):
+                cut = serialization.deserialize_item(parse_json(line))  # which builds whatever the line says
+            yield cut
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): copy it or write the set again.") from error
     if not number:
         raise UserError(f"{path} holds no cuts: write the set again.")
-
-
-def _cut(lhotse: Any, line: str, where: str) -> Any:
-    try:
-        return lhotse.serialization.deserialize_item(parse_json(line))
-    except Exception as error:  # lhotse builds its objects from whatever the line says
-        raise UserError(
-            f"{where} is not a lhotse cut ({error or type(error).__name__}): write the set again."
-        ) from error
-
-
-def _lhotse(purpose: str) -> Any:
-    try:
-        import lhotse
-        import lhotse.serialization
-    except ImportError as error:
-        raise need(error.name or "lhotse", "lhotse", purpose) from error
-    return lhotse

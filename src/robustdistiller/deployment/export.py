@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..assets import located
 from ..audio.io import SAMPLE_RATE
-from ..errors import UserError, need
+from ..errors import UserError, optional
 from ..evaluation.evaluated import open_models
 from ..files import replacing_folder, write_json
 from ..models.frames import GRID
@@ -441,10 +441,7 @@ def _check_target(out: Path) -> None:
 
 def _require_packages() -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            __import__(name)
-        except ImportError as error:
-            raise need(name, "export", "Exporting") from error
+        optional(name, "export", "Exporting")
 
 
 def _session(model: Any) -> Any:

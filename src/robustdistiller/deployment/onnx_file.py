@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, need
+from ..errors import UserError, optional
 from ..files import replacing
 from ..runtime.container import KEY, Description
 
@@ -37,11 +37,7 @@ def trace(module: nn.Module, inputs: Inputs, outputs: Sequence[str]) -> Any:
 
     inputs: name, example, and dynamic axes of each. Raises `UserError` when a package is missing or too old.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise need(error.name or "onnx", "export", "Exporting") from error
+    onnx, _ = (optional(name, "export", "Exporting") for name in ("onnx", "onnxscript"))
     if not hasattr(torch.onnx, "ops"):
         raise UserError(f"Exporting needs PyTorch 2.8 or newer, and this is {torch.__version__}: update it.")
     shapes = {name: {axis: torch.export.Dim.DYNAMIC for axis in axes} for name, _, axes in inputs}

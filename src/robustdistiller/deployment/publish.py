@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, explained
 from ..files import write_text
 from ..models.student import HEADS_CONFIG, load_student
 
@@ -58,17 +58,12 @@ def push_to_hub(
         from huggingface_hub import HfApi
 
         api = HfApi()
-    try:
+    advice = "log in with `hf auth login`, and check the name and the connection."
+    with explained(f"The hub did not take {repository}", advice):
         api.create_repo(repo_id=repository, private=private, repo_type="model", exist_ok=True)
         done = api.upload_folder(
             repo_id=repository, folder_path=str(path), repo_type="model", commit_message=message, allow_patterns=FILES
         )
-    except Exception as error:  # the client raises many types: HTTP errors, offline mode, a missing token
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"The hub did not take {repository} ({reason[:140]}): log in with `hf auth login`, and check the name and the "
-            "connection."
-        ) from error
     return str(getattr(done, "commit_url", None) or f"https://huggingface.co/{repository}")
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import need
+from ..errors import optional
 from ..progress import Progress
 from ..randomness import generator
 from .eight_bits import steps
@@ -48,13 +48,9 @@ def quantise(
 
     keep: further nodes that stay in float32, by the beginnings of their names. Raises `UserError` when a package is missing.
     """
-    try:
-        import onnx
-        import onnxruntime
-        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-    except ImportError as error:
-        raise need(error.name or "onnx", "export", "Quantising") from error
+    onnx, onnxruntime = (optional(name, "export", "Quantising") for name in ("onnx", "onnxruntime"))
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Single(CalibrationDataReader):  # type: ignore[misc]
         """The ranges are given; the quantiser only wants to see the graph run once."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..errors import UserError, need
+from ..errors import UserError, optional
 from ..models.encoder import EncoderOutput
 from ..models.frames import GRID, mask_from_lengths
 from ..models.student import load_student
@@ -74,10 +74,7 @@ def robustdistiller_predictions(ckpt: str, model_config: str | None = None, **op
 
 def register() -> None:
     """Make both entries known to s3prl. Raises `UserError` when s3prl is not installed."""
-    try:
-        from s3prl import hub
-    except ImportError as error:
-        raise need("s3prl", "all", "Registering the upstream") from error
+    hub = optional("s3prl.hub", "all", "Registering the upstream")
     for entry in (robustdistiller, robustdistiller_predictions):
         setattr(hub, entry.__name__, entry)
 

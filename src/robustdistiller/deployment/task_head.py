@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import AudioError, UserError
+from ..errors import AudioError, UserError, explained
 from ..evaluation.probes import read_heads
 from ..evaluation.rendering import load_wave
 from ..evaluation.task_heads import UtteranceHead
@@ -49,26 +49,20 @@ def read_head(path: str | os.PathLike[str]) -> TaskHead:
         raise UserError(
             f"There is no head {path}: give results/heads/TASK/MODEL.safetensors from a folder that `evaluate` wrote."
         )
-    try:
+    with explained(f"{path} is no head of this version", "run `evaluate` again and give its heads/ file."):
         told, heads = read_heads(path)
         about, state = told["about"], heads[int(np.argmax(told["validation"]))]
-    except Exception as error:  # safetensors raises its own types for a file that was cut short
-        raise UserError(
-            f"{path} is no head of this version of the benchmark: run `evaluate` again and give its heads/ file."
-        ) from error
     if about["kind"] not in ("classification", "slots", "detection"):
         raise UserError(
             f"The head {path} is for a task of kind {about['kind']}: only classification, slots and detection can be exported."
         )
-    try:
+    with explained(f"The head {path} does not fit together", "run `evaluate` again."):
         labels = {str(slot): tuple(classes) for slot, classes in zip(about["slots"], about["classes"], strict=True)}
         states, size = state["mix.mean"].shape
         head = UtteranceHead(states, size, [len(classes) for classes in labels.values()])
         head.load_state_dict(state)
         told_states = tuple(about["states"])
         return TaskHead(head.eval(), about["task"], labels, about["level_dbfs"], told_states, about["model"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"The head {path} does not fit together: run `evaluate` again.") from error
 
 
 def labelled_audio(task_file: str, head: TaskHead) -> tuple[list[NDArray[np.float32]], list[tuple[str, ...]]]:

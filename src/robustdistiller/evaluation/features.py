@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, explained
 from ..files import digest, replacing, write_json
 
 FORMAT = 2  # raise it when the same key would give other numbers: other models' states, or other means of them
@@ -153,23 +153,16 @@ class FeatureStream:
             self._shard(number).unlink(missing_ok=True)
 
     def _read(self, number: int) -> dict[str, NDArray[Any]]:
-        try:
-            return load_file(self._shard(number))
-        except Exception as error:  # safetensors raises its own types for a file that was cut short
-            raise UserError(
-                f"The feature file {self._shard(number)} is damaged: delete it and run the same command again."
-            ) from error
+        file = self._shard(number)
+        with explained(f"The feature file {file} is damaged", "delete it and run the same command again."):
+            return load_file(file)
 
     def open(self) -> StoredFeatures:
         """The finished stream, mapped, not read."""
-        try:
+        advice = "delete that folder and run the same command again."
+        with explained(f"The features in {self.folder} are damaged", advice):
             rows = np.load(self.folder / "features.npy", mmap_mode="r", allow_pickle=False)
-            frames = np.load(self.folder / "frames.npy", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"The features in {self.folder} are damaged: delete that folder and run the same command again."
-            ) from error
-        return StoredFeatures(rows, frames)
+            return StoredFeatures(rows, np.load(self.folder / "frames.npy", allow_pickle=False))
 
 
 Render = Callable[[Sequence[int]], tuple[Tensor, Tensor]]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..errors import UserError
+from ..errors import explained
 from ..files import replacing
 from ..randomness import generator
 from . import ctc
@@ -355,10 +355,8 @@ def load_heads(path: Path, key: str) -> list[Trained] | None:
     """The heads that were trained for exactly this `key`, or None."""
     if not path.is_file():
         return None
-    try:
+    with explained(f"The heads in {path} are damaged", "delete that file and run the same command again."):
         told, states = read_heads(path)
         heads = [Trained(state, told["learning_rate"], told["weight_decay"], value)
                  for state, value in zip(states, told["validation"], strict=True)]  # fmt: skip
         return heads if told["key"] == key else None
-    except Exception as error:
-        raise UserError(f"The heads in {path} are damaged: delete that file and run the same command again.") from error

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, explained
 from ..files import read_json
 from .config_limits import check_finite, check_values
 from .encoder import SpeechEncoder
@@ -164,15 +164,6 @@ def quiet_transformers() -> Iterator[None]:
             hub_logging.enable_progress_bar()
 
 
-@contextlib.contextmanager
-def _one_sentence(name: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # the loaders raise a dozen types: OSError, ValueError, SafetensorError, KeyError, …
-        first = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"Cannot load the model {name} ({first[:160]}): check its config.json and preprocessor_config.json, or copy or "
-            "download them again."
-        ) from error
+def _one_sentence(name: str) -> contextlib.AbstractContextManager[None]:
+    advice = "check its config.json and preprocessor_config.json, or copy or download them again."
+    return explained(f"Cannot load the model {name}", advice)

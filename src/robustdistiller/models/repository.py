@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..assets import located, shipped
-from ..errors import UserError, closest
+from ..errors import UserError, closest, first_line
 from ..files import read_json
 
 FORMATS = ("model.safetensors", "pytorch_model.bin")
@@ -189,8 +189,7 @@ def _refusal(name: str, revision: str, error: Exception) -> str:
         return (
             f"The disk of the cache {constants.HF_HUB_CACHE} is full: free some space, or set HF_HOME to another disk."
         )
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
     return (
-        f"{name} did not come, or not whole, from the hub ({first}): check the connection; the same command goes on where this "
-        "one stopped."
+        f"{name} did not come, or not whole, from the hub ({first_line(error)}): check the connection; the same command goes "
+        "on where this one stopped."
     )

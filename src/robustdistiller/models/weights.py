@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, explained
 
 NEEDED = re.compile(
     r"collections\.OrderedDict|torch\.(_utils\._rebuild_(tensor(_v2)?|parameter)|storage\.UntypedStorage|"
@@ -54,7 +54,9 @@ def open_weights(files: Iterable[Path]) -> Weights:
     """
     found: dict[str, StoredTensor] = {}
     for file in files:
-        for name, stored in (_safetensors(file) if file.suffix == ".safetensors" else _pickled(file)).items():
+        with explained(f"The weights {file} are cut or damaged", "copy or download them again."):
+            listed = _safetensors(file) if file.suffix == ".safetensors" else _pickled(file)
+        for name, stored in listed.items():
             for old, new in WEIGHT_NORM.items():
                 name = name.removesuffix(old) + new if name.endswith(old) else name
             if name in found:
@@ -66,34 +68,22 @@ def open_weights(files: Iterable[Path]) -> Weights:
 
 
 def _safetensors(file: Path) -> dict[str, StoredTensor]:
-    try:
-        opened = safe_open(file, framework="pt")
-        return {
-            name: StoredTensor(tuple(opened.get_slice(name).get_shape()), partial(opened.get_tensor, name))
-            for name in opened.keys()  # noqa: SIM118
-        }
-    except Exception as error:  # SafetensorError, OSError
-        raise UserError(
-            f"The weights {file} are cut or damaged ({_first(error)}): copy or download them again."
-        ) from error
+    opened = safe_open(file, framework="pt")
+    return {
+        name: StoredTensor(tuple(opened.get_slice(name).get_shape()), partial(opened.get_tensor, name))
+        for name in opened.keys()  # noqa: SIM118
+    }
 
 
 def _pickled(file: Path) -> dict[str, StoredTensor]:
-    try:
-        whole = zipfile.is_zipfile(file)
-        if whole:
-            check_archive(file)
-        else:  # PyTorch before 1.6: five pickles, then the numbers
-            with file.open("rb") as stream:
-                for _ in range(5):
-                    _check_names(stream, file)
-        values = torch.load(file, map_location="cpu", weights_only=True, mmap=whole or None)
-    except UserError:
-        raise
-    except Exception as error:  # pickles fail in a dozen ways
-        raise UserError(
-            f"The weights {file} are cut or damaged ({_first(error)}): copy or download them again."
-        ) from error
+    whole = zipfile.is_zipfile(file)
+    if whole:
+        check_archive(file)
+    else:  # PyTorch before 1.6: five pickles, then the numbers
+        with file.open("rb") as stream:
+            for _ in range(5):
+                _check_names(stream, file)
+    values = torch.load(file, map_location="cpu", weights_only=True, mmap=whole or None)
     tensors = {k: v for k, v in values.items() if isinstance(v, Tensor)} if isinstance(values, dict) else {}
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if size > file.stat().st_size:  # views that repeat a few numbers
@@ -214,7 +204,3 @@ def _given(tensor: Tensor) -> Tensor:
 
 def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "a number"
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:100]

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ..errors import need
+from ..errors import optional
 from ..files import replacing
 from .reading import PALETTE, BenchmarkResult, Measure, size_text, unique
 
@@ -39,11 +39,7 @@ def _styled(draw: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            import matplotlib
-        except ImportError as error:
-            raise need("matplotlib", "report", "A picture of results") from error
-        with matplotlib.rc_context(STYLE):
+        with optional("matplotlib", "report", "A picture of results").rc_context(STYLE):
             return draw(*args, **kwargs)
 
     return styled

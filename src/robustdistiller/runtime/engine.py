@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError, need
+from ..errors import UserError, explained, optional
 from .container import KINDS, Description, describe
 
 Arrays = list[NDArray[Any]]
@@ -26,10 +26,7 @@ class OnnxRuntime:
     """The ordinary engine: the processor provider of ONNX Runtime."""
 
     def __init__(self, path: Path, threads: int | None):
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise need("onnxruntime", "export", "Running an exported model") from error
+        onnxruntime = optional("onnxruntime", "export", "Running an exported model")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.inter_op_num_threads = 1
@@ -47,10 +44,7 @@ class OpenVino:
     """The same file in OpenVINO, in the precision of the file: its default on some processors is bfloat16."""
 
     def __init__(self, path: Path, threads: int | None):
-        try:
-            import openvino
-        except ImportError as error:
-            raise need("openvino", "openvino", "The OpenVINO engine") from error
+        openvino = optional("openvino", "openvino", "The OpenVINO engine")
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
@@ -91,18 +85,11 @@ def open_graph(
         raise UserError(
             f"OpenVINO gives wrong numbers for the int8 file {path}: give it the fp32 file, or use onnxruntime."
         )
-    try:
+    with explained(f"{engine} cannot load {path}", f"export it again, or update {engine}."):
         made = ENGINES[engine](Path(path), threads)
         if isinstance(made, OnnxRuntime) and not _fits(made.session, description):
             raise UserError(f"The graph in {path} is not what its description says: export the student again.")
         return description, made
-    except UserError:
-        raise
-    except Exception as error:  # engines raise types of their own for each of their stages
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{engine} cannot load {path} ({reason[:160]}): export it again, or update {engine}."
-        ) from error
 
 
 def _fits(session: Any, description: Description) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 import soxr
 
 from ..audio.io import SAMPLE_RATE
-from ..errors import UserError, closest, need
+from ..errors import UserError, closest, optional
 
 Interval = tuple[float, float, str]  # start (s), end (s), symbol
 
@@ -126,11 +126,8 @@ def speak(
 @functools.cache
 def _files() -> tuple[Path, Path]:
     """The library and its data folder."""
-    try:
-        import espeakng_loader
-    except ImportError as error:
-        raise need("espeakng_loader", "speech", "Synthetic speech") from error
-    return Path(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
+    loader = optional("espeakng_loader", "speech", "Synthetic speech")
+    return Path(loader.get_library_path()), Path(loader.get_data_path())
 
 
 def _synthesise(

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import explained
 from ..files import read_json, replacing_folder, write_json
 
 TENSORS = ("model.safetensors", "optimiser.safetensors")
@@ -98,7 +98,10 @@ def save(run: Path, module: nn.Module, optimiser: torch.optim.Optimizer, progres
 
 def load(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> TrainingProgress:
     """Bring `module` and `optimiser` to the state of a checkpoint and return its progress."""
-    try:
+    with explained(
+        f"The checkpoint {path} does not fit this run or is damaged",
+        "delete that folder to go on from the one before it, or start anew with another --out.",
+    ):
         values = read_json(path / "progress.json", "checkpoint")
         digests = values.pop(_DIGESTS, {})
         progress = TrainingProgress(
@@ -113,12 +116,6 @@ def load(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> Tra
         for parameter, state in states:
             optimiser.state[parameter] = state
         return progress
-    except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"The checkpoint {path} does not fit this run or is damaged ({first[:120]}): delete that folder to go on from the "
-            "one before it, or start anew with another --out."
-        ) from error
 
 
 def _named(module: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, need
+from ..errors import UserError, optional
 from ..files import disk_error, read_jsonl, write_jsonl, write_text
 
 FILE = "metrics.jsonl"
@@ -25,11 +25,8 @@ class MetricsLog:
         self._stream = path.open("a", encoding="utf-8")
         self._board: Any = None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise need("tensorboard", "track", "--tensorboard") from error
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+            board = optional("torch.utils.tensorboard", "track", "--tensorboard")
+            self._board = board.SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Add one row and flush it."""
