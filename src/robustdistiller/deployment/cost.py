@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from ..audio.io import SAMPLE_RATE
@@ -32,11 +31,9 @@ def macs_per_second(model: nn.Module) -> float:
 
 def licence_of(folder: Path) -> str:
     """The licence in the front matter of a model card, or "unknown"."""
+    from huggingface_hub import ModelCard
+
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        if not text.startswith("---"):
-            return "unknown"
-        front = yaml.safe_load(text.split("---", 2)[1])
-        return str(front.get("license") or "unknown")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, IndexError):
+        return str(ModelCard.load(folder / "README.md").data.license or "unknown")
+    except Exception:  # no card, or one that is no text or no YAML
         return "unknown"

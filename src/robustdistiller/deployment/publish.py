@@ -8,8 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import UserError, explained
 from ..files import write_text
 from ..models.student import HEADS_CONFIG, load_student
@@ -69,16 +67,12 @@ def push_to_hub(
 
 def with_licence(card: str, licence: str | None) -> str:
     """The model card with `license` in its front matter, which is added where there is none."""
-    parts = card.split("---", 2)
-    has_front = card.startswith("---") and len(parts) == 3
-    try:
-        front = yaml.safe_load(parts[1]) if has_front else {}
-    except yaml.YAMLError as error:
-        raise UserError("The front matter of README.md is not valid YAML: correct it.") from error
-    front = front if isinstance(front, dict) else {}
-    if licence is None and has_front:
+    from huggingface_hub import ModelCard
+
+    with explained("The front matter of README.md is not valid YAML", "correct it."):
+        read = ModelCard(card, ignore_metadata_errors=True)
+    if licence is None and card.startswith("---"):
         return card
     if licence is not None:
-        front["license"] = licence
-    body = parts[2].lstrip("\n") if has_front else card
-    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n{body}"
+        read.data["license"] = licence
+    return str(read)

@@ -12,10 +12,9 @@ from WavLM has plain attention: the authors' code drops the teacher's position b
 from __future__ import annotations
 
 import argparse
-import ast
-import logging
 import math
 import os
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,11 +68,9 @@ def import_checkpoint(checkpoint: str | os.PathLike[str], out: str | os.PathLike
     values = read_checkpoint(checkpoint)
     tensors, settings, told = _parts(values, checkpoint)
     student = build(tensors, settings, str(checkpoint))
-    teacher = (
-        str(told.get("teacher", {}).get("model", "unknown")) if isinstance(told.get("teacher"), dict) else "unknown"
-    )
-    step = values.get("Step")
-    imported = Imported(student, teacher, step if isinstance(step, int) else None)
+    teacher, step = told.get("teacher"), values.get("Step")
+    name = str(teacher.get("model", "unknown")) if isinstance(teacher, dict) else "unknown"
+    imported = Imported(student, name, step if isinstance(step, int) else None)
     student.save(out, {"README.md": _card(imported, Path(checkpoint).name)})
     return imported
 
@@ -103,26 +100,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _parts(values: dict[str, Any], path: Any) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
     """The tensors, the distiller's settings, and all settings."""
-    if "Distiller" not in values or "Config" not in values:
-        if {"state_dict", "config"} <= values.keys():
-            raise UserError(
-                f"{path} is a pruned model (DPHuBERT's layout): only s3prl distiller checkpoints are imported."
-            )
+    if {"state_dict", "config"} <= values.keys():
+        raise UserError(f"{path} is a pruned model (DPHuBERT's layout): only s3prl distiller checkpoints are imported.")
+    if not {"Distiller", "Config"} <= values.keys():
         known = ", ".join(str(key) for key in list(values)[:6])
-        raise UserError(
-            f"{path} has no 'Distiller' and 'Config' entries (it has {known}): it is no distiller checkpoint."
-        )
+        raise UserError(f"{path} has no 'Distiller' and 'Config' (it has {known}): it is no distiller checkpoint.")
     tensors, told = values["Distiller"], values["Config"]
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
     ):
         raise UserError(f"The 'Distiller' entry of {path} is no set of named tensors: copy the checkpoint again.")
     for name, tensor in tensors.items():
-        stored = (
-            tensor.layout == torch.strided
-            and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-        )
-        if not (stored and tensor.is_floating_point()):
+        plain = tensor.layout == torch.strided and tensor.is_floating_point()
+        if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(f"The tensor {name} of {path} is no plain one in 16 or 32 bits: copy the checkpoint again.")
     settings = told.get("distiller") if isinstance(told, dict) else None
     if not isinstance(settings, dict):
@@ -183,28 +173,15 @@ def _config(tensors: dict[str, Tensor], settings: dict[str, Any], where: str) ->
     if groups < 1:
         raise UserError(f"The position convolution of {where} has the shape {tuple(position.shape)}: copy it again.")
     config = HubertConfig(
-        hidden_size=hidden,
-        num_hidden_layers=len(numbers),
-        num_attention_heads=wanted,
-        intermediate_size=len(tensors["encoder.layers.0.fc1.bias"]),
-        hidden_act=activation,
-        conv_dim=tuple(width for width, _, _ in announced),
-        conv_kernel=tuple(kernel for _, kernel, _ in announced),
-        conv_stride=tuple(stride for _, _, stride in announced),
-        conv_bias=False,
-        feat_extract_norm="group" if mode == "default" else "layer",
-        feat_proj_layer_norm=False,
-        do_stable_layer_norm=bool(settings.get("layer_norm_first", False)),
-        num_conv_pos_embeddings=position.shape[-1],
-        num_conv_pos_embedding_groups=groups,
-        hidden_dropout=_fraction(settings, "dropout"),
-        activation_dropout=_fraction(settings, "activation_dropout"),
-        attention_dropout=_fraction(settings, "attention_dropout"),
-        feat_proj_dropout=0.0,
-        layerdrop=0.0,
-        apply_spec_augment=False,
-        mask_time_prob=0.0,
-    )
+        hidden_size=hidden, num_hidden_layers=len(numbers), num_attention_heads=wanted, hidden_act=activation,
+        intermediate_size=len(tensors["encoder.layers.0.fc1.bias"]), conv_dim=tuple(width for width, _, _ in announced),
+        conv_kernel=tuple(kernel for _, kernel, _ in announced), conv_stride=tuple(stride for _, _, stride in announced),
+        conv_bias=False, feat_extract_norm="group" if mode == "default" else "layer", feat_proj_layer_norm=False,
+        do_stable_layer_norm=bool(settings.get("layer_norm_first", False)), num_conv_pos_embeddings=position.shape[-1],
+        num_conv_pos_embedding_groups=groups, hidden_dropout=_fraction(settings, "dropout"), feat_proj_dropout=0.0,
+        activation_dropout=_fraction(settings, "activation_dropout"), layerdrop=0.0, apply_spec_augment=False,
+        attention_dropout=_fraction(settings, "attention_dropout"), mask_time_prob=0.0,
+    )  # fmt: skip
     return config, [stride for _, _, stride in announced]
 
 
@@ -212,12 +189,12 @@ def _encoder_state(left: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
     """Our encoder's state, taken out of `left`."""
     state: dict[str, Tensor] = {}
     for i in range(len(config.conv_dim)):
-        theirs, ours = f"feature_extractor.conv_layers.{i}", f"feature_extractor.conv_layers.{i}"
-        state[f"{ours}.conv.weight"] = left.pop(f"{theirs}.0.weight")
+        block = f"feature_extractor.conv_layers.{i}"
+        state[f"{block}.conv.weight"] = left.pop(f"{block}.0.weight")
         norm = "2.1" if config.feat_extract_norm == "layer" else "2"
         if config.feat_extract_norm == "layer" or i == 0:
             for part in ("weight", "bias"):
-                state[f"{ours}.layer_norm.{part}"] = left.pop(f"{theirs}.{norm}.{part}")
+                state[f"{block}.layer_norm.{part}"] = left.pop(f"{block}.{norm}.{part}")
     if "post_extract_proj.weight" not in left and config.conv_dim[-1] == config.hidden_size:
         # They leave the projection out where nothing has to be brought to another width; ours is then the identity.
         left["post_extract_proj.weight"] = torch.eye(config.hidden_size)
@@ -285,35 +262,16 @@ def _unexpected(left: dict[str, Tensor], tensors: dict[str, Tensor], where: str)
     return f"{where} has {len(left)} unexpected tensors ({name}): it is another model.{closest(name, set(tensors) - set(left))}"
 
 
-def conv_layers(text: str, where: str = "the checkpoint") -> list[tuple[int, int, int]]:
+def conv_layers(text: str, where: str = "the checkpoint") -> list[tuple[int, ...]]:
     """Read ``[(512,10,5)] + [(512,3,2)] * 4`` as a list of (width, kernel, stride), without evaluating it as a program."""
-
-    def value(node: ast.expr) -> Any:
-        if isinstance(node, ast.Constant) and type(node.value) is int and 0 < node.value < 1 << 16:
-            return node.value
-        if isinstance(node, ast.Tuple) and len(node.elts) == 3:
-            return tuple(value(item) for item in node.elts)
-        if isinstance(node, ast.List):
-            return [value(item) for item in node.elts]
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mult):
-            left, right = value(node.left), value(node.right)
-            joined = isinstance(node.op, ast.Add) and isinstance(left, list) and isinstance(right, list)
-            repeated = (
-                isinstance(node.op, ast.Mult) and isinstance(left, list) and isinstance(right, int) and right <= 16
-            )
-            if (joined or repeated) and len(left) <= 16:
-                return left + right if joined else left * right
-        raise ValueError(text)
-
-    try:
-        if len(text) > 400:
-            raise ValueError(text)
-        layers = value(ast.parse(text.strip(), mode="eval").body)
-        if not isinstance(layers, list) or not 1 <= len(layers) <= 16 or not all(type(x) is tuple for x in layers):
-            raise ValueError(text)
-        return [(int(a), int(b), int(c)) for a, b, c in layers]
-    except (ValueError, SyntaxError, RecursionError, TypeError, MemoryError) as error:
-        raise UserError(f"The convolutions of {where} cannot be read from {text[:80]!r}: copy it again.") from error
+    layers: list[tuple[int, ...]] = []
+    for term in text.replace(" ", "").split("+"):
+        found = re.fullmatch(r"\[(?:\([1-9]\d{0,4},[1-9]\d{0,4},[1-9]\d{0,4}\),?)+\](?:\*([1-9]|1[0-6]))?", term[:400])
+        if not found or len(layers) > 16:
+            raise UserError(f"The convolutions of {where} cannot be read from {text[:80]!r}: copy it again.")
+        triples = re.findall(r"(\d+),(\d+),(\d+)", term)
+        layers += [tuple(map(int, triple)) for triple in triples] * int(found[1] or 1)
+    return layers
 
 
 def _integer(settings: dict[str, Any], name: str, default: int, where: str) -> int:
