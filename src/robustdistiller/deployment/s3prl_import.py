@@ -24,14 +24,12 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..errors import UserError, closest, code, markdown
+from ..errors import UserError, closest, code, explained, markdown
 from ..models.encoder import SpeechEncoder
 from ..models.frames import GRID
 from ..models.heads import PredictionHeads
 from ..models.student import Student
 from ..models.weights import check_archive
-
-logger = logging.getLogger(__name__)
 
 # their name → ours, inside the encoder; {i} counts convolutions or layers
 _ENCODER = {
@@ -84,15 +82,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(
             f"{path} is no complete PyTorch checkpoint (1.6 or newer): copy it again, or save it anew with torch.save."
         )
-    try:
+    with explained(f"{path} cannot be loaded", "copy it again."):
         check_archive(path, also=("argparse.Namespace",))
         with torch.serialization.safe_globals([argparse.Namespace]):
             values = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # the loader raises a dozen types for broken and for hostile files
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be loaded ({first[:120]}): copy it again.") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}, not the dictionary of an s3prl checkpoint.")
     return values
