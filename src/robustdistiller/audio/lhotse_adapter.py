@@ -149,12 +149,14 @@ def _plain(value: Any) -> bool:
 
 
 def _cuts(path: str | os.PathLike[str]) -> Iterator[Any]:
-    serialization = optional("lhotse.serialization", "lhotse", "Reading lhotse cuts")
+    optional("lhotse", "lhotse", "Reading lhotse cuts")
+    from lhotse.serialization import deserialize_item
+
     number = 0
     try:
         for number, line in enumerate(text_lines(path), 1):
             with explained(f"Line {number} of {path} is not a lhotse cut", "write the set again."):
-                cut = serialization.deserialize_item(parse_json(line))  # which builds whatever the line says
+                cut = deserialize_item(parse_json(line))  # which builds whatever the line says
             yield cut
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): copy it or write the set again.") from error
