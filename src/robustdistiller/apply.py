@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .audio.io import SAMPLE_RATE, SUFFIXES, find_audio, read_audio, write_audio
 from .errors import AudioError, UserError
-from .files import replacing
+from .files import StrPath, replacing
 from .models.frames import GRID
 from .models.student import Student
 from .outputs import claim_file, is_audio_of, is_npz_of, software
@@ -45,8 +45,8 @@ class Applied:
 
 def extract_features(
     student: Student,
-    inputs: Iterable[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
+    inputs: Iterable[StrPath],
+    out: StrPath,
     predictions: bool = False,
     dtype: str = "float32",
     progress: Progress | None = None,
@@ -82,11 +82,7 @@ def extract_features(
 
 
 def enhance_files(
-    student: Student,
-    inputs: Iterable[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
-    progress: Progress | None = None,
-    overwrite: bool = False,
+    student: Student, inputs: Iterable[StrPath], out: StrPath, progress: Progress | None = None, overwrite: bool = False
 ) -> list[Applied]:
     """Write the enhanced speech of every file.
 
@@ -171,9 +167,7 @@ def _each(targets: dict[Path, Path], work: Callable[[Tensor, Path], None], progr
     return done
 
 
-def _targets(
-    inputs: Iterable[str | os.PathLike[str]] | str | os.PathLike[str], out: Path, suffixes: tuple[str, ...]
-) -> dict[Path, Path]:
+def _targets(inputs: Iterable[StrPath] | StrPath, out: Path, suffixes: tuple[str, ...]) -> dict[Path, Path]:
     """The files to write and what each is made from; folders keep their inner layout, and no two files share an output."""
     entries = [Path(i) for i in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
     named = out.suffix.lower() in {*suffixes, ".npz", *SUFFIXES} and not os.path.isdir(out)

@@ -25,13 +25,15 @@ from .errors import UserError
 
 logger = logging.getLogger(__name__)
 
+StrPath = str | os.PathLike[str]
+
 _LINE = 1 << 24  # characters
 _SHORT = 40  # characters of a name that its temporary neighbour repeats: together they must not be too long
 _YAML_BYTES, _YAML_VALUES = 1 << 20, 100_000
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: StrPath) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it replaces `path` in one step, on failure it disappears.
 
     A link is followed, so that what it leads to is replaced. Raises `UserError` when the disk is full, the folder cannot be
@@ -61,7 +63,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_folder(path: str | os.PathLike[str], known: Sequence[str] | None = None) -> Iterator[Path]:
+def replacing_folder(path: StrPath, known: Sequence[str] | None = None) -> Iterator[Path]:
     """Give an empty folder beside `path`; on success it takes the place of `path`, on failure it disappears.
 
     Raises `UserError` as `check_folder` does.
@@ -102,7 +104,7 @@ def replacing_folder(path: str | os.PathLike[str], known: Sequence[str] | None =
 
 
 @contextlib.contextmanager
-def exclusive(folder: str | os.PathLike[str]) -> Iterator[None]:
+def exclusive(folder: StrPath) -> Iterator[None]:
     """The folder that a verb works in, made if need be, for this process alone; its death, however it comes, lets go of it.
 
     A record lock of POSIX: worker processes, which are forks, do not inherit it. Where there is none, nothing is locked.
@@ -130,7 +132,7 @@ def exclusive(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
 
 
-def destination(path: str | os.PathLike[str]) -> Path:
+def destination(path: StrPath) -> Path:
     """Where a file `path` is really written: links are followed. Raises `UserError` for devices, pipes and circles of links."""
     place = Path(os.path.realpath(path))
     try:
@@ -144,7 +146,7 @@ def destination(path: str | os.PathLike[str]) -> Path:
     return place
 
 
-def check_folder(path: str | os.PathLike[str], known: Sequence[str] | None = None) -> Path:
+def check_folder(path: StrPath, known: Sequence[str] | None = None) -> Path:
     """Where a folder `path` is really written: links are followed.
 
     Raises `UserError` where a file is, or a folder that holds anything but names of the patterns `known` (None: anything).
@@ -169,25 +171,25 @@ def disk_error(path: Path, error: OSError) -> UserError:
     return UserError(f"Cannot write {path} ({error.strerror or error}): choose another --out or fix its permissions.")
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: StrPath, text: str) -> None:
     """Replace `path` by `text` (UTF-8), atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
+def write_json(path: StrPath, value: Any) -> None:
     """Replace `path` by `value` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_jsonl(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
+def write_jsonl(path: StrPath, rows: Iterable[dict[str, Any]]) -> None:
     """Replace `path` by one JSON object per line, atomically; `rows` may be a generator of any length."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | os.PathLike[str], what: str = "file") -> Any:
+def read_json(path: StrPath, what: str = "file") -> Any:
     """Parse one JSON document; `what` names it in the error."""
     try:
         return parse_json(Path(path).read_text(encoding="utf-8"))
@@ -197,7 +199,7 @@ def read_json(path: str | os.PathLike[str], what: str = "file") -> Any:
         raise UserError(f"The {what} {path} is not valid JSON ({error}): restore or regenerate it.") from error
 
 
-def read_jsonl(path: str | os.PathLike[str], what: str = "file") -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: StrPath, what: str = "file") -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield `(line number, object)` of a JSON-lines file; blank lines are passed over."""
     try:
         for number, line in enumerate(text_lines(path), 1):
@@ -221,7 +223,7 @@ def read_jsonl(path: str | os.PathLike[str], what: str = "file") -> Iterator[tup
         raise UserError(f"Cannot read the {what} {path} ({reason}): check the path.") from error
 
 
-def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
+def text_lines(path: StrPath) -> Iterator[str]:
     """The lines of a UTF-8 file, which may be gzipped (.gz) and may have a byte order mark.
 
     Raises:
@@ -234,7 +236,7 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
             yield line
 
 
-def read_mapping(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+def read_mapping(path: StrPath, what: str) -> dict[str, Any]:
     """Read a YAML file that must hold a mapping; `what` names it in errors. Nothing in it is evaluated."""
     try:
         with open(path, "rb") as stream:
@@ -292,7 +294,7 @@ GENERIC = ("student", "best", "model", "encoder")
 """Names of folders that do not tell a model from another."""
 
 
-def telling_name(path: str | os.PathLike[str], generic: Sequence[str] = GENERIC) -> str:
+def telling_name(path: StrPath, generic: Sequence[str] = GENERIC) -> str:
     """The last part of a path that is not `generic`: "edge" of "runs/edge/student"."""
     parts = [part for part in Path(path).parts if part not in ("/", ".", "..")]
     while len(parts) > 1 and parts[-1] in generic:

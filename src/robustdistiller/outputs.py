@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import check_folder, destination, write_text
+from .files import StrPath, check_folder, destination, write_text
 
 MARK = ".robustdistiller"
 """The file in a folder that a verb works in; it holds the name of the verb."""
@@ -34,11 +34,7 @@ def software(verb: str) -> str:
 
 
 def claim_file(
-    path: str | os.PathLike[str],
-    verb: str,
-    ours: Callable[[Path], bool],
-    inputs: Iterable[str | os.PathLike[str]] = (),
-    overwrite: bool = False,
+    path: StrPath, verb: str, ours: Callable[[Path], bool], inputs: Iterable[StrPath] = (), overwrite: bool = False
 ) -> None:
     """Raise `UserError` unless the file `path` may be written.
 
@@ -63,12 +59,7 @@ def claim_file(
 
 
 def claim_folder(
-    path: str | os.PathLike[str],
-    verb: str,
-    known: Sequence[str],
-    mark: str,
-    inputs: Iterable[str | os.PathLike[str]] = (),
-    overwrite: bool = False,
+    path: StrPath, verb: str, known: Sequence[str], mark: str, inputs: Iterable[StrPath] = (), overwrite: bool = False
 ) -> None:
     """Raise `UserError` unless the folder `path` may be written, or replaced as a whole.
 
@@ -91,11 +82,7 @@ def claim_folder(
 
 
 def claim_workplace(
-    path: str | os.PathLike[str],
-    verb: str,
-    names: Sequence[str],
-    marks: Sequence[str] = (),
-    inputs: Iterable[str | os.PathLike[str]] = (),
+    path: StrPath, verb: str, names: Sequence[str], marks: Sequence[str] = (), inputs: Iterable[StrPath] = ()
 ) -> None:
     """Mark the folder `path` as one that `verb` works in. Raises `UserError` where that would touch what is not its own.
 
@@ -165,16 +152,14 @@ def is_text_with(text: bytes) -> Callable[[Path], bool]:
     return lambda path: text in path.read_bytes()
 
 
-def source_paths(text: str | os.PathLike[str]) -> list[Path]:
+def source_paths(text: StrPath) -> list[Path]:
     """The files and folders that a source or model string may mean: itself, ``name=path``, ``corpus:path``, ``path::root``."""
     whole = os.path.expanduser(os.fspath(text))
     parts = {whole, whole.partition("=")[2], whole.partition(":")[2], whole.partition("::")[0]}
     return [Path(os.path.realpath(part)) for part in sorted(parts) if part and os.path.exists(part)]
 
 
-def _spare(
-    path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]], said: str | os.PathLike[str] | None = None
-) -> None:
+def _spare(path: StrPath, inputs: Iterable[StrPath], said: StrPath | None = None) -> None:
     """Raise `UserError` if `path` is an input or a folder around one."""
     place = Path(os.path.realpath(path))
     if not os.path.exists(place):
@@ -185,7 +170,7 @@ def _spare(
                 raise UserError(f"The output {said or path} would replace the input {text}: choose another --out.")
 
 
-def _require(overwrite: bool, path: str | os.PathLike[str]) -> None:
+def _require(overwrite: bool, path: StrPath) -> None:
     if not overwrite:
         raise UserError(f"{path} is there already: add --overwrite to replace it, or choose another name.")
 

@@ -6,14 +6,13 @@ A student that starts from another student, or has one as its teacher, was expos
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from .assets import located
 from .config import Recipe, load_recipe
 from .errors import UserError
-from .files import read_json
+from .files import StrPath, read_json
 
 PROVENANCE = "provenance.json"
 
@@ -42,7 +41,7 @@ class TrainingExposure:
         return json.dumps({name: sorted(values) for name, values in asdict(self).items()}, indent=1) + "\n"
 
 
-def read_provenance(folder: str | os.PathLike[str]) -> TrainingExposure | None:
+def read_provenance(folder: StrPath) -> TrainingExposure | None:
     """Read the provenance that lies in a model's folder; None where there is none.
 
     Raises:

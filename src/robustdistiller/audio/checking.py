@@ -20,7 +20,7 @@ import scipy.signal
 
 from ..channels import Downmix
 from ..errors import AudioError, UserError
-from ..files import write_jsonl
+from ..files import StrPath, write_jsonl
 from .corpora import Role
 from .io import SAMPLE_RATE, UNKNOWN, mono_blocks, opened
 from .manifest import Recording
@@ -100,7 +100,7 @@ def _work_for(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def write_skipped(path: str | os.PathLike[str], skipped: Sequence[Skipped]) -> None:
+def write_skipped(path: StrPath, skipped: Sequence[Skipped]) -> None:
     """List what was left out as JSON lines {"path", "reason", "detail"}, atomically."""
     write_jsonl(path, (vars(row) for row in skipped))
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
+from ..files import StrPath
 from .io import find_audio
 
 log = logging.getLogger(__name__)
@@ -315,7 +316,7 @@ CORPORA: dict[str, Corpus] = {
 
 
 def scan_corpus(
-    folder: str | os.PathLike[str], role: Role, name: str | None = None, failed: list[OSError] | None = None
+    folder: StrPath, role: Role, name: str | None = None, failed: list[OSError] | None = None
 ) -> tuple[str, list[Row]]:
     """The corpus that `folder` holds (found by its file names, or `name`) and a manifest row without duration per file.
 

@@ -25,7 +25,7 @@ import soxr
 
 from ..channels import Downmix
 from ..errors import AudioError, UserError, optional
-from ..files import replacing
+from ..files import StrPath, replacing
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class AudioInfo:
         return self.frames / self.sampling_rate
 
 
-def probe(path: str | os.PathLike[str]) -> AudioInfo:
+def probe(path: StrPath) -> AudioInfo:
     """Read the header of a file.
 
     Raises:
@@ -74,7 +74,7 @@ def probe(path: str | os.PathLike[str]) -> AudioInfo:
 
 
 def read_audio(
-    path: str | os.PathLike[str],
+    path: StrPath,
     start: float = 0.0,
     seconds: float | None = None,
     sampling_rate: int = SAMPLE_RATE,
@@ -137,7 +137,7 @@ def read_audio(
 
 def mono_blocks(
     file: soundfile.SoundFile | _Media,
-    path: str | os.PathLike[str],
+    path: StrPath,
     start: int = 0,
     frames: int | None = None,
     channel: int | None = None,
@@ -173,9 +173,7 @@ def mono_blocks(
         raise AudioError(f"{path} cannot be decoded ({_reason(error)}): remove it or convert it again.") from error
 
 
-def write_audio(
-    path: str | os.PathLike[str], wave: np.ndarray, sampling_rate: int = SAMPLE_RATE, comment: str | None = None
-) -> None:
+def write_audio(path: StrPath, wave: np.ndarray, sampling_rate: int = SAMPLE_RATE, comment: str | None = None) -> None:
     """Write a wave (T,) atomically as .wav (16 bits, or float where |x| > 1), .flac (16 bits) or .ogg (Vorbis).
 
     Args:
@@ -230,7 +228,7 @@ def readable() -> frozenset[str]:
     return SUFFIXES | MEDIA if importlib.util.find_spec("av") else SUFFIXES
 
 
-def find_audio(folder: str | os.PathLike[str], failed: list[OSError] | None = None) -> list[Path]:
+def find_audio(folder: StrPath, failed: list[OSError] | None = None) -> list[Path]:
     """Every audio file under `folder`, by suffix, sorted; hidden files are passed over, links to folders followed.
 
     Folders that cannot be entered are told to `failed`, and files of kinds that cannot be read are counted in a warning.
@@ -245,9 +243,7 @@ def find_audio(folder: str | os.PathLike[str], failed: list[OSError] | None = No
     return [file for file in files if file.suffix.lower() in kinds]
 
 
-def find_files(
-    folder: str | os.PathLike[str], suffixes: Collection[str], failed: list[OSError] | None = None
-) -> Iterator[str]:
+def find_files(folder: StrPath, suffixes: Collection[str], failed: list[OSError] | None = None) -> Iterator[str]:
     """Paths under `folder` with one of the lower-case `suffixes`, in no order; hidden ones are passed over."""
     seen: set[str] = set()  # links may form a circle
 
@@ -269,7 +265,7 @@ def find_files(
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[soundfile.SoundFile | _Media]:
+def opened(path: StrPath, content: bytes | None = None) -> Iterator[soundfile.SoundFile | _Media]:
     """Open a file (or its `content`) for decoding, with every failure as an `AudioError` (missing, corrupt, empty)."""
     path = Path(path)
     if content is None and not os.path.isfile(path):
@@ -344,7 +340,7 @@ class _Media:
 
 
 @contextlib.contextmanager
-def _muted(path: str | os.PathLike[str]) -> Iterator[None]:
+def _muted(path: StrPath) -> Iterator[None]:
     """Keep libmpg123 from writing to the terminal what `opened` reports anyway."""
     if not str(path).lower().endswith(".mp3"):
         yield
@@ -392,7 +388,7 @@ def _joined(blocks: Iterator[np.ndarray], skip: int, length: float) -> np.ndarra
     return parts[0].copy() if len(parts) == 1 else np.concatenate(parts or [np.zeros(0, np.float32)])
 
 
-def _ends_before(path: str | os.PathLike[str], start: float) -> AudioError:
+def _ends_before(path: StrPath, start: float) -> AudioError:
     return AudioError(f"{path} ends before {start:g} s: check the start and duration of its entry.", "too-short")
 
 

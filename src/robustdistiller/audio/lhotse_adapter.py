@@ -16,7 +16,7 @@ from typing import Any
 
 from ..channels import downmix
 from ..errors import UserError, explained, optional
-from ..files import parse_json, text_lines
+from ..files import StrPath, parse_json, text_lines
 from ..progress import Progress
 from .io import write_audio
 from .manifest import Recording, recording_from_row, write_manifest
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _PER_FOLDER = 1000  # files
 
 
-def is_cuts(path: str | os.PathLike[str]) -> bool:
+def is_cuts(path: StrPath) -> bool:
     """Whether the first line of a .jsonl or .jsonl.gz file is a lhotse cut."""
     try:
         row = parse_json(next(text_lines(path), "null"))
@@ -35,7 +35,7 @@ def is_cuts(path: str | os.PathLike[str]) -> bool:
     return isinstance(row, dict) and str(row.get("type", "")).endswith("Cut")
 
 
-def read_cuts(path: str | os.PathLike[str]) -> list[Recording]:
+def read_cuts(path: StrPath) -> list[Recording]:
     """The cuts of a .jsonl or .jsonl.gz file as recordings, without copying audio.
 
     Speaker and text come from the supervisions, the split and other fields from `custom`. Raises `UserError` for a cut
@@ -48,11 +48,7 @@ def read_cuts(path: str | os.PathLike[str]) -> list[Recording]:
     return recordings
 
 
-def shar_to_manifest(
-    shar: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    progress: Progress | None = None,
-) -> Path:
+def shar_to_manifest(shar: StrPath, out: StrPath, progress: Progress | None = None) -> Path:
     """Stream a Shar folder out as FLAC files and a manifest in the folder `out`; returns the manifest's path."""
     lhotse = optional("lhotse", "lhotse", "Reading a Shar folder")
     if not list(Path(shar).glob("cuts.*.jsonl*")):
@@ -60,11 +56,7 @@ def shar_to_manifest(
     return cuts_to_manifest(lhotse.CutSet.from_shar(in_dir=os.fspath(shar)), out, progress)
 
 
-def cuts_to_manifest(
-    cuts: Iterable[Any] | str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    progress: Progress | None = None,
-) -> Path:
+def cuts_to_manifest(cuts: Iterable[Any] | StrPath, out: StrPath, progress: Progress | None = None) -> Path:
     """Write every cut (of any kind; a file of cuts or an iterable) as mono FLAC at its own rate, and a manifest.
 
     The manifest appears when all is written. `progress` is called with the number of cuts done and 0, as a stream does
@@ -148,7 +140,7 @@ def _plain(value: Any) -> bool:
     return True
 
 
-def _cuts(path: str | os.PathLike[str]) -> Iterator[Any]:
+def _cuts(path: StrPath) -> Iterator[Any]:
     optional("lhotse", "lhotse", "Reading lhotse cuts")
     from lhotse.serialization import deserialize_item
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AudioError, UserError, closest
-from ..files import read_jsonl, write_jsonl
+from ..files import StrPath, read_jsonl, write_jsonl
 from .io import read_audio
 
 SPLITS = ("train", "valid", "test")
@@ -124,9 +124,7 @@ def recording_from_row(row: dict[str, Any], path: str) -> Recording:
     return Recording(path=path, seconds=seconds, start=start, extra=rest, **named)  # type: ignore[arg-type]
 
 
-def read_manifest(
-    path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, check_files: bool = False
-) -> list[Recording]:
+def read_manifest(path: StrPath, root: StrPath | None = None, check_files: bool = False) -> list[Recording]:
     """Read and validate a manifest.
 
     Args:
@@ -171,7 +169,7 @@ def read_manifest(
     return recordings
 
 
-def write_manifest(path: str | os.PathLike[str], recordings: Iterable[Recording]) -> None:
+def write_manifest(path: StrPath, recordings: Iterable[Recording]) -> None:
     """Write a manifest, atomically; files below its folder by relative path, so that both can be moved together."""
     folder = os.path.dirname(os.path.abspath(path)) + os.sep
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, closest
-from ..files import digest, read_json, write_json
+from ..files import StrPath, digest, read_json, write_json
 from ..progress import Progress
 from .checking import Skipped, check_all, write_skipped
 from .corpora import CORPORA, Role, scan_corpus
@@ -53,12 +53,7 @@ class Prepared:
         return sum("clipped" in recording.extra for recording in self.recordings)
 
 
-def prepare(
-    source: str | os.PathLike[str],
-    role: Role,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> Prepared:
+def prepare(source: StrPath, role: Role, workers: int | None = None, progress: Progress | None = None) -> Prepared:
     """Find and check every recording of one source.
 
     Args:
@@ -92,9 +87,9 @@ def prepare(
 
 
 def prepare_all(
-    sources: Sequence[str | os.PathLike[str]],
+    sources: Sequence[StrPath],
     role: Role,
-    cache: str | os.PathLike[str] | None = None,
+    cache: StrPath | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
@@ -127,7 +122,7 @@ def prepare_all(
     return Prepared(recordings, [row for scan in scans for row in scan.skipped])
 
 
-def _refuse_overlap(scans: Sequence[Prepared], sources: Sequence[str | os.PathLike[str]]) -> None:
+def _refuse_overlap(scans: Sequence[Prepared], sources: Sequence[StrPath]) -> None:
     """Raise `UserError` where two sources hold the same part of a recording."""
     parts: dict[str, list[tuple[float, float, int]]] = {}
     resolve = _Resolver()
@@ -222,11 +217,7 @@ def listed(file: str, root: str | None = None) -> list[Recording]:
 
 
 def _cached(
-    source: _Source,
-    role: Role,
-    cache: str | os.PathLike[str] | None,
-    workers: int | None,
-    progress: Progress | None,
+    source: _Source, role: Role, cache: StrPath | None, workers: int | None, progress: Progress | None
 ) -> Prepared:
     if cache is None:
         return prepare(source.text, role, workers, progress)

@@ -26,7 +26,7 @@ import numpy as np
 import soundfile
 
 from ..errors import AudioError, UserError
-from ..files import digest, exclusive, read_json, replacing, write_json
+from ..files import StrPath, digest, exclusive, read_json, replacing, write_json
 from ..progress import PartProgress
 from ..randomness import fraction
 from .checking import Skipped, cores, worker_pool, write_skipped
@@ -61,7 +61,7 @@ class Sharded:
 
 def write_shards(
     sources: Sequence[str],
-    out: str | os.PathLike[str],
+    out: StrPath,
     shard_mb: float = 512.0,
     audio: Format = "flac",
     workers: int | None = None,

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AudioError, UserError
-from ..files import digest, parse_json, read_json
+from ..files import StrPath, digest, parse_json, read_json
 from .io import SAMPLE_RATE, read_audio
 from .manifest import SPLITS, Recording, recording_from_row
 
@@ -112,12 +112,12 @@ def histogram(seconds: Sequence[float]) -> dict[str, list[float]]:
     return {number: [int(count), round(total, 3)] for number, (count, total) in bins.items()}
 
 
-def is_sharded(source: str | os.PathLike[str]) -> bool:
+def is_sharded(source: StrPath) -> bool:
     """Whether `source` is a folder of shards."""
     return os.path.isfile(os.path.join(os.path.expanduser(source), INDEX))
 
 
-def read_shards(folder: str | os.PathLike[str]) -> list[Shard]:
+def read_shards(folder: StrPath) -> list[Shard]:
     """The shards of a folder. Raises `UserError` for another version, and for one that is missing or cut short."""
     folder = Path(os.path.abspath(os.path.expanduser(folder)))
     values = read_json(folder / INDEX, "index of shards")

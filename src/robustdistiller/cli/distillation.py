@@ -134,8 +134,7 @@ def pretrain(
 
 
 def recipes(
-    name: Annotated[str | None, argument("A recipe to print; all are listed without it.")] = None,
-    as_json: Json = False,
+    name: Annotated[str | None, argument("A recipe to print; all are listed without it.")] = None, as_json: Json = False
 ) -> None:
     """List the shipped recipes, or print one as the start of your own.
 

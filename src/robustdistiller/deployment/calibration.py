@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ..audio.manifest import Recording, read_manifest
 from ..audio.prepare import prepare_all
 from ..config import EnvironmentConfig, NoiseMix
 from ..errors import AudioError, UserError
+from ..files import StrPath
 from ..randomness import generator
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ SHORTEST_SECONDS = 0.5
 
 
 def calibration_waves(
-    student: str | os.PathLike[str],
+    student: StrPath,
     speech: Sequence[str] = (),
     noise: Sequence[str] = (),
     rooms: Sequence[str] = (),

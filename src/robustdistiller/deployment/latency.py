@@ -249,9 +249,7 @@ def quick_export(model: str, name: str, precisions: Iterable[str], folder: Path)
     network = EncoderGraph(student)
     wave = torch.from_numpy(0.1 * np.random.default_rng(0).standard_normal((2, 16_000)).astype(np.float32))
     graph = trace(
-        network,
-        [("wave", wave, (0, 1)), ("lengths", torch.tensor([16_000, 12_000]), (0,))],
-        ["states", "frames"],
+        network, [("wave", wave, (0, 1)), ("lengths", torch.tensor([16_000, 12_000]), (0,))], ["states", "frames"]
     )
     files = {}
     for precision in sorted(set(precisions), key=FORMATS.index):

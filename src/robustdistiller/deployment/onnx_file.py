@@ -6,7 +6,6 @@ import ast
 import contextlib
 import hashlib
 import logging
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, optional
-from ..files import replacing
+from ..files import StrPath, replacing
 from ..runtime.container import KEY, Description
 
 # (input name, an example, its dynamic axes); every batch and time axis of every graph here is free.
@@ -117,7 +116,7 @@ def renamed(model: Any, prefix: str) -> Any:
     return copy
 
 
-def write_model(path: str | os.PathLike[str], model: Any, description: Description) -> None:
+def write_model(path: StrPath, model: Any, description: Description) -> None:
     """Write an `onnx.ModelProto` followed by its description, atomically.
 
     The digest in the description is that of all bytes before it, see runtime/container.py.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, explained
-from ..files import write_text
+from ..files import StrPath, write_text
 from ..models.student import HEADS_CONFIG, load_student
 
 logger = logging.getLogger(__name__)
@@ -23,7 +22,7 @@ FILES = [
 
 
 def push_to_hub(
-    folder: str | os.PathLike[str],
+    folder: StrPath,
     repository: str,
     private: bool = False,
     licence: str | None = None,

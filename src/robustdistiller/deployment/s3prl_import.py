@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 import zipfile
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import UserError, closest, code, explained, markdown
+from ..files import StrPath
 from ..models.encoder import SpeechEncoder
 from ..models.frames import GRID
 from ..models.heads import PredictionHeads
@@ -57,7 +57,7 @@ class Imported:
     step: int | None
 
 
-def import_checkpoint(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> Imported:
+def import_checkpoint(checkpoint: StrPath, out: StrPath) -> Imported:
     """Turn an s3prl distiller checkpoint into the student folder `out`, prediction heads included.
 
     Raises `UserError` for a file that is no such checkpoint, holds anything but tensors and plain values, is truncated, has
@@ -73,7 +73,7 @@ def import_checkpoint(checkpoint: str | os.PathLike[str], out: str | os.PathLike
     return imported
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_checkpoint(path: StrPath) -> dict[str, Any]:
     """Load a checkpoint without building anything but tensors and plain values. Raises `UserError`."""
     path = Path(path)
     if not path.is_file():

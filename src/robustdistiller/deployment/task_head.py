@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..evaluation.probes import read_heads
 from ..evaluation.rendering import load_wave
 from ..evaluation.task_heads import UtteranceHead
 from ..evaluation.tasks import load_task
+from ..files import StrPath
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TaskHead:
         return list(zip(*names, strict=True))
 
 
-def read_head(path: str | os.PathLike[str]) -> TaskHead:
+def read_head(path: StrPath) -> TaskHead:
     """The best of the heads in a file, by its validation result.
 
     Raises `UserError` for a file that is none, a damaged one, or a head that does not classify utterances.

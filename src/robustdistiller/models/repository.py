@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..assets import located, shipped
 from ..errors import UserError, closest, first_line
-from ..files import read_json
+from ..files import StrPath, read_json
 
 FORMATS = ("model.safetensors", "pytorch_model.bin")
 """The weight files that are read, best first; each may instead be in shards that an index lists."""
@@ -39,7 +39,7 @@ class ModelFiles:
     source: str
 
 
-def locate(name: str | os.PathLike[str], also: Collection[str] = ()) -> ModelFiles:
+def locate(name: StrPath, also: Collection[str] = ()) -> ModelFiles:
     """Find a model, fetching what is missing from the hub.
 
     Args:

@@ -6,12 +6,11 @@ import base64
 import functools
 import io
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ..errors import optional
-from ..files import replacing
+from ..files import StrPath, replacing
 from .reading import PALETTE, BenchmarkResult, Measure, size_text, unique
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def curves(result: BenchmarkResult, measure: Measure) -> str:
 
 
 @_styled
-def write_means(result: BenchmarkResult, measure: Measure, path: str | os.PathLike[str]) -> None:
+def write_means(result: BenchmarkResult, measure: Measure, path: StrPath) -> None:
     """Write one picture of a measure: over SNR, the mean of all noises, and over T60, the mean of all sources of rooms."""
     noise, reverb = result.of_kind("noise"), result.of_kind("reverb")
     by_snr = {snr: [c["name"] for c in noise if c["snr_db"] == snr] for snr in sorted({c["snr_db"] for c in noise})}

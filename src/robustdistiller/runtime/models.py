@@ -50,11 +50,7 @@ class _Model:
     kind = ""
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        threads: int | None = None,
-        engine: str = "onnxruntime",
-        verify: bool = True,
+        self, path: str | os.PathLike[str], threads: int | None = None, engine: str = "onnxruntime", verify: bool = True
     ):
         """Open an exported file.
 

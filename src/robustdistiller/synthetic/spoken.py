@@ -30,7 +30,7 @@ import soundfile
 
 from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, closest
-from ..files import digest, disk_error, read_json, write_json, write_jsonl
+from ..files import StrPath, digest, disk_error, read_json, write_json, write_jsonl
 from ..progress import Progress
 from ..randomness import generator
 from .espeak import Interval, Speech
@@ -78,7 +78,7 @@ class SpokenCorpus:
 
 
 def build_corpus(
-    out: str | os.PathLike[str],
+    out: StrPath,
     seed: int = 0,
     size: str | Size = "quick",
     workers: int | None = None,
@@ -138,14 +138,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _make(
-    folder: Path,
-    seed: int,
-    size: Size,
-    parts: Sequence[str],
-    workers: int,
-    progress: Progress | None,
-) -> None:
+def _make(folder: Path, seed: int, size: Size, parts: Sequence[str], workers: int, progress: Progress | None) -> None:
     """Fill `folder`: plan everything first, speak it in threads (the samples are a function of the plan alone)."""
     splits = ("train", "valid", "test")
     people = {split: speakers(split, count, seed) for split, count in zip(splits, size.speakers, strict=True)}
