@@ -100,7 +100,7 @@ def test_mistakes_are_one_sentence(student, voice, tmp_path):
         enhance_files(student, [tmp_path / "a.wav"], tmp_path / "a.wav")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.wav").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="None of the 1 recordings can be used"):
+    with pytest.raises(UserError, match="None of 1 recordings can be used"):
         enhance_files(student, [tmp_path / "bad"], tmp_path / "out")
 
 

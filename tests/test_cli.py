@@ -160,7 +160,7 @@ def test_what_escapes_is_one_sentence_that_names_the_input(call, monkeypatch):
         (MemoryError(), "not enough memory for: recipes x"),
         (RecursionError("deep"), "nested too deeply in: recipes x"),
         (OverflowError("int too large"), "int too large) in: recipes x"),
-        (UnicodeEncodeError("utf-8", "\udc80", 0, 1, "surrogates"), "not UTF-8 in: recipes x"),
+        (UnicodeEncodeError("utf-8", "\udc80", 0, 1, "surrogates"), "no UTF-8 in: recipes x"),
         (OSError(5, "Input/output error"), "Input/output error) in: recipes x"),
         (OSError(5, "Input/output error", "/a/b"), "/a/b: Input/output error"),
         (OSError(28, "No space left on device"), "disk is full"),

@@ -146,9 +146,7 @@ def _each(targets: dict[Path, Path], work: Callable[[Tensor, Path], None], progr
         try:
             wave = read_audio(source, seconds=LONGEST_SECONDS)
             if len(wave) >= LONGEST_SECONDS * SAMPLE_RATE:
-                raise AudioError(
-                    f"{source} is longer than {LONGEST_SECONDS // 3600} h: cut it into parts first.", "too-long"
-                )
+                raise AudioError(f"{source} is longer than {LONGEST_SECONDS // 3600} h: cut it first.", "too-long")
             work(torch.from_numpy(wave), target)
             done.append(Applied(source, target, len(wave) / SAMPLE_RATE))
         except AudioError as error:
@@ -161,9 +159,7 @@ def _each(targets: dict[Path, Path], work: Callable[[Tensor, Path], None], progr
         more = f"{count} files are left out ({reason}), the first: " if count > 1 else ""
         logger.warning("%s%s", more, first[reason])
     if not any(item.target for item in done):
-        raise UserError(
-            f"None of the {len(targets)} recordings can be used (the first: {done[0].source}, {done[0].reason})."
-        )
+        raise UserError(f"None of {len(targets)} recordings can be used (first: {done[0].source}, {done[0].reason}).")
     return done
 
 
@@ -185,7 +181,7 @@ def _targets(inputs: Iterable[StrPath] | StrPath, out: Path, suffixes: tuple[str
             raise UserError(f"There is no file or folder {entry}: check the path.")
     if not found:
         raise UserError(
-            f"There is no audio in {', '.join(map(str, entries))}: give files or folders with .wav, .flac, .ogg, …."
+            f"There is no audio in {', '.join(map(str, entries))}: give .wav, .flac, .ogg, … files or folders."
         )
     if named:
         return {out: found[0][0]}

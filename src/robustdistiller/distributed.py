@@ -52,9 +52,8 @@ class Distributed:
                 f"{here} processes were launched on a machine with {gpus} GPU{'s' * (gpus > 1)}: start at most one for each "
                 f"(--nproc_per_node {gpus}), or set CUDA_VISIBLE_DEVICES= to use the processors."
             )
-        found = cls(
-            *(int(os.environ.get(name, d)) for name, d in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
-        )
+        defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+        found = cls(*(int(os.environ.get(name, default)) for name, default in defaults.items()))
         if found.world > 1 and not dist.is_initialized():
             if not all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
                 # Without this check several whole jobs could run over each other.
@@ -114,9 +113,8 @@ class Distributed:
         """`module`, whose gradients become the means over all processes."""
         if self.world == 1:
             return module
-        return DistributedDataParallel(
-            module, [self.local_rank] if torch.cuda.is_available() else None, broadcast_buffers=False
-        )
+        devices = [self.local_rank] if torch.cuda.is_available() else None
+        return DistributedDataParallel(module, devices, broadcast_buffers=False)
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
         """Gradients of a `wrap`ped module are only added up in here, not exchanged."""

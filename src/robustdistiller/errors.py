@@ -57,9 +57,7 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 def need(module: str, extra: str, purpose: str) -> UserError:
     """The error for an optional package that is not installed (`extra` is the name in ``robustdistiller[extra]``)."""
-    return UserError(
-        f"{purpose} needs the package '{module}': run  pip install 'robustdistiller[{extra}]'  and try again."
-    )
+    return UserError(f"{purpose} needs the package '{module}': run  pip install 'robustdistiller[{extra}]'.")
 
 
 def optional(module: str, extra: str, purpose: str) -> Any:

@@ -208,9 +208,7 @@ def read_jsonl(path: StrPath, what: str = "file") -> Iterator[tuple[int, dict[st
             try:
                 row = parse_json(line)
             except ValueError as error:
-                raise UserError(
-                    f"Line {number} of the {what} {path} is not valid JSON ({error}): fix that line."
-                ) from error
+                raise UserError(f"Line {number} of the {what} {path} is no valid JSON ({error}): mend it.") from error
             if not isinstance(row, dict):
                 raise UserError(f"Line {number} of the {what} {path} is not a JSON object: write one {{...}} a line.")
             yield number, row

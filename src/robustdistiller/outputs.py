@@ -52,9 +52,7 @@ def claim_file(
     if not place.exists():
         return
     if not _judged(ours, place):
-        raise UserError(
-            f"{path} is there already, and `{verb}` did not write it: choose another name, or move it away first."
-        )
+        raise UserError(f"{path} is there already, and `{verb}` did not write it: choose another name, or move it.")
     _require(overwrite, path)
 
 
@@ -75,9 +73,7 @@ def claim_folder(
     place = check_folder(path, known)
     if place.is_dir() and any(place.iterdir()):
         if not (place / mark).is_file():
-            raise UserError(
-                f"The folder {path} holds something else than `{verb}` writes: choose another one, or move it away first."
-            )
+            raise UserError(f"The folder {path} holds more than `{verb}` writes: choose another one, or move it.")
         _require(overwrite, path)
 
 

@@ -86,7 +86,7 @@ GOOD = {"path": "a.wav", "duration": 1.5}
 @pytest.mark.parametrize(
     ("bad", "complaint"),
     [
-        ("{not json", "Line 2 .*not valid JSON"),
+        ("{not json", "Line 2 .*no valid JSON"),
         ("[1]", "Line 2 .*not a JSON object"),
         ({"duration": 1}, "Line 2 .*no 'path'"),
         ({"path": 3, "duration": 1}, "Line 2 .*no 'path'"),

@@ -139,7 +139,7 @@ def test_damage_is_one_sentence(sharded, tmp_path):
     tar.write_bytes(content[:-512])
     with pytest.raises(UserError, match=r"shard-000001\.tar has \d+ bytes where its index says \d+.*which mends it"):
         read_shards(sharded.folder)
-    with pytest.raises(AudioError, match=r"has \d+ bytes where its index says") as caught:
+    with pytest.raises(AudioError, match=r"has \d+ bytes, by its index") as caught:
         copy_shard(shard, tmp_path / "copy.tar")
     assert caught.value.reason == "truncated" and not (tmp_path / "copy.tar").exists()
     tar.unlink()

@@ -402,7 +402,7 @@ def test_models_that_cannot_be_compared_are_refused(config, conditions, tmp_path
         run("log-mell")
     with pytest.raises(UserError, match="Two models are called log-mel"):
         run("log-mel", "log-mel")
-    with pytest.raises(UserError, match="reference mffc is none of the models log-mel"):
+    with pytest.raises(UserError, match="reference mffc is none of log-mel"):
         run("log-mel", reference="mffc")
     with pytest.raises(UserError, match="no model to evaluate"):
         run()

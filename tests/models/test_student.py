@@ -80,7 +80,7 @@ def test_from_layers_must_be_layers_of_the_source(checkpoint):
     for wrong in ([1], [3, 1], [1, 1]):
         with pytest.raises(ValueError, match="2 layers in rising order"):
             StudentConfig(layers=2, from_layers=wrong)
-    with pytest.raises(UserError, match="names layer 9"):
+    with pytest.raises(UserError, match="from_layers has 9"):
         build(checkpoint, layers=2, from_layers=[1, 9])
 
 
@@ -287,7 +287,7 @@ def test_wrong_students_are_one_sentence(checkpoint, tmp_path, voice):
         build(checkpoint, hidden_size=50, heads=4)
     with pytest.raises(UserError, match="one width or 7"):
         build(checkpoint, conv_channels=(8, 8))
-    with pytest.raises(UserError, match="layers 1 to 2, not 5"):
+    with pytest.raises(UserError, match="layer 5, but the student has 2"):
         build(checkpoint, enhancement=EnhancementConfig(hidden=16, tap=5))
     _, student, _ = build(checkpoint, enhancement=EnhancementConfig(enabled=False))
     with pytest.raises(UserError, match="no enhancement head"):

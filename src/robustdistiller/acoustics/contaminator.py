@@ -98,7 +98,7 @@ class Contaminator(nn.Module):
         """
         if clean.ndim != 2 or not clean.is_floating_point():
             raise ValueError(
-                f"clean speech is a batch (B, T) of floats, not {clean.dtype} of shape {tuple(clean.shape)}"
+                f"clean speech has shape (B, T) of floats, not {clean.dtype} of shape {tuple(clean.shape)}"
             )
         lengths = torch.full((len(clean),), clean.shape[1]) if lengths is None else lengths.cpu()
         if not self.training:

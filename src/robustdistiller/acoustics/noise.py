@@ -163,9 +163,7 @@ class NoiseBank:
     def _make(self, draw: NoiseDraw, num_samples: int) -> np.ndarray:
         if draw.kind == "recorded":
             if draw.source not in self._recordings:
-                raise UserError(
-                    f"The noise recording '{draw.source}' is not in this bank: pass the --noise it is from."
-                )
+                raise UserError(f"The noise '{draw.source}' is not in this bank: pass the --noise it is from.")
             return self._clips.read(self._recordings[draw.source], round(draw.offset * SAMPLE_RATE), num_samples)
         if draw.kind == "babble":
             total = np.zeros(num_samples, np.float32)
@@ -229,9 +227,7 @@ class NoiseBank:
         self, rng: np.random.Generator, seconds: float, seed: int, utterance: str | None, speaker: str | None
     ) -> NoiseDraw:
         if not self._speech:
-            raise UserError(
-                "Babble is mixed from speech, and there is none: pass --speech, or take another noise kind."
-            )
+            raise UserError("Babble is mixed from speech, and there is none: pass --speech, or take another kind.")
         low, high = self._babble_voices
         count = low + int(rng.random() * (high - low + 1))
         names = self._talker_names

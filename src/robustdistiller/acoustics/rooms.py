@@ -117,9 +117,7 @@ class RoomBank:
                 self._passed_over(id, error)
         if self._simulated_ids:
             return self._simulated_ids[int(pick * len(self._simulated_ids))]
-        raise UserError(
-            f"{TRIES} room responses in a row cannot be used, such as {id}: check the folder given as --rooms."
-        )
+        raise UserError(f"{TRIES} room responses in a row cannot be used, such as {id}: check what --rooms names.")
 
     def neighbour(self, id: str, uniform: float) -> str:
         """Another response of the room of `id`, picked by a `uniform` number in [0, 1); `id` if it is the only one."""

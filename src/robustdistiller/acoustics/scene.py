@@ -272,16 +272,12 @@ class Environment:
 
     def _noise_bank(self) -> NoiseBank:
         if self.noise is None:
-            raise UserError(
-                "This scene has noise but there is none: pass --noise, or set environment.noise and .both to 0."
-            )
+            raise UserError("There is no noise for this scene: pass --noise, or set environment.noise and .both to 0.")
         return self.noise
 
     def _room_bank(self) -> RoomBank:
         if self.rooms is None:
-            raise UserError(
-                "This scene has a room but there are none: pass --rooms, or set environment.reverb and .both to 0."
-            )
+            raise UserError("There is no room for this scene: pass --rooms, or set environment.reverb and .both to 0.")
         return self.rooms
 
 

@@ -56,9 +56,8 @@ def simulate_room(
             source, distance = _place(rng, size, microphone)
             early = _reflections(size, source, microphone, absorption, distance, mixing)
             samples = _tilt(_extend(rng, early, distance, mixing, target, volume), target, slope)
-            samples = scipy.signal.sosfilt(
-                scipy.signal.butter(2, HIGH_PASS_HZ, "highpass", fs=SAMPLE_RATE, output="sos"), samples
-            )
+            high_pass = scipy.signal.butter(2, HIGH_PASS_HZ, "highpass", fs=SAMPLE_RATE, output="sos")
+            samples = scipy.signal.sosfilt(high_pass, samples)
             # Single reflections and the bands change the slope by some percent: an exponential puts it right.
             for _ in range(CORRECTIONS):
                 measured = measure_t60(samples, LEAD) or target
@@ -102,9 +101,8 @@ def _reflections(
 
     reach = distance + SOUND * (mixing + FADE)
     order = math.ceil(reach * math.sqrt(float(np.sum(size**-2.0)))) + 2  # every image within reach
-    room = pyroomacoustics.ShoeBox(
-        size, fs=SAMPLE_RATE, materials=pyroomacoustics.Material(absorption), max_order=order
-    )
+    walls = pyroomacoustics.Material(absorption)
+    room = pyroomacoustics.ShoeBox(size, fs=SAMPLE_RATE, materials=walls, max_order=order)
     room.add_source(source)
     room.add_microphone(microphone)
     room.image_source_model()

@@ -21,7 +21,7 @@ def asset(name: str) -> Path:
     known = shipped()
     if name.split("/")[0] not in known or not path.exists():
         raise UserError(
-            f"The package ships no '{name}'.{closest(name, known)} It ships: {', '.join(known) or 'nothing'}."
+            f"The package ships no '{name}'.{closest(name, known)} It ships {', '.join(known) or 'nothing'}."
         )
     return path
 

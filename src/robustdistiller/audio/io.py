@@ -31,10 +31,8 @@ log = logging.getLogger(__name__)
 
 SAMPLE_RATE = 16_000
 
-SUFFIXES = frozenset(
-    {".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd"}
-)
-SUFFIXES |= {".sph", ".nist", ".w64", ".rf64", ".caf"}
+SUFFIXES = frozenset({".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au"})
+SUFFIXES |= {".snd", ".sph", ".nist", ".w64", ".rf64", ".caf"}
 UNREAD = frozenset(
     {".wv", ".ape", ".tta", ".mpc", ".ra", ".dsf", ".dff", ".mkv", ".mov", ".avi", ".shn", ".spx", ".voc"}
 )

@@ -180,9 +180,7 @@ def _announced(source: _Source, role: Role) -> tuple[list[Recording], list[Skipp
     path = source.path
     if os.path.isdir(path):
         if is_sharded(path):
-            raise UserError(
-                f"{path} holds shards of speech, which only --speech of distill reads: give what they were made from."
-            )
+            raise UserError(f"{path} holds shards, which only distill --speech reads: give what they were made from.")
         manifest = os.path.join(path, "manifest.jsonl")
         if source.corpus is None and os.path.isfile(manifest):
             log.info("%s: its manifest.jsonl is followed (folder:%s takes all its files)", path, path)

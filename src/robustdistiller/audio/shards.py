@@ -192,12 +192,10 @@ def copy_shard(shard: Shard, target: Path) -> None:
         ) from error
     if size != shard.bytes:
         raise AudioError(
-            f"The shard {shard.path} has {size} bytes where its index says {shard.bytes}: copy it again.", "truncated"
+            f"The shard {shard.path} has {size} bytes, by its index {shard.bytes}: copy it again.", "truncated"
         )
     if total.hexdigest() != shard.digest:
-        raise AudioError(
-            f"The shard {shard.path} is not what was written (its digest differs): copy it again.", "corrupt"
-        )
+        raise AudioError(f"The shard {shard.path} is not what was written (another digest): copy it again.", "corrupt")
     os.replace(temporary, target)
 
 
@@ -240,9 +238,7 @@ def members(file: Path, shard: Shard) -> list[Member]:
                     )
                 )  # fmt: skip
     except (OSError, tarfile.TarError, EOFError, MemoryError, RecursionError, *DAMAGE) as error:
-        raise AudioError(
-            f"The shard {shard.path} cannot be understood ({error}): write it again.", "corrupt"
-        ) from error
+        raise AudioError(f"The shard {shard.path} cannot be read ({error}): write it again.", "corrupt") from error
     if not rows:
         raise AudioError(f"The shard {shard.path} holds no recordings: write it again.", "empty")
     return rows

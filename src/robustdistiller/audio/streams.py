@@ -189,9 +189,7 @@ class Spool:
         try:
             folder.mkdir(parents=True)
         except OSError as error:
-            raise UserError(
-                f"{folder} cannot be made ({error.strerror}): name another folder as data.spool."
-            ) from error
+            raise UserError(f"{folder} cannot be made ({error.strerror}): name another as data.spool.") from error
         self._reader: ThreadPoolExecutor | None = None
         self._copies: dict[int, Future[None]] = {}
         self._last: dict[int, int] = {}  # when each was needed last

@@ -139,9 +139,7 @@ def _sentence(error: BaseException, arguments: list[str]) -> str:
     if isinstance(error, RecursionError):
         return f"An input is nested too deeply in: {inputs}. Is it the right file? --debug shows where."
     if isinstance(error, UnicodeError):
-        return (
-            f"An input holds text or a name that is not UTF-8 in: {inputs}. Rename or convert it; --debug shows where."
-        )
+        return f"An input holds text or a name that is no UTF-8 in: {inputs}. Rename or convert it; --debug tells."
     return f"A number is too large ({error}) in: {inputs}. --debug shows where."
 
 

@@ -76,9 +76,8 @@ def features(
 
     loaded = load_student(student).to(pick_device(device))
     with Bars() as bars:
-        done = extract_features(
-            loaded, inputs, out, predictions, "float16" if half else "float32", bars.of("extracting"), overwrite
-        )
+        kind = "float16" if half else "float32"
+        done = extract_features(loaded, inputs, out, predictions, kind, bars.of("extracting"), overwrite)
     _tell(done, out, as_json)
 
 

@@ -56,11 +56,9 @@ def source(flag: str, help: str) -> Any:
 
 Seed = Annotated[int, option("The seed of everything.", "--seed", metavar="N", min=0, max=LARGEST_SEED)]
 Workers = Annotated[
-    int | None, option("Processes that read files; all cores by default.", "--workers", min=1, max=1024)
+    int | None, option("Processes that read files, by default all cores.", "--workers", min=1, max=1024)
 ]
-Overwrite = Annotated[
-    bool, option("Replace what an earlier call of this verb wrote; nothing else ever is.", "--overwrite")
-]
+Overwrite = Annotated[bool, option("Replace what an earlier call wrote; nothing else ever is.", "--overwrite")]
 Device = Annotated[
     str,
     typer.Option(

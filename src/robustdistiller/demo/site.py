@@ -147,9 +147,7 @@ def _matched(
             if mine.model != subject.digest:
                 continue
             if mine.task in found:
-                raise UserError(
-                    f"{subject.name} has two heads for {mine.task}, {found[mine.task][0]} and {path}: give one."
-                )
+                raise UserError(f"{subject.name} has two heads for {mine.task}: give {found[mine.task][0]} or {path}.")
             found[mine.task] = (path, mine)
         if not found:
             raise UserError(f"None of the heads was trained on {subject.name}: evaluate it and give its heads.")

@@ -393,7 +393,7 @@ def _matching_head(options: ExportOptions, folder: str, student: Student) -> Tas
     (subject,) = open_models([folder], predictions, "cpu")
     if subject.digest != head.model:
         raise UserError(
-            f"The head {options.task} was trained on another model than {folder}: evaluate this student and give its head."
+            f"The head {options.task} was trained on another model than {folder}: give one of this student."
         )
     return head
 

@@ -79,9 +79,7 @@ def read_checkpoint(path: StrPath) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"There is no checkpoint {path}: check the path.")
     if not zipfile.is_zipfile(path):
-        raise UserError(
-            f"{path} is no complete PyTorch checkpoint (1.6 or newer): copy it again, or save it anew with torch.save."
-        )
+        raise UserError(f"{path} is no complete PyTorch checkpoint (1.6 or newer): copy it, or torch.save it, again.")
     with explained(f"{path} cannot be loaded", "copy it again."):
         check_archive(path, also=("argparse.Namespace",))
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -230,9 +228,7 @@ def _heads(
         weights = left.pop("output_layer.2.weight").transpose(-1, -2)
         biases = left.pop("output_layer.2.bias").reshape(-1, weights.shape[1])
     if shared[0].shape != (count * hidden, hidden) or weights.shape[0] != count or weights.shape[-1] != hidden:
-        raise UserError(
-            f"The heads of {where} have an inner width other than {hidden} (out_layer_inter_dim), which ours cannot have."
-        )
+        raise UserError(f"The heads of {where} are not {hidden} wide inside (out_layer_inter_dim), as ours have to be.")
     heads = PredictionHeads(hidden, weights.shape[1], count)
     with torch.no_grad():
         _fill(heads.shared, *shared, where)

@@ -90,9 +90,7 @@ def open_detector(student: str, head_file: str, threshold: float, smoothing: flo
     if loaded.chunking is None:
         raise UserError(f"Name the operating point as well: {student}@160+160 for chunks and a look-ahead of 160 ms.")
     if open_models([student], len(head.states) > len(loaded.states_names))[0].digest != head.model:
-        raise UserError(
-            f"The head {head_file} was trained on another model than {student}: give one trained on exactly it."
-        )
+        raise UserError(f"The head {head_file} was trained on another model than {student}: give one of this student.")
     network = DetectorGraph(loaded, loaded.chunking, head).eval()
     detector = Detector.__new__(Detector)
     detector._open(replace(StreamJob(network, loaded, head).description, labels=head.labels), SessionEngine(network))

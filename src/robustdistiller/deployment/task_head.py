@@ -46,16 +46,13 @@ def read_head(path: StrPath) -> TaskHead:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            f"There is no head {path}: give results/heads/TASK/MODEL.safetensors from a folder that `evaluate` wrote."
-        )
+        raise UserError(f"There is no head {path}: give RESULTS/heads/TASK/MODEL.safetensors of `evaluate`.")
     with explained(f"{path} is no head of this version", "run `evaluate` again and give its heads/ file."):
         told, heads = read_heads(path)
         about, state = told["about"], heads[int(np.argmax(told["validation"]))]
     if about["kind"] not in ("classification", "slots", "detection"):
-        raise UserError(
-            f"The head {path} is for a task of kind {about['kind']}: only classification, slots and detection can be exported."
-        )
+        kinds = "classification, slots and detection"
+        raise UserError(f"The head {path} is for a task of kind {about['kind']}: only {kinds} are exported.")
     with explained(f"The head {path} does not fit together", "run `evaluate` again."):
         labels = {str(slot): tuple(classes) for slot, classes in zip(about["slots"], about["classes"], strict=True)}
         states, size = state["mix.mean"].shape

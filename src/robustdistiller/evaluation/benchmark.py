@@ -15,6 +15,7 @@ Scores become figures in results.py.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -115,9 +116,7 @@ def evaluate(
     opened, reported = open_reported(models, groups or {}, predictions, place)
     known = [model.name for model in reported]
     if reference is not None and reference not in known:
-        raise UserError(
-            f"The reference {reference} is none of the models {', '.join(known)}.{closest(reference, known)}"
-        )
+        raise UserError(f"The reference {reference} is none of {', '.join(known)}.{closest(reference, known)}")
     notes = [*stage.notes, *check_exposure(opened, [t for folds in loaded for t in folds], stage, allow_overlap)]
     for task in (t for folds in loaded for t in folds):
         notes += [note if note.startswith("OVERLAP") else f"{task.report_name}: {note}" for note in task.notes]
@@ -130,9 +129,8 @@ def evaluate(
 
 def _unlabelled(source: str, taken: Sequence[str], scans: Path) -> Task:
     """The task that has no labels, under a name that no other has."""
-    name = next(
-        f"speech{'-unlabelled' * k}" for k in range(len(taken) + 1) if f"speech{'-unlabelled' * k}" not in taken
-    )
+    names = (f"speech{'-unlabelled' * k}" for k in itertools.count())
+    name = next(name for name in names if name not in taken)
     config = TaskConfig.model_validate(
         {"name": name, "title": "Unlabelled speech", "kind": "unlabelled", "source": source, "test": {"where": {}}}
     )
@@ -323,10 +321,8 @@ class _Benchmark:
         examples = [task.test[int(i * len(task.test) / count)] for i in range(count)]
         found = {}
         for model in models:
-            file, key = (
-                self.store.similarity_file(task, model),
-                self.store.similarity_key(model, task, examples, contaminated),
-            )
+            file = self.store.similarity_file(task, model)
+            key = self.store.similarity_key(model, task, examples, contaminated)
             rows = read_rows(file, key)
             if rows is None:
                 rows = similarities(model, self.stage, task, examples, self._plan(examples), contaminated, self.device)

@@ -22,15 +22,11 @@ def check_exposure(
         if subject.kind != "student":
             continue
         if subject.exposure is None:
-            notes.append(
-                f"The folder of {subject.name} does not tell what it was trained on: no overlap can be checked."
-            )
+            notes.append(f"The folder of {subject.name} does not tell its training: no overlap can be checked.")
             continue
         made = sorted(subject.exposure.noise_kinds & stage.synthetic_noises())
         if made:
-            notes.append(
-                f"{subject.name} was trained on {', '.join(made)} noise too, which the conditions call unseen."
-            )
+            notes.append(f"{subject.name} was trained on {', '.join(made)} noise, which the conditions call unseen.")
         pairs = [
             (
                 f"speaker(s) of the task {task.name}",

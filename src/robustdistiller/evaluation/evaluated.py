@@ -125,9 +125,7 @@ def open_reported(
         if [other.name for other in reported].count(group.name) > 1:
             raise UserError(f"A group and a model, or two groups, are called {group.name}: rename one.")
         if len({(m.state_names, m.shape, m.num_parameters) for m in group.members}) > 1:
-            raise UserError(
-                f"The models of the group {group.name} differ in shape: a group is of trainings of one model."
-            )
+            raise UserError(f"The models of group {group.name} differ in shape: a group is of trainings of one model.")
     return list(subjects.values()), reported
 
 

@@ -14,9 +14,7 @@ def check_answers(task: Task) -> list[str]:
     for slot, classes in zip(task.slots or (task.config.text,), task.classes, strict=False):
         if len(classes) < 2 and task.config.kind != "ctc":
             only = f" ({classes[0]!r})" if classes else ""
-            raise UserError(
-                f"The task {task.name} has only one class{only} in '{slot}' of its training split: give it at least two."
-            )
+            raise UserError(f"The task {task.name} has only one class{only} in '{slot}' of its training: give it two.")
     if task.config.kind in ("classification", "slots", "detection"):
         for part in ("valid", "test"):
             for k, slot in enumerate(task.slots):
@@ -30,7 +28,7 @@ def check_answers(task: Task) -> list[str]:
         unknown = Counter(u for e in task.test for u in e.target if u and u not in task.classes[0])
         if unknown:
             return [
-                f"{sum(unknown.values())} test units ({', '.join(sorted(unknown))}) never occur in training: always errors."
+                f"{sum(unknown.values())} test units ({', '.join(sorted(unknown))}) are not in training: always errors."
             ]
     if task.config.kind == "verification":
         counts = Counter(e.target for e in task.test)

@@ -90,9 +90,7 @@ class ConditionRenderer:
         if twice is not None:
             raise UserError(f"Two conditions of {config.name} are called {twice}: give their sources other names.")
         if not self.conditions:
-            raise UserError(
-                f"No condition of {config.name} can be made: pass --noise or --rooms, or choose another file."
-            )
+            raise UserError(f"No condition of {config.name} can be made: pass --noise or --rooms, or another file.")
         self._environments: dict[tuple[str, str, str | None], Environment] = {}
         self._banks: dict[tuple[str, str], NoiseBank] = {}
         self._check_training_overlap(allow_overlap)
@@ -265,9 +263,8 @@ class ConditionRenderer:
             noise, rooms = self._training["noise"], self._training["rooms"]
             return Environment.build(self.config.training, noise, rooms, voices, self.config.seed, "train", CACHE_MB)
         bank = self._noise_bank(condition, task, part) if condition.noise else None
-        return Environment(
-            EnvironmentConfig(), bank, self._rooms[condition.rooms].bank if condition.rooms else None, self.config.seed
-        )
+        responses = self._rooms[condition.rooms].bank if condition.rooms else None
+        return Environment(EnvironmentConfig(), bank, responses, self.config.seed)
 
     def _noise_bank(self, condition: Condition, task: Task, part: str) -> NoiseBank:
         """The bank of a noise type, shared by all conditions that use it."""
@@ -329,9 +326,7 @@ def _split_by(source: NoiseSource, recordings: Sequence[Recording]) -> dict[str,
     for recording in recordings:
         value = value_of(recording, source.by)
         if value is None:
-            raise UserError(
-                f"The noise recording {recording.id} has no field '{source.by}': correct 'by' of {source.name}."
-            )
+            raise UserError(f"The noise {recording.id} has no field '{source.by}': correct 'by' of {source.name}.")
         types.setdefault("".join(c if c.isalnum() or c in "._-" else "_" for c in str(value)), []).append(recording)
     return dict(sorted(types.items()))
 

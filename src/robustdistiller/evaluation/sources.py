@@ -54,9 +54,7 @@ def _synthetic(task: str, cache: Path | None) -> list[Recording]:
     if task not in TASKS:
         raise UserError(f"There is no synthetic task '{task}': choose {', '.join(TASKS)}.{closest(task, TASKS)}")
     if cache is None:
-        raise UserError(
-            f"synthetic:{task} needs a folder to be made in: run it with `evaluate`, which keeps it in --out."
-        )
+        raise UserError(f"synthetic:{task} needs a folder to be made in: run it with `evaluate`, which has one.")
     logger.info("synthetic:%s is spoken into %s, which takes minutes once", task, cache)
     return read_manifest(build_corpus(cache, size="tasks", parts=[task]).tasks[task])
 
@@ -103,9 +101,7 @@ def fingerprint(recordings: Iterable[Recording]) -> list[Any]:
                 hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if small else str(status.st_mtime_ns)
             )
         except OSError as error:
-            raise UserError(
-                f"The recording {recording.path} is missing: restore it or correct its manifest."
-            ) from error
+            raise UserError(f"The recording {recording.path} is missing: restore it or mend its manifest.") from error
         place = [recording.id, recording.start, recording.seconds, recording.speaker]
         rows.append([*place, status.st_size, content])
     return rows

@@ -119,9 +119,8 @@ class Bootstrap:
     def _trials(self, scores: TrialScores, model: str) -> Array:
         """A pair counts as often as its two speakers were drawn together."""
         left, right = self.cluster[scores.left], self.cluster[scores.right]
-        seeds = generator(self.seed, "bootstrap head seeds", model).integers(
-            len(scores.similarity), size=self.replicates
-        )
+        rng = generator(self.seed, "bootstrap head seeds", model)
+        seeds = rng.integers(len(scores.similarity), size=self.replicates)
         ranked = [RankedTrials(similarity, scores.same) for similarity in scores.similarity]
         values = []
         for weights, seed in zip(self.weights[:TRIALS], seeds[:TRIALS], strict=True):

@@ -87,9 +87,8 @@ class Store:
         streams = [self.stream(model, task, part, condition, pooled).key for part in ("train", "valid")]
         answers = [[list(e.target) for e in task.part(part)] for part in ("train", "valid")]
         config = {**asdict(self.settings.heads), "seeds": self.settings.seeds}
-        return digest(
-            [task_heads.FORMAT, streams, answers, config, self.settings.seed, task.config.kind, task.config.units]
-        )
+        kind, units = task.config.kind, task.config.units
+        return digest([task_heads.FORMAT, streams, answers, config, self.settings.seed, kind, units])
 
     def predictions_key(
         self, model: EvaluatedModel, task: Task, condition: Condition, pooled: bool | int, pooled_test: bool

@@ -90,7 +90,7 @@ def load_folds(task: str | Path | TaskConfig, allow_overlap: bool = False, cache
         tasks.append(replace(_assemble(fold, own, allow_overlap), fold_of=config.name))
     if len({task.classes for task in tasks}) > 1 and config.kind in ("classification", "slots"):
         raise UserError(
-            f"The folds of the task {config.name} do not have the same answers in training: leave out the rare ones."
+            f"The folds of the task {config.name} have different answers in training: leave out the rare ones."
         )
     return tasks
 
@@ -132,9 +132,7 @@ def _assemble(
         parts["train"], parts["valid"] = _hold_out(parts["train"], config.valid.hold_out, config.speakers_are_classes)
     for name, recordings in parts.items():
         if not recordings:
-            raise UserError(
-                f"The {name} split of the task {config.name} has no utterances: check its source and where."
-            )
+            raise UserError(f"The {name} split of the task {config.name} has no utterances: check source and where.")
     slots = _slot_fields(config, parts)
     targets = {name: [Example(r, _target(config, slots, r)) for r in recordings] for name, recordings in parts.items()}
     limited = {name: _limit(examples, getattr(config, name).limit) for name, examples in targets.items()}

@@ -213,15 +213,11 @@ class SpeechEncoder(nn.Module):
         """
         samples = wave.shape[1]
         if samples < self.grid.field:
-            raise UserError(
-                f"The audio has {samples} samples; at least {self.grid.field} (25 ms) are needed for one frame."
-            )
+            raise UserError(f"The audio has {samples} samples, a frame {self.grid.field} (25 ms): give more.")
         padded = lengths is not None and bool((lengths != samples).any())
         if padded and lengths is not None and int(lengths.min()) < self.grid.field:
             # A row without a frame has nothing to attend to, and what comes out of it would be no number.
-            raise UserError(
-                f"Some audio is shorter than one frame ({self.grid.field} samples): leave it out of the batch."
-            )
+            raise UserError(f"Some audio is shorter than one frame ({self.grid.field} samples): leave it out.")
         if lengths is None:
             lengths = torch.full((wave.shape[0],), samples, device=wave.device)
         if self.normalize:

@@ -57,9 +57,8 @@ def align_frames(features: Tensor, lengths: Tensor, source: FrameGrid, target: F
     """
     if source == target and features.shape[-2] == frames:
         return features
-    wanted = (
-        torch.arange(frames, device=features.device) * target.stride + target.offset - source.offset
-    ) / source.stride
+    centres = torch.arange(frames, device=features.device) * target.stride + target.offset
+    wanted = (centres - source.offset) / source.stride
     lengths = beside(lengths, features)
     nearest = torch.floor(wanted + 0.5).long()[None, :]  # (1, F)
     nearest = torch.minimum(nearest.clamp_min(0), (lengths[:, None] - 1).clamp_min(0))  # (B, F)
@@ -94,9 +93,7 @@ def checked_batch(wave: Tensor, lengths: Tensor | Sequence[int] | None) -> tuple
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError("The lengths are no numbers: give the valid samples of every row.") from error
     if found.dtype not in (torch.int64, torch.int32, torch.int16) or found.shape != wave.shape[:1]:
-        raise UserError(
-            f"The lengths of {len(wave)} rows are as many integers, not {found.dtype} of shape {tuple(found.shape)}."
-        )
+        raise UserError(f"Lengths are {len(wave)} integers, not {found.dtype} of shape {tuple(found.shape)}.")
     lowest, highest = int(found.min()), int(found.max())
     if (
         lowest < 0 or highest > wave.shape[1]

@@ -52,13 +52,11 @@ def load_encoder(name: str | os.PathLike[str] | ModelFiles) -> Encoder:
     if extractor is None:
         logger.warning("%s has no preprocessor_config.json: its input is taken as it is, unnormalised", files.name)
     elif extractor.sampling_rate != 16_000:
-        raise UserError(
-            f"{files.name} expects {extractor.sampling_rate} Hz; only encoders for 16 000 Hz can be distilled."
-        )
+        raise UserError(f"{files.name} expects {extractor.sampling_rate} Hz; only 16 000 Hz can be distilled.")
     normalize = getattr(extractor, "do_normalize", False)
     if not isinstance(normalize, bool):
         raise UserError(
-            f"The preprocessor_config.json of {files.name} says do_normalize: {normalize!r:.40}: write true or false."
+            f"{files.name} says do_normalize: {normalize!r:.40} in its preprocessor config: write true or false."
         )
     model = _build(config, _open(files), files.name)
     with _one_sentence(files.name):
@@ -104,9 +102,8 @@ def _read_extractor(files: ModelFiles) -> Any:
     if not found:
         return None
     with quiet_transformers(), _one_sentence(files.name):
-        extractor: Any = AutoFeatureExtractor.from_pretrained(
-            files.folder, trust_remote_code=False, local_files_only=True
-        )
+        options: Any = dict(trust_remote_code=False, local_files_only=True)
+        extractor: Any = AutoFeatureExtractor.from_pretrained(files.folder, **options)
         check_values({"feature_size": extractor.feature_size, "sampling_rate": extractor.sampling_rate}, files.name)
     return extractor
 
@@ -131,11 +128,9 @@ def _build(config: Any, weights: Weights, name: str) -> nn.Module:
     from transformers.models.whisper.modeling_whisper import WhisperEncoder as WhisperModel
 
     def build() -> Any:
-        return (
-            WhisperModel(config)
-            if config.model_type == "whisper"
-            else AutoModel.from_config(config, dtype=torch.float32)
-        )
+        if config.model_type == "whisper":
+            return WhisperModel(config)
+        return AutoModel.from_config(config, dtype=torch.float32)
 
     with quiet_transformers(), _one_sentence(name):
         with torch.device("meta"):

@@ -48,9 +48,8 @@ def plan_pruning(
             last = position + 1 == len(layers)
             reader = source.model.feature_projection.projection if last else layers[position + 1].conv
             # (out, in, kernel) → (in, out · kernel); the projection has one tap
-            kept.channels[position] = select_channels(
-                covariance, reader.weight.transpose(0, 1).flatten(1), len(channels)
-            )
+            weights = reader.weight.transpose(0, 1).flatten(1)
+            kept.channels[position] = select_channels(covariance, weights, len(channels))
         narrower = [origins[layer] - 1 for layer, units in enumerate(kept.units) if units is not None]
         moments = _unit_moments(source, narrower, speech)
     for layer, origin in enumerate(origins):
@@ -170,10 +169,8 @@ def _fit_front_end(
         if conv.bias is not None:
             conv.bias.copy_(bias)
     project, reference = (encoder.model.feature_projection for encoder in (student, teacher))
-    (outputs, inputs), (their_outputs, their_inputs) = (
-        project.projection.weight.shape,
-        reference.projection.weight.shape,
-    )
+    outputs, inputs = project.projection.weight.shape
+    their_outputs, their_inputs = reference.projection.weight.shape
     if inputs < their_inputs and outputs == their_outputs:  # another hidden size has nothing to be fitted to
         norm: Any = getattr(project, "layer_norm", None) or nn.Identity()
         pairs = (

@@ -96,9 +96,7 @@ def _choose(files: Collection[str], what: str) -> str:
     """The weight file, or the index of its shards, among `files`; raises `UserError` where there is none, or two of a kind."""
     some = ", ".join([*files][:8]) + (", …" if len(files) > 8 else "") if files else "nothing"
     if "config.json" not in files:
-        raise UserError(
-            f"{what} holds no config.json (it holds {some}): give a model in the layout of the hub, with its config.json."
-        )
+        raise UserError(f"{what} holds no config.json (it holds {some}): give a model in the layout of the hub.")
     for single in FORMATS:
         index = f"{single}.index.json"
         if single in files and index in files:
@@ -186,9 +184,7 @@ def _refusal(name: str, revision: str, error: Exception) -> str:
     if isinstance(error, errors.HFValidationError):
         return f"'{name}' is no name of a model on the hub: write it as owner/name or owner/name@revision."
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return (
-            f"The disk of the cache {constants.HF_HUB_CACHE} is full: free some space, or set HF_HOME to another disk."
-        )
+        return f"The disk of the cache {constants.HF_HUB_CACHE} is full: free space, or set HF_HOME to another disk."
     return (
         f"{name} did not come, or not whole, from the hub ({first_line(error)}): check the connection; the same command goes "
         "on where this one stopped."

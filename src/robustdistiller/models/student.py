@@ -89,7 +89,7 @@ class Student(nn.Module):
         self.num_parameters = sum(p.numel() for p in encoder.parameters())
         if isinstance(tap, int) and tap > encoder.num_layers:
             raise UserError(
-                f"The student has layers 1 to {encoder.num_layers}, not {tap}: correct objectives.enhancement.tap."
+                f"objectives.enhancement.tap is layer {tap}, but the student has {encoder.num_layers}: correct it."
             )
 
     @property
@@ -253,7 +253,7 @@ def build_student(
     origins = config.from_layers or tuple(range(1, config.layers + 1))
     if config.from_layers and origins[-1] > source.num_layers:
         raise UserError(
-            f"student.from_layers names layer {origins[-1]}, but {config.init} has {source.num_layers}: correct it."
+            f"student.from_layers has {origins[-1]}, but {config.init} only {source.num_layers}: correct it."
         )
     weights = {} if config.init == "random" else copyable_state(source, origins)
     report = initialise(model, weights)
@@ -301,7 +301,7 @@ def _build_model(source: Encoder, config: StudentConfig) -> nn.Module:
     heads = config.heads or (_attention_heads(source) if same else max(1, hidden // 64))
     if hidden % heads:
         raise UserError(
-            f"student.hidden_size {hidden} is not a multiple of {heads} heads: set student.heads to a divisor."
+            f"student.hidden_size {hidden} is no multiple of {heads} heads: set student.heads to a divisor."
         )
     channels = config.conv_channels if config.conv_channels is not None else tuple(theirs.conv_dim)
     channels = (channels,) * len(theirs.conv_dim) if isinstance(channels, int) else tuple(channels)
@@ -347,9 +347,7 @@ def _build_model(source: Encoder, config: StudentConfig) -> nn.Module:
         norm = norm if config.projection_norm is None else config.projection_norm
         return HubertModel(HubertConfig(**fields, feat_proj_layer_norm=norm))
     except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"This student cannot be built ({error}): check the sizes in the recipe's student section."
-        ) from error
+        raise UserError(f"This student cannot be built ({error}): check the recipe's student section.") from error
 
 
 def _attention_heads(source: Encoder) -> int:
@@ -402,9 +400,7 @@ def load_student(folder: str | os.PathLike[str]) -> Student:
     files = locate(folder, also=(HEADS, HEADS_CONFIG))
     encoder = load_encoder(files)
     if not isinstance(encoder, SpeechEncoder):
-        raise UserError(
-            f"{folder} is a teacher whose input is log-mel, not a student: give the folder that `distill` wrote."
-        )
+        raise UserError(f"{folder} is a teacher (its input is log-mel): give the folder that `distill` wrote.")
     if encoder.grid != GRID:
         raise UserError(
             f"The model in {folder} has a frame every {encoder.grid.stride} samples of {encoder.grid.field}: a student has one "

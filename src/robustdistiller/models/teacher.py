@@ -59,9 +59,7 @@ class Teacher(nn.Module):
         self.layers = tuple(layers) if layers else scaled_layers(self.num_layers)
         wrong = [layer for layer in self.layers if not 1 <= layer <= self.num_layers]
         if wrong:
-            raise UserError(
-                f"The teacher {name} has layers 1 to {self.num_layers}, not {wrong[0]}: correct teacher.layers."
-            )
+            raise UserError(f"The teacher {name} has {self.num_layers} layers, not {wrong[0]}: correct teacher.layers.")
         self.average = average
         if average > min(self.layers):
             raise UserError(
@@ -69,7 +67,7 @@ class Teacher(nn.Module):
             )
         if encoder.grid.stride != GRID.stride:
             raise UserError(
-                f"The teacher {name} has a frame every {encoder.grid.stride} samples; only 320 (20 ms) can be distilled."
+                f"The teacher {name} has frames of {encoder.grid.stride} samples; only 320 can be distilled."
             )
         self.hidden_size = encoder.hidden_size
         self.normalize = encoder.normalize
@@ -105,9 +103,8 @@ class Teacher(nn.Module):
             output = self.encoder(wave, lengths)
         found = output.states if chosen is None else [output.states[number] for number in chosen]
         stacked = torch.stack([state.float() for state in found], 1)
-        return align_frames(
-            stacked, output.lengths, self.encoder.grid, GRID, int(GRID.count(torch.tensor(wave.shape[1])))
-        ), frames
+        size = int(GRID.count(torch.tensor(wave.shape[1])))
+        return align_frames(stacked, output.lengths, self.encoder.grid, GRID, size), frames
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> TeacherOutput:
         """Clean waveforms (B, T) with valid `lengths` (B,) samples → the target layers."""

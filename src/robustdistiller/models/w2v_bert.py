@@ -84,7 +84,7 @@ class W2vBertEncoder(nn.Module):
         frames = self.grid.count(lengths)
         if int(frames.min()) < 1:
             raise UserError(
-                f"Some audio is shorter than one frame of w2v-BERT ({self.grid.field} samples): leave it out."
+                f"Some audio is shorter than a frame of w2v-BERT ({self.grid.field} samples): leave it out."
             )
         with torch.autocast(wave.device.type, enabled=False):
             mel = self.log_mel(wave, lengths)

@@ -60,9 +60,7 @@ def open_weights(files: Iterable[Path]) -> Weights:
             for old, new in WEIGHT_NORM.items():
                 name = name.removesuffix(old) + new if name.endswith(old) else name
             if name in found:
-                raise UserError(
-                    f"{file} holds {name}, which stands in another file or twice: download the model again."
-                )
+                raise UserError(f"{file} holds {name}, which stands in another file too: download the model again.")
             found[name] = stored
     return found
 

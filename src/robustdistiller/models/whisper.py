@@ -38,9 +38,7 @@ class WhisperEncoder(nn.Module):
     def __init__(self, model: Any, extractor: Any):
         super().__init__()
         if extractor.hop_length != 160:
-            raise UserError(
-                f"This Whisper has a hop of {extractor.hop_length} samples; only 160 (20 ms frames) can be aligned."
-            )
+            raise UserError(f"This Whisper has a hop of {extractor.hop_length} samples; only 160 can be aligned.")
         self.model = getattr(model, "encoder", model)
         self.n_fft, self.hop = extractor.n_fft, extractor.hop_length
         filters = torch.as_tensor(extractor.mel_filters, dtype=torch.float32)  # (n_fft / 2 + 1, mels)
@@ -88,9 +86,7 @@ class WhisperEncoder(nn.Module):
         frames = torch.div(lengths + self.grid.stride - 1, self.grid.stride, rounding_mode="floor").clamp_min(1)
         if int(frames.max()) > self.max_frames:
             limit = self.max_frames / 50
-            raise UserError(
-                f"Whisper takes at most {limit:.0f} s at once; set data.crop_seconds to {limit - 1:.0f} or less."
-            )
+            raise UserError(f"Whisper takes at most {limit:.0f} s: set data.crop_seconds to {limit - 1:.0f} or less.")
         context = (frames + TAIL).clamp_max(self.max_frames)  # (B,)
         size = int(context.max())
         whole, context = bool((context == size).all()), beside(context, wave)

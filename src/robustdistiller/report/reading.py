@@ -95,11 +95,8 @@ class Measure:
 
     def best(self, condition: str) -> list[str]:
         """The model or models with the best printed figure."""
-        found = {
-            m: round(self.scaled(f["value"]), self.about["decimals"])
-            for m in self.models
-            if (f := self.get(m, condition))
-        }
+        figures = {model: figure for model in self.models if (figure := self.get(model, condition))}
+        found = {m: round(self.scaled(figure["value"]), self.about["decimals"]) for m, figure in figures.items()}
         if not found:
             return []
         top = max(found.values()) if self.higher_is_better else min(found.values())

@@ -84,9 +84,8 @@ def alarm(rng: np.random.Generator, num_samples: int) -> np.ndarray:
         frequency = np.where(np.floor(cycle) % 2 < 1, pitch, pitch * rng.choice([1.0, 1.25, 1.5]))
         position, open_for = cycle % 1, rng.uniform(0.4, 0.9)
         gate = np.clip(np.minimum(position, open_for - position) * 40, 0, 1)
-    wave = _period(np.array([1.0, *rng.uniform(0, 0.4, 3)]), rng)[
-        (_phase(frequency) * _TABLE).astype(np.int64) % _TABLE
-    ]
+    table = _period(np.array([1.0, *rng.uniform(0, 0.4, 3)]), rng)
+    wave = table[(_phase(frequency) * _TABLE).astype(np.int64) % _TABLE]
     hiss = _shaped(rng, num_samples, [(100, 0), (8000, -12)])
     return _unit(_unit(wave * gate) + 0.05 * hiss)
 

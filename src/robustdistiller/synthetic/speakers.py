@@ -15,9 +15,8 @@ from ..audio.io import SAMPLE_RATE
 from ..randomness import generator
 from .espeak import Speech, speak
 
-ACCENTS = (
-    *("en-us", "en", "en-gb-x-rp", "en-gb-scotland"),
-    *("en-029", "en-us-nyc", "en-gb-x-gbclan", "en-gb-x-gbcwmd"),
+ACCENTS = tuple(
+    ["en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-us-nyc", "en-gb-x-gbclan", "en-gb-x-gbcwmd"]
 )
 
 _TRAIN = """Alex Andy Annie AnxiousAndy Denis Diogo Gene Hugo Jacky Mike Storm Tweaky adam aunty ed f1 f3 f4 grandma

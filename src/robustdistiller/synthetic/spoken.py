@@ -218,6 +218,11 @@ def _microphone(samples: int, rms: float, rng: np.random.Generator) -> np.ndarra
 _Saying = tuple[str, Speech, dict[str, Any]]  # text, speech, labels
 
 
+def _varied(rng: np.random.Generator) -> Manner:
+    tempo, pitch, melody = (float(rng.uniform(*limits)) for limits in ((0.85, 1.2), (-8, 8), (0.6, 1.5)))
+    return Manner(tempo, pitch, melody)
+
+
 def _say_sentence(speaker: Speaker, split: str, index: int, rng: np.random.Generator) -> _Saying:
     text = sentence(rng)
     manner = Manner(tempo=float(rng.uniform(0.9, 1.1)), pitch=float(rng.uniform(-5, 5)))
@@ -229,9 +234,7 @@ def _say_keyword(speaker: Speaker, split: str, index: int, rng: np.random.Genera
     label = (*KEYWORDS, "_unknown_")[index % (len(KEYWORDS) + 1)]
     others = OTHER_WORDS[: -len(OTHER_WORDS) // 4] if split == "train" else OTHER_WORDS
     word = label if label in KEYWORDS else others[int(rng.integers(len(others)))]
-    manner = Manner(
-        tempo=float(rng.uniform(0.85, 1.2)), pitch=float(rng.uniform(-8, 8)), melody=float(rng.uniform(0.6, 1.5))
-    )
+    manner = _varied(rng)
     carrier = CARRIERS[int(rng.integers(len(CARRIERS)))].format(word=word)
     alone = word + ".!?,"[int(rng.integers(4))]
     wanted = None
@@ -249,9 +252,7 @@ def _say_intent(speaker: Speaker, split: str, index: int, rng: np.random.Generat
     thing, action = pairs[index % len(pairs)]
     slots = {"action": action, "object": thing, "location": LOCATIONS[int(rng.integers(len(LOCATIONS)))]}
     text = intent(slots, rng)
-    manner = Manner(
-        tempo=float(rng.uniform(0.85, 1.2)), pitch=float(rng.uniform(-8, 8)), melody=float(rng.uniform(0.6, 1.5))
-    )
+    manner = _varied(rng)
     return text, _placed(speaker.say(text, manner), rng), {"label": f"{thing} {action}", "slots": slots}
 
 

@@ -184,9 +184,7 @@ INTENTS = _rules(
     open="open the {it} {there} | pull the {it} {there} open | open up the {it} {there}",
     close="close the {it} {there} | pull the {it} {there} shut | shut the {it} {there}",
 )
-ACTIONS = {object_: ("on", "off", "up", "down") for object_ in ("lights", "heating", "music")} | {
-    "blinds": ("open", "close")
-}
+ACTIONS = dict.fromkeys(("lights", "heating", "music"), ("on", "off", "up", "down")) | {"blinds": ("open", "close")}
 LOCATIONS = ("kitchen", "bedroom", "lounge", "bathroom", "none")
 
 

@@ -96,14 +96,10 @@ def gather(recipe: Recipe, run: Path, report: PartProgress | None = None, rank: 
     """
     data = recipe.data
     if not data.speech:
-        raise UserError(
-            "There is no speech to learn from: give --speech FOLDER_OR_MANIFEST (more than once if you like)."
-        )
+        raise UserError("There is no speech to learn from: give --speech FOLDER_OR_MANIFEST, once or more often.")
     sharded = [is_sharded(source) for source in data.speech]
     if any(sharded) and not all(sharded):
-        raise UserError(
-            "Speech in shards cannot be mixed with other speech: write that to shards too, and name both folders."
-        )
+        raise UserError("Shards cannot be mixed with other speech: write that to shards too, and name both.")
     skipped: list[Any] = []
     splits: dict[str, dict[str, list[Recording]]] = {}
     sources_by_role: dict[Role, tuple[str, ...]] = {
@@ -136,7 +132,7 @@ def gather(recipe: Recipe, run: Path, report: PartProgress | None = None, rank: 
     valid = _enough([r for r in splits["speech"]["valid"] if r.seconds >= data.min_seconds], recipe)
     if not train and not shards:
         raise UserError(
-            f"No speech of at least {data.min_seconds:g} s is left for training: add some, or lower data.min_seconds."
+            f"No speech of {data.min_seconds:g} s is left for training: add some, or lower data.min_seconds."
         )
     if not valid:
         raise UserError("No speech is held out for validation: give more recordings or raise data.valid_fraction.")

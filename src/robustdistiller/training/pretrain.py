@@ -202,9 +202,7 @@ class Pretraining:
         self.precision = pick_precision(config.precision, self.device, self.mini)
         fewest = max(1, round(config.batch_seconds / max(config.crops.seconds)))
         if fewest < context.world:
-            raise UserError(
-                f"A batch has {fewest} crops for {context.world} processes: start fewer, or raise batch_seconds."
-            )
+            raise UserError(f"A batch has {fewest} crops for {context.world} processes: raise batch_seconds.")
         blocks = context.share(range(config.valid_blocks))
         self.valid = [draw(valid_pools, config.crops, BLOCK_SECONDS, config.seed, f"valid-{k}") for k in blocks]
 

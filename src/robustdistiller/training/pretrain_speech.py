@@ -94,9 +94,7 @@ def _find(manifest: str, roots: Sequence[str | Path]) -> Path:
     for root in roots:
         if (Path(root) / manifest).is_file():
             return Path(root) / manifest
-    raise UserError(
-        f"There is no {manifest} under {', '.join(map(str, roots))}: give its folder with --data, or make it."
-    )
+    raise UserError(f"There is no {manifest} under {', '.join(map(str, roots))}: name its folder with --data.")
 
 
 def cut(pools: Sequence[Pool], samples: int, config: CropConfig, *key: int | str) -> np.ndarray:

@@ -173,9 +173,7 @@ class Trainer:
         if self.log is not None:
             self.log.close()
         if progress.step == settings.steps and progress.best is None:
-            raise UserError(
-                f"No validation of this run gave a finite loss, so there is nothing to keep: {self.advice()}"
-            )
+            raise UserError(f"No validation gave a finite loss, so there is nothing to keep: {self.advice()}")
         return progress
 
     def due(self, every: int) -> bool:
