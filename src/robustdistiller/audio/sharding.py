@@ -220,19 +220,13 @@ def _write(job: tuple[Path, int, Sequence[Recording], Format]) -> dict[str, Any]
                 _add(tar, f"{key}.json", _about(recording, len(wave)))
                 written.append((recording, len(wave)))
     row = {
-        "name": name,
-        "bytes": counted.size,
-        "digest": counted.total.hexdigest(),
-        "recordings": len(written),
+        "name": name, "bytes": counted.size, "digest": counted.total.hexdigest(), "recordings": len(written),
         "seconds": round(sum(samples for _, samples in written) / SAMPLE_RATE, 3),
-        "lengths": digest([samples for _, samples in written]),
-        "split": part[0].split,
+        "lengths": digest([samples for _, samples in written]), "split": part[0].split,
         "speakers": sorted({recording.speaker for recording, _ in written if recording.speaker}),
-        "histogram": histogram([samples / SAMPLE_RATE for _, samples in written]),
-        "source": _identity(part, audio),
-        "skipped": [vars(lost) for lost in skipped],
-        "samples": [samples for _, samples in written],
-    }
+        "histogram": histogram([samples / SAMPLE_RATE for _, samples in written]), "source": _identity(part, audio),
+        "skipped": [vars(lost) for lost in skipped], "samples": [samples for _, samples in written],
+    }  # fmt: skip
     write_json(sidecar, row)
     return row
 

@@ -42,16 +42,10 @@ def trace(module: nn.Module, inputs: Inputs, outputs: Sequence[str]) -> Any:
     shapes = {name: {axis: torch.export.Dim.DYNAMIC for axis in axes} for name, _, axes in inputs}
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            module.eval(),
-            tuple(example for _, example, _ in inputs),
-            dynamo=True,
-            dynamic_shapes=shapes if any(shapes.values()) else None,
-            input_names=[name for name, _, _ in inputs],
-            output_names=list(outputs),
-            opset_version=OPSET,
-            verbose=False,
-            optimize=True,
-        )
+            module.eval(), tuple(example for _, example, _ in inputs), dynamo=True,
+            dynamic_shapes=shapes if any(shapes.values()) else None, input_names=[name for name, _, _ in inputs],
+            output_names=list(outputs), opset_version=OPSET, verbose=False, optimize=True,
+        )  # fmt: skip
     assert program is not None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"

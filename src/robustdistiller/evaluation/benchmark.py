@@ -391,13 +391,10 @@ class _Benchmark:
 def _head_summary(model: ReportedModel, trained: Trained) -> dict[str, Any]:
     """How the first head of (the first training of) a model was chosen."""
     return {
-        "model": model.name,
-        "states": list(model.members[0].state_names),
+        "model": model.name, "states": list(model.members[0].state_names),
         "weights": [round(weight, 4) for weight in trained.state["mix.weights"].softmax(0).tolist()],
-        "learning_rate": trained.learning_rate,
-        "weight_decay": trained.weight_decay,
-        "validation": trained.validation,
-    }
+        "learning_rate": trained.learning_rate, "weight_decay": trained.weight_decay, "validation": trained.validation,
+    }  # fmt: skip
 
 
 def _spread(examples: Sequence[Example], count: int) -> list[Example]:

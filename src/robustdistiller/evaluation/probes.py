@@ -329,12 +329,9 @@ def save_heads(path: Path, trained: Sequence[Trained], key: str, about: dict[str
     tensors = {f"{k}.{name}": value.contiguous() for k, t in enumerate(trained) for name, value in t.state.items()}
     first = trained[0]
     told = {
-        "key": key,
-        "learning_rate": first.learning_rate,
-        "weight_decay": first.weight_decay,
-        "validation": [t.validation for t in trained],
-        "about": about,
-    }
+        "key": key, "learning_rate": first.learning_rate, "weight_decay": first.weight_decay,
+        "validation": [t.validation for t in trained], "about": about,
+    }  # fmt: skip
     with replacing(path) as temporary:
         # One entry only: safetensors writes several in an order that changes from run to run.
         save_file(tensors, temporary, metadata={"heads": json.dumps(told)})

@@ -42,22 +42,12 @@ def render_page(result: BenchmarkResult, sections: Sequence[str] = (), lead: str
     tasks = [_task(result, task) for task in result.tasks]
     overview = [(task, task["measures"][0]) for task in tasks if task["measures"]]
     return render_template(
-        __package__,
-        "page.html",
-        result=result,
-        settings=result.values["settings"],
-        style=resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8"),
-        charts=charts,
-        tasks=tasks,
-        overview=overview,
-        overview_models=unique(model for _, measure in overview for model in measure.models),
-        loud=[note for note in result.values["notes"] if note.startswith("OVERLAP")],
-        kinds=charts.KINDS,
-        size=size_text,
-        states=_states,
-        sections=sections,
-        lead=lead,
-    )
+        __package__, "page.html", result=result, settings=result.values["settings"],
+        style=resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8"), charts=charts, tasks=tasks,
+        overview=overview, overview_models=unique(model for _, measure in overview for model in measure.models),
+        loud=[note for note in result.values["notes"] if note.startswith("OVERLAP")], kinds=charts.KINDS,
+        size=size_text, states=_states, sections=sections, lead=lead,
+    )  # fmt: skip
 
 
 def render_template(package: str, name: str, **values: Any) -> str:
@@ -70,16 +60,11 @@ def _task(result: BenchmarkResult, task: dict[str, Any]) -> dict[str, Any]:
     """A task as the page shows it."""
     own = [note for note in result.values["notes"] if note.startswith(f"{task['name']}: ")]
     return {
-        "similarity": [],
-        "detection": [],
-        "folds": 1,
-        **task,
+        "similarity": [], "detection": [], "folds": 1, **task,
         "anchor": "task-" + "".join(c if c.isalnum() else "-" for c in task["name"]),
-        "notes": [note.partition(": ")[2] for note in own],
-        "measures": result.measures(task),
-        "classes": dict(zip(task["slots"], task["classes"], strict=False)),
-        "clips": _clips(result, task),
-    }
+        "notes": [note.partition(": ")[2] for note in own], "measures": result.measures(task),
+        "classes": dict(zip(task["slots"], task["classes"], strict=False)), "clips": _clips(result, task),
+    }  # fmt: skip
 
 
 def _states(names: Sequence[str]) -> str:

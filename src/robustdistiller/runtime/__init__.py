@@ -29,18 +29,6 @@ from .sound import SAMPLE_RATE, read_wave
 from .stream import Stream
 
 __all__ = [
-    "SAMPLE_RATE",
-    "Answer",
-    "Classifier",
-    "Description",
-    "Detection",
-    "Detector",
-    "Encoder",
-    "Enhancer",
-    "Features",
-    "Stream",
-    "Trigger",
-    "describe",
-    "microphone",
-    "read_wave",
-]
+    "SAMPLE_RATE", "Answer", "Classifier", "Description", "Detection", "Detector", "Encoder", "Enhancer", "Features",
+    "Stream", "Trigger", "describe", "microphone", "read_wave",
+]  # fmt: skip

@@ -2,7 +2,7 @@
 
 An exported ``.onnx`` is an ordinary ONNX model followed by one metadata entry, JSON under the key ``robustdistiller``. It
 holds a digest of all bytes before it, so that a file that was cut short, damaged or edited is recognised at once. Reading it
-needs no protobuf library: an ONNX file is a sequence of fields with a tag and a length, and only one of them is looked into.
+needs no protobuf library: the entry is found by its key at the end of the file.
 """
 
 from __future__ import annotations
@@ -20,15 +20,12 @@ from ..errors import UserError
 KEY = "robustdistiller"
 FORMAT = 1
 KINDS = {
-    "encoder": "Encoder",
-    "enhancer": "Enhancer",
-    "classifier": "Classifier",
-    "stream": "Stream",
+    "encoder": "Encoder", "enhancer": "Enhancer", "classifier": "Classifier", "stream": "Stream",
     "detector": "Detector",
-}
+}  # fmt: skip
 
-_METADATA, _TOP_FIELDS = 14, frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})  # of onnx.ModelProto
-_LONGEST = 1 << 20  # bytes of a metadata entry that are believed
+_KEY_FIELD = b"\x0a" + bytes([len(KEY)]) + KEY.encode() + b"\x12"  # of the entry: its key, and the tag of its value
+_LONGEST = 1 << 20  # bytes of an entry that are believed
 
 
 @dataclass(frozen=True)
@@ -97,8 +94,8 @@ def describe(path: str | os.PathLike[str], verify: bool = True) -> Description:
         raise UserError(f"There is no file {path}: check the path, or export a student first.")
     try:
         with path.open("rb") as stream:
-            length, entries = _scan(stream, path)
-            values = _values(entries, path)
+            length, text = _scan(stream, path)
+            values = _values(text, path)
             if verify and _digest(stream, length) != values.get("digest"):
                 raise UserError(
                     f"{path} is damaged or was edited after its export: copy it again (verify=False opens it regardless)."
@@ -111,15 +108,11 @@ def describe(path: str | os.PathLike[str], verify: bool = True) -> Description:
         raise UserError(f"The description inside {path} cannot be understood: export the student again.") from error
 
 
-def _values(entries: dict[str, str], path: Path) -> dict[str, Any]:
-    if KEY not in entries:
-        raise UserError(
-            f"{path} is an ONNX file, but not one that `robustdistiller export` wrote: export the student with it."
-        )
+def _values(text: str, path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(entries[KEY])
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"The description inside {path} cannot be understood: export the student again.") from error
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
     if not isinstance(values, dict) or not isinstance(values.get("format"), int):
         raise UserError(f"The description inside {path} cannot be understood: export the student again.")
     if values["format"] > FORMAT:
@@ -127,72 +120,31 @@ def _values(entries: dict[str, str], path: Path) -> dict[str, Any]:
     return values
 
 
-def _scan(stream: BinaryIO, path: Path) -> tuple[int, dict[str, str]]:
-    """Walk over the fields of the model: the number of bytes before the first metadata entry, and all entries."""
+def _scan(stream: BinaryIO, path: Path) -> tuple[int, str]:
+    """The bytes before the entry at the end of a file (-1 where more follows, for no digest holds then), and its text."""
     size = os.fstat(stream.fileno()).st_size
-    entries: dict[str, str] = {}
-    first = None
-    seen: set[int] = set()
-    while stream.tell() < size:
-        at = stream.tell()
-        tag = _varint(stream)
-        number, wire = (tag >> 3, tag & 7) if tag is not None else (0, 0)
-        if number not in _TOP_FIELDS or wire not in (0, 2):
-            what = "is damaged or cut short: copy it again" if {1, 7} & seen else "is no ONNX file: check the path"
-            raise UserError(f"{path} {what}.")
-        seen.add(number)
-        value = _varint(stream)
-        end = stream.tell() + (value if wire == 2 and value is not None else 0)
-        if value is None or end > size:
-            raise UserError(f"{path} is cut short or no ONNX file: copy it again, or check the path.")
-        if wire == 2 and number == _METADATA:
-            first = at if first is None else first
-            if value <= _LONGEST:
-                key, text = _pair(stream.read(value))
-                entries[key] = text
-        elif first is not None:
-            first = -1  # a model goes on after its metadata: written by other tools, no digest can hold
-        stream.seek(end)
-    if 7 not in seen:
-        raise UserError(f"{path} is cut short or no ONNX file: copy it again, or check the path.")
-    return (size if first is None else first), entries
+    stream.seek(max(0, size - _LONGEST))
+    tail = stream.read()
+    at = tail.rfind(_KEY_FIELD)
+    value, begin = _varint(tail, at + len(_KEY_FIELD))
+    end = begin + value
+    if at < 0 or end > len(tail):
+        raise UserError(
+            f"{path} is cut short, no ONNX file, or not one that `robustdistiller export` wrote: copy it again, or export the "
+            "student."
+        )
+    head = 1 + max(1, -(-(end - at).bit_length() // 7))  # tag and length of the entry
+    return (size - len(tail) + at - head if end == len(tail) else -1), tail[begin:end].decode("utf-8", "replace")
 
 
-def _varint(stream: BinaryIO) -> int | None:
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    """A number in protobuf's writing, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
-        byte = stream.read(1)
-        if not byte:
-            return None
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    return None
-
-
-def _pair(message: bytes) -> tuple[str, str]:
-    """Key and value of an onnx.StringStringEntryProto; empty strings where it is not one."""
-    found = {1: "", 2: ""}
-    position = 0
-    while position < len(message):
-        tag, position = _short_varint(message, position)
-        length, position = _short_varint(message, position)
-        if tag & 7 != 2 or position + length > len(message):
-            return "", ""
-        found[tag >> 3] = message[position : position + length].decode("utf-8", "replace")
-        position += length
-    return found[1], found[2]
-
-
-def _short_varint(message: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while position < len(message):
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80 or shift > 63:
-            return value, position
-        shift += 7
+        byte = message[position] if position < len(message) else 0
+        value, position = value | (byte & 0x7F) << shift, position + 1
+        if byte < 0x80:
+            break
     return value, position
 
 

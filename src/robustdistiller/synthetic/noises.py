@@ -136,14 +136,8 @@ def music(rng: np.random.Generator, num_samples: int) -> np.ndarray:
 
 
 SYNTHETIC_NOISES: dict[str, Noise] = {
-    "hum": hum,
-    "engine": engine,
-    "rain": rain,
-    "wind": wind,
-    "clicks": clicks,
-    "alarm": alarm,
-    "music": music,
-}
+    "hum": hum, "engine": engine, "rain": rain, "wind": wind, "clicks": clicks, "alarm": alarm, "music": music,
+}  # fmt: skip
 
 
 def _unit(wave: np.ndarray) -> np.ndarray:

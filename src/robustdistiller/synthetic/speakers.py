@@ -56,14 +56,9 @@ class Speaker:
         """Speak `text`; the same speaker, text and manner give the same samples. Raises as `espeak.speak`."""
         manner = manner or Manner()
         speech = speak(
-            text,
-            self.voice,
-            rate=round(self.rate * manner.tempo),
-            pitch=round(self.pitch + manner.pitch),
-            pitch_range=round(self.pitch_range * manner.melody),
-            word_gap=manner.word_gap,
-            formants=self.formants,
-        )
+            text, self.voice, rate=round(self.rate * manner.tempo), pitch=round(self.pitch + manner.pitch),
+            pitch_range=round(self.pitch_range * manner.melody), word_gap=manner.word_gap, formants=self.formants,
+        )  # fmt: skip
         wave = speech.wave
         if manner.tilt:
             wave = _tilted(wave, manner.tilt)

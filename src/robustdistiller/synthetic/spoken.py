@@ -189,18 +189,11 @@ def _utterance(folder: Path, seed: int, people: list[Speaker], name: str, split:
     soundfile.write(encoded, wave, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
     (folder / path).write_bytes(encoded.getvalue())
     return {
-        "path": path,
-        "duration": round(speech.seconds, 6),
-        "sample_rate": SAMPLE_RATE,
-        "id": f"{name}-{split}-{index:05d}",
-        "split": split,
-        "speaker": speaker.id,
-        "voice": speaker.voice,
-        "text": text,
-        **labels,
-        "words": [list(interval) for interval in speech.words],
+        "path": path, "duration": round(speech.seconds, 6), "sample_rate": SAMPLE_RATE,
+        "id": f"{name}-{split}-{index:05d}", "split": split, "speaker": speaker.id, "voice": speaker.voice,
+        "text": text, **labels, "words": [list(interval) for interval in speech.words],
         "phones": [list(interval) for interval in speech.phones],
-    }
+    }  # fmt: skip
 
 
 def _microphone(samples: int, rms: float, rng: np.random.Generator) -> np.ndarray:
@@ -260,23 +253,17 @@ def _say_style(speaker: Speaker, split: str, index: int, rng: np.random.Generato
     style = list(STYLES)[index % len(STYLES)]
     mean = STYLES[style]
     manner = Manner(
-        tempo=mean.tempo * float(np.exp(rng.normal(0, 0.06))),
-        pitch=mean.pitch + float(rng.normal(0, 5)),
-        melody=mean.melody * float(np.exp(rng.normal(0, 0.15))),
-        tilt=mean.tilt + float(rng.normal(0, 0.7)),
-        tremor=mean.tremor * float(rng.uniform(0.6, 1.2)),
-        word_gap=mean.word_gap,
-    )
+        tempo=mean.tempo * float(np.exp(rng.normal(0, 0.06))), pitch=mean.pitch + float(rng.normal(0, 5)),
+        melody=mean.melody * float(np.exp(rng.normal(0, 0.15))), tilt=mean.tilt + float(rng.normal(0, 0.7)),
+        tremor=mean.tremor * float(rng.uniform(0.6, 1.2)), word_gap=mean.word_gap,
+    )  # fmt: skip
     text = sentence(rng)
     return text, _placed(speaker.say(text, manner), rng), {"label": style}
 
 
 _SAYINGS: dict[str, Callable[[Speaker, str, int, np.random.Generator], _Saying]] = {
-    "speech": _say_sentence,
-    "keywords": _say_keyword,
-    "intents": _say_intent,
-    "styles": _say_style,
-}
+    "speech": _say_sentence, "keywords": _say_keyword, "intents": _say_intent, "styles": _say_style,
+}  # fmt: skip
 
 
 def _cut(speech: Speech, start: float, end: float) -> Speech:
