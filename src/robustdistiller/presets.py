@@ -19,7 +19,6 @@ def shipped_folder(kind: Kind) -> Path:
 
 
 def shipped_names(kind: Kind) -> list[str]:
-    """Their names."""
     return sorted(file.stem for file in shipped_folder(kind).glob("*.yaml"))
 
 

@@ -123,6 +123,7 @@ def _sentence(result: BenchmarkResult) -> str:
     difference = found["robust"]
     assert difference is not None
     low, high = (measure.scaled(difference[f"difference_{end}"]) for end in ("low", "high"))
+    sizes = {model["name"]: model["num_parameters"] for model in result.models}
     verdict = "not clearly different from"
     if difference["significant"]:  # after correction for the number of comparisons, as everywhere on the page
         verdict = "better than" if difference["difference_value"] > 0 else "worse than"
@@ -130,13 +131,9 @@ def _sentence(result: BenchmarkResult) -> str:
         "In new rooms and noises (wind and alarms, which training never had, and babble of other voices), the robust student "
         f"gets {robust:.1f} % of the commands of unseen speakers right, {verdict} the ordinary student with {plain:.1f} % "
         f"(difference {robust - plain:+.1f}, 95 % interval "
-        f"{low:+.1f} to {high:+.1f}); their teacher, {_times_larger(result):.1f} times larger, gets {teacher:.1f} %."
+        f"{low:+.1f} to {high:+.1f}); their teacher, {sizes['teacher'] / sizes['robust']:.1f} times larger, gets "
+        f"{teacher:.1f} %."
     )
-
-
-def _times_larger(result: BenchmarkResult) -> float:
-    sizes = {model["name"]: model["num_parameters"] for model in result.models}
-    return float(sizes["teacher"] / sizes["robust"])
 
 
 def _export(folder: Path, progress: PartProgress | None) -> list[Exported]:

@@ -11,7 +11,7 @@ from robustdistiller.models.student import build_student
 from robustdistiller.models.teacher import load_teacher
 from robustdistiller.objectives.total import total_loss
 from robustdistiller.training.distill import distill
-from robustdistiller.training.observer import Silent
+from robustdistiller.training.observer import Observer
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_step_of_a_training_never_waits_for_the_gpu(checkpoint, speech, tmp_pa
     """Loading, rendering, both networks, losses, the optimiser. Crops are longer than a window of the enhancement head."""
     import warnings
 
-    class Watch(Silent):
+    class Watch(Observer):
         def step(self, step, metrics):
             torch.cuda.set_sync_debug_mode("warn" if 4 < step < 8 else "default")
 

@@ -22,7 +22,7 @@ from robustdistiller.training import checkpoint as checkpoints
 from robustdistiller.training.data import CropDataset, twice
 from robustdistiller.training.distill import distill
 from robustdistiller.training.metrics_log import MetricsLog, append_rows, replaced_noises, validation_at
-from robustdistiller.training.observer import Silent
+from robustdistiller.training.observer import Observer
 
 FIELDS = [
     "student.feature_grad_mult=1.0", "data.crop_seconds=1.0", "data.batch_seconds=5.0", "data.valid_seconds=6",
@@ -53,7 +53,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         torch.testing.assert_close(one[name], other[name], **rounding, msg=name)
 
 
-class StopAt(Silent):
+class StopAt(Observer):
     """An accident at a step."""
 
     def __init__(self, step: int):
@@ -263,7 +263,7 @@ def test_recordings_that_vanish_in_mid_run_are_replaced_and_listed(checkpoint, s
 
     folder = shutil.copytree(speech.parent, tmp_path / "speech")
 
-    class Vanish(Silent):
+    class Vanish(Observer):
         def step(self, step, metrics):
             (folder / "6.wav").unlink(missing_ok=True)
 

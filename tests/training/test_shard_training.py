@@ -14,7 +14,7 @@ from robustdistiller.config import load_recipe
 from robustdistiller.errors import UserError
 from robustdistiller.training import checkpoint as checkpoints
 from robustdistiller.training.distill import distill
-from robustdistiller.training.observer import Silent
+from robustdistiller.training.observer import Observer
 
 FIELDS = [
     "student.feature_grad_mult=1.0", "student.layers=1", "student.dropout=0", "data.crop_seconds=0.8",
@@ -60,7 +60,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-class Act(Silent):
+class Act(Observer):
     """Does something after a step."""
 
     def __init__(self, at, action):

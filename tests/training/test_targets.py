@@ -16,7 +16,7 @@ from robustdistiller.models.teacher import Teacher, load_teacher
 from robustdistiller.training import checkpoint as checkpoints
 from robustdistiller.training import target_cache
 from robustdistiller.training.distill import distill
-from robustdistiller.training.observer import Silent
+from robustdistiller.training.observer import Observer
 from robustdistiller.training.target_cache import TargetCache, audio_key
 
 CPU = torch.device("cpu")
@@ -222,7 +222,7 @@ def run(checkpoint, speech, out, *overrides, **options):
     return result, weights, [row["train/loss"] for row in rows if "train/loss" in row]
 
 
-class StopAt(Silent):
+class StopAt(Observer):
     def step(self, step, metrics):
         if step == 5:
             raise RuntimeError("accident")

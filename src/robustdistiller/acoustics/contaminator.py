@@ -128,7 +128,6 @@ class Contaminator(nn.Module):
         return {"batches": self._batches}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `get_extra_state`."""
         self._batches = int(state["batches"])
 
 

@@ -146,7 +146,8 @@ def read_manifest(path: StrPath, root: StrPath | None = None, check_files: bool 
         if not isinstance(name, str) or not name or "\0" in name:
             raise UserError(f"Line {number} of the manifest {path} has no 'path': give each line one as text.")
         if base is None and not os.path.isabs(name):
-            base = _find_base(path, name)
+            folder = Path(os.path.abspath(path)).parent
+            base = next((b for b in (folder, *folder.parents) if os.path.isfile(b / name)), folder)
         file = os.path.normpath(os.path.join(base or "", name))
         if root is not None and not os.path.isabs(name) and not Path(file).is_relative_to(base or ""):
             raise UserError(f"Line {number} of the manifest {path} leaves its root ({name}): give an absolute path.")
@@ -190,11 +191,6 @@ def check_exist(recordings: Sequence[Recording], where: str) -> None:
             f"{len(missing)} of {len(recordings)} files in {where} do not exist (first: {missing[0]}): "
             "fix the paths, or say which folder they count from with manifest.jsonl::folder."
         )
-
-
-def _find_base(manifest: Path, name: str) -> Path:
-    folder = Path(os.path.abspath(manifest)).parent
-    return next((base for base in (folder, *folder.parents) if os.path.isfile(base / name)), folder)
 
 
 def _number(value: Any, name: str) -> float:

@@ -116,7 +116,11 @@ def prepare_all(
     for source, scan in zip(parsed, scans, strict=True):
         for recording in scan.recordings:
             if counts[recording.id] > 1:
-                recording = replace(recording, id=_unique(f"{source.word}/{recording.id}", taken))
+                name, number = f"{source.word}/{recording.id}", 2
+                unique = name
+                while unique in taken:
+                    unique, number = f"{name}~{number}", number + 1
+                recording = replace(recording, id=unique)
                 taken.add(recording.id)
             recordings.append(recording)
     return Prepared(recordings, [row for scan in scans for row in scan.skipped])
@@ -264,12 +268,6 @@ class _Resolver:
         if folder not in self.folders:
             self.folders[folder] = os.path.realpath(folder)
         return os.path.join(self.folders[folder], name)
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    if name not in taken:
-        return name
-    return next(candidate for n in range(2, 1 << 62) if (candidate := f"{name}~{n}") not in taken)
 
 
 def _summary(skipped: Sequence[Skipped]) -> str:

@@ -82,7 +82,8 @@ def measure_t60(response: np.ndarray, direct: int | None = None) -> float | None
         if below <= below_5 + 8:
             continue
         # The noise floor must lie well below the stretch that is fitted.
-        if noise_floor > 0 and _local_power(power, below) < 4 * noise_floor:
+        around = power[max(0, below - SAMPLE_RATE // 100) : below + SAMPLE_RATE // 100]
+        if noise_floor > 0 and around.mean() < 4 * noise_floor:
             continue
         time = np.arange(below_5, below) / SAMPLE_RATE
         slope = np.polyfit(time, level[below_5:below], 1)[0]
@@ -96,8 +97,3 @@ def _noise_floor(power: np.ndarray) -> float:
     tenth = len(power) // 10
     last, before = power[-tenth:].mean(), power[-2 * tenth : -tenth].mean()
     return float(last) if before < 2 * last else 0.0
-
-
-def _local_power(power: np.ndarray, index: int) -> float:
-    half = SAMPLE_RATE // 100
-    return float(power[max(0, index - half) : index + half].mean())

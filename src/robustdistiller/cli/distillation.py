@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..outputs import claim_workplace
+from ..training.observer import Observer
 from .bars import Bars, is_main_process
 from .evaluation import show_averages
 from .options import LARGEST_SEED, Device, Seed, Sources, argument, option, pick_device, source
@@ -156,32 +157,28 @@ def recipes(
         say(*find_shipped(name, "recipes").read_text(encoding="utf-8").splitlines())
 
 
-class Watch:
-    """Shows a training: the plan, a bar with what is left, and every validation (an `Observer`)."""
+class Watch(Observer):
+    """Shows a training: the plan, a bar with what is left, and every validation."""
 
     def __init__(self, bars: Bars, name: str):
         self.bars, self.name, self.total, self.label = bars, name, 0, ""
 
     def work(self, what: str, done: int, total: int) -> None:
-        """Long preparation, such as scanning a corpus."""
         self.bars.show(what, done, total)
 
     def plan(self, lines: Sequence[str], start: int, steps: int) -> None:
-        """What the run is about to do."""
         for line in lines:
             self.bars.line(line)
         self.total = steps
         self.bars.show(self.name, start, steps)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        """After every step."""
         if "loss" in metrics:  # the sum of all terms, on what is trained on: no validation figure compares
             terms = " (distillation + enhancement)" if "enhancement" in metrics else ""
             self.label = f"{self.name}, training loss{terms} {metrics['loss']:.4f}"
         self.bars.show(self.name, step, self.total, self.label)
 
     def validated(self, step: int, metrics: dict[str, float], best: bool) -> None:
-        """After every validation."""
         self.bars.line(f"step {step}: held-out {_judged(metrics)}{' (best)' * best}")
 
 

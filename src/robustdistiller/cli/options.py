@@ -35,7 +35,6 @@ Sources = list[str] | None
 
 
 def argument(help: str, metavar: str | None = None) -> Any:
-    """An argument with its help."""
     return typer.Argument(metavar=metavar, help=help)
 
 

@@ -63,14 +63,10 @@ def varied_audio(real: Sequence[Floats] = (), seed: int = 0) -> Iterator[ProbeBa
     """Batches: every length of `LENGTHS` as noise, voice, silence, voice off zero, alone and in batches; real clips."""
     for number, length in enumerate(LENGTHS):
         shorter = [length, *(max(GRID.field, n) for n in (int(0.61 * length), length - GRID.stride))]
-        kinds = (
-            {"noise": _noise, "a voice": voice_like, "a voice with an offset of 0.5": _offset}
-            if number % 2
-            else {"a voice": voice_like, "noise": _noise, "silence": _silence}
-        )
+        kinds = ("noise", "a voice", "a voice with an offset of 0.5") if number % 2 else ("a voice", "noise", "silence")
         for size in (1, 3):
-            names = list(kinds)[:size]
-            waves = [kinds[name](n, seed + number) for name, n in zip(names, shorter, strict=False)]
+            names = kinds[:size]
+            waves = [SIGNALS[name](n, seed + number) for name, n in zip(names, shorter, strict=False)]
             yield ProbeBatch(f"{', '.join(names)} of {length} samples", *_padded(waves))
     for start in range(0, len(real), 3):
         yield ProbeBatch(f"contaminated speech, batch {start // 3 + 1}", *_padded(list(real[start : start + 3])))
@@ -96,13 +92,13 @@ def voice_like(samples: int, seed: int) -> Floats:
     return (0.05 * sound + 0.001 * generator(seed, "breath").standard_normal(samples)).astype(np.float32)
 
 
-def _silence(samples: int, seed: int) -> Floats:
-    return np.zeros(samples, np.float32)
-
-
-def _offset(samples: int, seed: int) -> Floats:
+SIGNALS: dict[str, Callable[[int, int], Floats]] = {
+    "noise": _noise,
+    "a voice": voice_like,
     # Ten times the voice: PyTorch's own float32 is off by 1e-3 there, which is why the reference computes in float64.
-    return (voice_like(samples, seed) + 0.5).astype(np.float32)
+    "a voice with an offset of 0.5": lambda samples, seed: voice_like(samples, seed) + np.float32(0.5),
+    "silence": lambda samples, seed: np.zeros(samples, np.float32),
+}
 
 
 def compare(

@@ -28,7 +28,7 @@ from ..files import StrPath
 from ..models.encoder import SpeechEncoder
 from ..models.frames import GRID
 from ..models.heads import PredictionHeads
-from ..models.student import Student
+from ..models.student import NO_MASKING, Student
 from ..models.weights import check_archive
 
 # their name → ours, inside the encoder; {i} counts convolutions or layers
@@ -169,9 +169,9 @@ def _config(tensors: dict[str, Tensor], settings: dict[str, Any], where: str) ->
         conv_kernel=tuple(kernel for _, kernel, _ in announced), conv_stride=tuple(stride for _, _, stride in announced),
         conv_bias=False, feat_extract_norm="group" if mode == "default" else "layer", feat_proj_layer_norm=False,
         do_stable_layer_norm=bool(settings.get("layer_norm_first", False)), num_conv_pos_embeddings=position.shape[-1],
-        num_conv_pos_embedding_groups=groups, hidden_dropout=_fraction(settings, "dropout"), feat_proj_dropout=0.0,
-        activation_dropout=_fraction(settings, "activation_dropout"), layerdrop=0.0, apply_spec_augment=False,
-        attention_dropout=_fraction(settings, "attention_dropout"), mask_time_prob=0.0,
+        num_conv_pos_embedding_groups=groups, hidden_dropout=_fraction(settings, "dropout"),
+        activation_dropout=_fraction(settings, "activation_dropout"),
+        attention_dropout=_fraction(settings, "attention_dropout"), **NO_MASKING,
     )  # fmt: skip
     return config, [stride for _, _, stride in announced]
 

@@ -52,7 +52,8 @@ def enhance_and_score(
                     estimated_wave, clean_wave = (x[row, :length].double().numpy() for x in (estimate, clean))
                     values = speech_quality(estimated_wave, clean_wave, wanted)
                     example = task.test[index]
-                    rows[name][index] = {"id": example.id, "speaker": example.recording.speaker, **_finite(values)}
+                    judged = {name: round(v, 5) if np.isfinite(v) else None for name, v in values.items()}
+                    rows[name][index] = {"id": example.id, "speaker": example.recording.speaker, **judged}
         if tick:
             tick()
     return rows
@@ -67,7 +68,3 @@ def score_enhancement(rows: Sequence[Row], wanted: Sequence[str]) -> list[AnySco
         if defined.any():
             scores.append(Scores(METRICS[name], np.where(defined, values, 0.0)[None], defined.astype(np.float64)))
     return scores
-
-
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: round(value, 5) if np.isfinite(value) else None for name, value in values.items()}

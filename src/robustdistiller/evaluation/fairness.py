@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+from ..audio.manifest import Recording
 from ..errors import UserError
-from .task_file import Example, Task
+from .task_file import Task
 
 
 def check_answers(task: Task) -> list[str]:
@@ -40,11 +42,16 @@ def check_answers(task: Task) -> list[str]:
 def check_overlap(task: Task, allow: bool) -> list[str]:
     """Speakers, groups and files that training and test share."""
     notes = []
+    told: dict[str, Callable[[Recording], str | None]] = {
+        "recording": lambda recording: f"{Path(recording.path).resolve()} at {recording.start:g} s",
+        "speaker": lambda recording: recording.speaker,
+        "group": lambda recording: recording.group,
+    }
     for learnt in ("train", "valid"):
-        for what, of in (("recording", _segment), ("speaker", _speaker), ("group", _group)):
+        for what, of in told.items():
             if what == "speaker" and task.config.speakers_are_classes:
                 continue
-            shared = {of(e) for e in task.part(learnt)} & {of(e) for e in task.test} - {None}
+            shared = {of(e.recording) for e in task.part(learnt)} & {of(e.recording) for e in task.test} - {None}
             if shared:
                 example = sorted(str(s) for s in shared)[0]
                 sentence = (
@@ -55,19 +62,6 @@ def check_overlap(task: Task, allow: bool) -> list[str]:
                     raise UserError(f"{sentence}: separate the splits, or pass --allow-overlap to report it loudly.")
                 notes.append(f"OVERLAP: {sentence}; its figures are too good.")
     return notes
-
-
-def _segment(example: Example) -> str:
-    recording = example.recording
-    return f"{Path(recording.path).resolve()} at {recording.start:g} s"
-
-
-def _speaker(example: Example) -> str | None:
-    return example.recording.speaker
-
-
-def _group(example: Example) -> str | None:
-    return example.recording.group
 
 
 def remark_speakers(task: Task) -> list[str]:

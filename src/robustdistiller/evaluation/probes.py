@@ -27,8 +27,21 @@ from .conditions import Condition
 from .detection import FRAME_RATE, THRESHOLDS, WINDOW, alarms, hits, pooled_scores
 from .features import StoredFeatures
 from .metrics import (
-    ACCURACY, CER, EER, FRAMES, PER, RECALL, SLOTS, WER, AnyScores, DetectionScores, Metric, RankedTrials, Scores,
-    TrialScores, unit_errors,
+    ACCURACY,
+    CER,
+    EER,
+    FRAMES,
+    PER,
+    RECALL,
+    SLOTS,
+    WER,
+    AnyScores,
+    DetectionScores,
+    Metric,
+    RankedTrials,
+    Scores,
+    TrialScores,
+    unit_errors,
 )  # fmt: skip
 from .task_file import Example, Task
 from .task_heads import (

@@ -84,7 +84,7 @@ class ConditionRenderer:
         self._rooms = self._collect_rooms()
         origins = {name: (origin, item.seen) for name, (origin, item) in self._noises.items()}
         cells = grid(config, origins, {name: item.seen for name, item in self._rooms.items()})
-        self.conditions = [cell for cell in cells if self._exists(cell)]
+        self.conditions = [c for c in cells if not c.rooms or not c.t60 or self._rooms[c.rooms].bins[c.t60]]
         names = [cell.name for cell in self.conditions]
         twice = next((name for k, name in enumerate(names) if name in names[:k]), None)
         if twice is not None:
@@ -161,9 +161,6 @@ class ConditionRenderer:
                 for place in self._given[role]:
                     read_source(place, "noise" if role == "noise" else "rooms", self._folder, None, self._cache)
                 self.notes.append(f"--{role} is not used: the conditions {self.config.name} have no place for it.")
-
-    def _exists(self, cell: Condition) -> bool:
-        return cell.rooms is None or cell.t60 is None or bool(self._rooms[cell.rooms].bins[cell.t60])
 
     # What a condition depends on
 

@@ -166,7 +166,8 @@ def keyword_scenes(words: Sequence[tuple[Recording, str]], flow: Sequence[Record
 
 def stretches(flow: Sequence[Recording]) -> list[Montage]:
     """All running speech, one stretch after the other; what is left of less than a stretch is left out."""
-    found, pieces, offset, filled = [], [], 0.0, 0.0
+    found: list[Montage] = []
+    pieces, offset, filled = [], 0.0, 0.0  # type: ignore[var-annotated]
     for recording in flow:
         begin = 0.0
         while recording.seconds - begin > 0.5:

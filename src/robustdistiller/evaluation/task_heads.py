@@ -220,7 +220,8 @@ def fit_utterance_heads(
     def validate(head: nn.Module) -> tuple[float, float]:
         right, loss = 0, 0.0
         for part, rows in valid.chunks():
-            right += int(_all_right(head(rows), valid_truth[part]).sum())
+            best = torch.stack([x.argmax(-1) for x in head(rows)], 1)
+            right += int((best == valid_truth[part]).all(1).sum())
             loss += float(head.loss(rows, valid_truth[part])) * len(rows)  # type: ignore[operator]
         return right / len(valid), -loss
 
@@ -291,7 +292,3 @@ def predict(head: nn.Module, features: StoredFeatures) -> NDArray[np.int64]:
 def embeddings(head: nn.Module, features: StoredFeatures) -> Tensor:
     """Speaker embeddings of every utterance, (N, 256)."""
     return torch.cat([head.embed(rows) for _, rows in features.chunks()])  # type: ignore[operator]
-
-
-def _all_right(logits: list[Tensor], targets: Tensor) -> Tensor:
-    return torch.stack([x.argmax(-1) == targets[:, k] for k, x in enumerate(logits)]).all(0)

@@ -32,6 +32,12 @@ from .units import UnitHead, UnitPrediction
 
 logger = logging.getLogger(__name__)
 
+NO_MASKING: dict[str, Any] = {
+    "feat_proj_dropout": 0.0, "layerdrop": 0.0, "apply_spec_augment": False, "mask_time_prob": 0.0,
+    "mask_feature_prob": 0.0,
+}  # fmt: skip
+"""SpecAugment stays off, and so does its embedding, which would be a parameter without a gradient."""
+
 HEADS = "heads.safetensors"
 HEADS_CONFIG = "heads.json"
 
@@ -298,7 +304,7 @@ def _build_model(source: Encoder, config: StudentConfig) -> nn.Module:
     theirs: Any = source.model.config if isinstance(source, SpeechEncoder) else HubertConfig()
     hidden = config.hidden_size or source.hidden_size
     same = hidden == source.hidden_size
-    heads = config.heads or (_attention_heads(source) if same else max(1, hidden // 64))
+    heads = config.heads or (_size(source, "attention_heads") if same else max(1, hidden // 64))
     if hidden % heads:
         raise UserError(
             f"student.hidden_size {hidden} is no multiple of {heads} heads: set student.heads to a divisor."
@@ -317,7 +323,7 @@ def _build_model(source: Encoder, config: StudentConfig) -> nn.Module:
         hidden_size=hidden,
         num_hidden_layers=config.layers,
         num_attention_heads=heads,
-        intermediate_size=config.feed_forward or (_feed_forward(source) if same else 4 * hidden),
+        intermediate_size=config.feed_forward or (_size(source, "ffn_dim") if same else 4 * hidden),
         conv_dim=channels,
         conv_kernel=tuple(theirs.conv_kernel),
         conv_stride=tuple(theirs.conv_stride),
@@ -330,15 +336,8 @@ def _build_model(source: Encoder, config: StudentConfig) -> nn.Module:
         hidden_act=theirs.hidden_act,
         num_conv_pos_embeddings=kernel,
         num_conv_pos_embedding_groups=_position_groups(hidden),
-        hidden_dropout=config.dropout,
-        activation_dropout=config.dropout,
-        attention_dropout=config.dropout,
-        feat_proj_dropout=0.0,
-        layerdrop=0.0,
-        # SpecAugment stays off, and so does its embedding, which would be a parameter without a gradient.
-        apply_spec_augment=False,
-        mask_time_prob=0.0,
-        mask_feature_prob=0.0,
+        **dict.fromkeys(("hidden_dropout", "activation_dropout", "attention_dropout"), config.dropout),
+        **NO_MASKING,
     )
     try:
         if wavlm:
@@ -350,14 +349,10 @@ def _build_model(source: Encoder, config: StudentConfig) -> nn.Module:
         raise UserError(f"This student cannot be built ({error}): check the recipe's student section.") from error
 
 
-def _attention_heads(source: Encoder) -> int:
+def _size(source: Encoder, name: str) -> int:
     config: Any = source.model.config
-    return int(getattr(config, "encoder_attention_heads", None) or config.num_attention_heads)
-
-
-def _feed_forward(source: Encoder) -> int:
-    config: Any = source.model.config
-    return int(getattr(config, "encoder_ffn_dim", None) or config.intermediate_size)
+    others = {"attention_heads": "num_attention_heads", "ffn_dim": "intermediate_size"}[name]
+    return int(getattr(config, f"encoder_{name}", None) or getattr(config, others))  # the first is Whisper's
 
 
 def _position_groups(hidden: int) -> int:

@@ -19,7 +19,6 @@ def write_summary(folder: str | Path, out: str | Path | None = None) -> Path:
 
 
 def render_summary(result: BenchmarkResult) -> str:
-    """The whole document."""
     settings = result.values["settings"]
     lines = [
         "# Robustness benchmark",
@@ -30,11 +29,11 @@ def render_summary(result: BenchmarkResult) -> str:
         "",
         "| model | parameters | states shown to the heads |",
         "| --- | ---: | --- |",
-        *(
-            f"| {markdown(m['name'])}{_trainings(m)} | {size_text(m['num_parameters'])} | {', '.join(m['states'])} |"
-            for m in result.models
-        ),
     ]
+    for m in result.models:
+        trainings = f", {len(m['trainings'])} trainings" if "trainings" in m else ""
+        size, states = size_text(m["num_parameters"]), ", ".join(m["states"])
+        lines.append(f"| {markdown(m['name'])}{trainings} | {size} | {states} |")
     for task in result.tasks:
         for measure in result.measures(task):
             lines += ["", f"## {markdown(task['title'])}: {markdown(measure.label)}", "", *_averages(result, measure)]
@@ -82,7 +81,3 @@ def _similarities(result: BenchmarkResult, task: dict[str, Any]) -> list[str]:
         "| model | cosine, all states | cosine, last state | CKA, all states | CKA, last state |", "| --- |" + " ---: |" * 4,
         *(f"| {markdown(model)} | {' | '.join(f'{value:.3f}' for value in values)} |" for model, values in found),
     ]  # fmt: skip
-
-
-def _trainings(model: dict[str, Any]) -> str:
-    return f", {len(model['trainings'])} trainings" if "trainings" in model else ""

@@ -38,7 +38,6 @@ def write_page(folder: str | Path, out: str | Path | None = None, sections: Sequ
 
 
 def render_page(result: BenchmarkResult, sections: Sequence[str] = (), lead: str = "") -> str:
-    """The whole page."""
     tasks = [_task(result, task) for task in result.tasks]
     overview = [(task, task["measures"][0]) for task in tasks if task["measures"]]
     return render_template(

@@ -193,7 +193,6 @@ def size_text(parameters: int) -> str:
 
 
 def unique(values: Iterable[Any]) -> list[Any]:
-    """In order, without repetition."""
     return list(dict.fromkeys(values))
 
 

@@ -125,7 +125,6 @@ def speak(
 
 @functools.cache
 def _files() -> tuple[Path, Path]:
-    """The library and its data folder."""
     loader = optional("espeakng_loader", "speech", "Synthetic speech")
     return Path(loader.get_library_path()), Path(loader.get_data_path())
 

@@ -141,7 +141,6 @@ SYNTHETIC_NOISES: dict[str, Noise] = {
 
 
 def _unit(wave: np.ndarray) -> np.ndarray:
-    """At unit power."""
     power = float(np.mean(np.square(wave, dtype=np.float64)))
     return (wave / np.sqrt(power)).astype(np.float32) if power > 0 else np.ones(len(wave), np.float32)
 

@@ -151,15 +151,12 @@ def _states(
                 raise ValueError(f"the moment {key} of {name} does not fit")
         if found.keys() != {"step", "exp_avg", "exp_avg_sq"}:
             raise ValueError(f"the moments of {name} are not those of AdamW")
-        states.append((parameter, {k: v.to(_home(k, parameter)) for k, v in found.items()}))
+        # AdamW's fused form has the count of steps beside the moments on the GPU, the others have it on the host.
+        places = {"step": parameter.device if parameter.is_cuda else "cpu"}
+        states.append((parameter, {k: v.to(places.get(k, parameter.device)) for k, v in found.items()}))
     if by_name:
         raise ValueError(f"there is no parameter {min(by_name)}")
     return states
-
-
-def _home(key: str, parameter: Tensor) -> torch.device:
-    """Where AdamW keeps a value: its fused form has the count of steps beside the moments on the GPU."""
-    return parameter.device if key != "step" or parameter.is_cuda else torch.device("cpu")
 
 
 def _digest(path: Path) -> str:

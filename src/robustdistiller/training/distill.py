@@ -34,7 +34,7 @@ from .checkpoint import TrainingProgress
 from .data import Batch, StepSampler, open_speech, plan_batches, read_batches, some_speech
 from .materials import SKIPPED, Materials, gather
 from .metrics_log import append_rows, validation_at
-from .observer import Observer, Silent
+from .observer import Observer
 from .optimiser import learning_rate
 from .run_record import check_resumable, record_run
 from .student_card import write_student
@@ -95,7 +95,7 @@ def distill(
         >>> recipe = load_recipe("robust-hubert-base", data__speech=["LibriSpeech/"])  # doctest: +SKIP
         >>> distill(recipe, "runs/rd-hubert").student  # doctest: +SKIP
     """
-    run, watch = Path(out), observer or Silent()
+    run, watch = Path(out), observer or Observer()
     context = Distributed.launched(recipe.training.timeout)
 
     def how_to_go_on() -> str:
@@ -192,7 +192,6 @@ class Distillation:
         )
 
     def learning_rate(self, step: int) -> float:
-        """Of the step `step`, counted from 0."""
         return learning_rate(self.recipe.training, step)
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -227,25 +226,20 @@ class Distillation:
         return StepLoss(loss.total, terms, weights, batch.seconds)
 
     def sources(self, batch: Batch) -> dict[str, Tensor]:
-        """What the loss was made from."""
         noisy, target = self.inputs(batch)
         return {"clean speech": batch.clean, "contaminated speech": noisy, "teacher's targets": target.hidden}
 
     def ids(self, batch: Batch) -> list[str]:
-        """The utterances of a microbatch."""
         return [scene.utterance for scene in batch.scenes]
 
     def validate(self) -> dict[str, float]:
-        """Metrics on held-out speech, over all processes."""
         return self.validator(self.student, self.precision)
 
     def keep(self, progress: TrainingProgress, metrics: dict[str, float]) -> None:
-        """Write the student folder."""
         folder = self.run / "student"
         write_student(folder, self.student, self.recipe, self.materials, self.teacher, progress, metrics, self.earlier)
 
     def is_kept(self) -> bool:
-        """Whether the student folder is there."""
         return (self.run / "student" / "config.json").is_file()
 
     def plan(self) -> list[str]:

@@ -11,6 +11,7 @@ import logging
 import os
 import tempfile
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..audio.streams import Spool
 from ..config import EnvironmentConfig, Recipe
 from ..errors import UserError
 from ..files import digest, read_jsonl, write_json, write_jsonl
-from ..progress import PartProgress, Progress
+from ..progress import PartProgress
 from ..provenance import TrainingExposure
 from ..randomness import fraction
 from .metrics_log import append_rows
@@ -108,7 +109,8 @@ def gather(recipe: Recipe, run: Path, report: PartProgress | None = None, rank: 
     for role, sources in sources_by_role.items():
         splits[role] = {"train": [], "valid": []}
         if sources:
-            prepared = prepare_all(sources, role, cache=run / "manifests" / "cache", progress=_progress(report, role))
+            watch = None if report is None else partial(report, f"scanning {role}")
+            prepared = prepare_all(sources, role, cache=run / "manifests" / "cache", progress=watch)
             skipped += prepared.skipped
             parts = split_by_group(prepared.recordings, data.valid_fraction, seed=recipe.training.seed)
             if role == "speech" and data.valid_fraction:
@@ -195,10 +197,6 @@ def _enough(valid: list[Recording], recipe: Recipe) -> list[Recording]:
         return valid
     count = max(1, round(len(valid) * limit / total))
     return [valid[i * len(valid) // count] for i in range(count)]
-
-
-def _progress(report: PartProgress | None, role: str) -> Progress | None:
-    return None if report is None else lambda done, total: report(f"scanning {role}", done, total)
 
 
 def from_shards(recipe: Recipe, run: Path, rank: int) -> tuple[list[Shard], Spool, list[Recording], list[Recording]]:

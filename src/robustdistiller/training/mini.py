@@ -17,6 +17,7 @@ from torch.nn import functional
 from ..audio.io import SAMPLE_RATE
 from ..config import Depth, Section, Whole, Width
 from ..models.frames import GRID
+from ..models.student import NO_MASKING
 
 
 class MiniConfig(Section):
@@ -57,13 +58,8 @@ def build_mini(config: MiniConfig | None = None) -> Any:
             conv_dim=(c.channels,) * 7,
             num_conv_pos_embedding_groups=max(1, min(16, c.hidden_size // 16)),  # bf16 needs 16 channels a group
             feat_extract_norm="group",
-            layerdrop=0.0,
-            mask_time_prob=0.0,
-            apply_spec_augment=False,
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
-            activation_dropout=0.0,
-            feat_proj_dropout=0.0,
+            **dict.fromkeys(("hidden_dropout", "activation_dropout", "attention_dropout"), 0.0),
+            **NO_MASKING,
         )
     )
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 
-class Observer(Protocol):
-    """Told about a run as it goes."""
+class Observer:
+    """Told about a run as it goes; this one says nothing."""
 
     def work(self, what: str, done: int, total: int) -> None:
         """Long preparation, such as scanning a corpus."""
@@ -20,15 +19,3 @@ class Observer(Protocol):
 
     def validated(self, step: int, metrics: dict[str, float], best: bool) -> None:
         """Called after every validation."""
-
-
-class Silent:
-    """The observer that says nothing."""
-
-    def work(self, what: str, done: int, total: int) -> None: ...
-
-    def plan(self, lines: Sequence[str], start: int, steps: int) -> None: ...
-
-    def step(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def validated(self, step: int, metrics: dict[str, float], best: bool) -> None: ...

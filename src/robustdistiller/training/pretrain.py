@@ -32,7 +32,7 @@ from ..randomness import integer
 from . import checkpoint
 from .checkpoint import TrainingProgress
 from .mini import Mini, MiniConfig, loss_terms
-from .observer import Observer, Silent
+from .observer import Observer
 from .pretrain_speech import CropConfig, Pool, PoolConfig, draw, draw_mask, load_pools
 from .trainer import StepLoss, Trainer
 
@@ -126,7 +126,7 @@ def pretrain(
     Raises:
         UserError: `out` holds a run with another recipe, or what is named is not there.
     """
-    out, watch = Path(out), observer or Silent()
+    out, watch = Path(out), observer or Observer()
     context = Distributed.launched()
     _check_same_run(config, out)
     locate(config.teacher)  # before hours of speech are read
@@ -151,7 +151,7 @@ def train(
     stop_after: int | None = None,
 ) -> Mini:
     """Crops → gradients → weights, with checkpoints and metrics in `out`, by the `Trainer` of a `Pretraining`."""
-    context, watch = context or Distributed(), observer or Silent()
+    context, watch = context or Distributed(), observer or Observer()
     with exclusive(out) if context.main else context.reporting_lost(lambda: "run the same command again"):
         context.wait()
         write_json(out / SETTINGS, config.model_dump(mode="json"))
@@ -219,7 +219,6 @@ class Pretraining:
         return self.teacher.states(wave * TEACHER_RMS)[0]
 
     def learning_rate(self, step: int) -> float:
-        """Of the step `step`, counted from 0."""
         return plateau_learning_rate(self.config, step)
 
     def batches(self, start: int) -> Iterator[Crops]:
@@ -253,11 +252,9 @@ class Pretraining:
         return loss_terms(prediction, target)
 
     def sources(self, batch: Crops) -> dict[str, Tensor]:
-        """What the loss was made from."""
         return {"speech": batch.wave, "teacher's targets": self.states(batch.wave)}
 
     def ids(self, batch: Crops) -> list[str]:
-        """Crops have no names."""
         return [f"crop {row}" for row in range(len(batch.wave))]
 
     @torch.no_grad()
@@ -276,7 +273,6 @@ class Pretraining:
         """The model is exported at the end, where the learning rate has fallen to zero."""
 
     def is_kept(self) -> bool:
-        """There is nothing that could be lost."""
         return True
 
     def plan(self) -> list[str]:
