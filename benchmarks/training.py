@@ -162,12 +162,17 @@ def update(clock: Clock, loss: Tensor, student: Student, optimiser: torch.optim.
 class Serial:
     """The plain step that ours is measured against."""
 
-    def __init__(self, teacher: Teacher, rooms: list[Path], lab: Lab):
-        self.teacher, self.rooms, self.device = teacher, rooms, lab.device
+    def __init__(self, lab: Lab):
+        self.teacher, self.device = load(lab.options.size, lab.folder, "fp32").to(lab.device), lab.device
+        bank, draws = lab.environments[True].rooms, np.random.default_rng(1)
+        assert bank is not None
+        self.rooms = [lab.folder / f"room-{number}.wav" for number in range(16)]
+        for path in self.rooms:
+            write_audio(path, bank.load(bank.draw(draws)).samples)
         self.speech, self.noise, self.options = lab.speech, lab.noise, lab.options
         head = lab.robust.enhancement.model_copy(update={"window_seconds": 0.0})
         self.objectives = lab.robust.model_copy(update={"enhancement": head})
-        self.student = build_student(teacher, StudentConfig(), head, 0)[0].to(self.device).train()
+        self.student = build_student(self.teacher, StudentConfig(), head, 0)[0].to(self.device).train()
         self.optimiser = torch.optim.AdamW(self.student.parameters(), 2e-4, foreach=False)
         self.clock, self.audio, self.padded = Clock(self.device), 0.0, 0.0
 
@@ -212,28 +217,56 @@ def _padded(waves: list[np.ndarray]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(wave) for wave in waves], batch_first=True)
 
 
-def scene_rates(ours: Ours, serial: Serial, steps: int) -> tuple[float, float]:
-    """Audio seconds contaminated per second: ours with its noise fetched, the serial way; both without reading speech."""
-    times, audio = [0.0, 0.0], [0.0, 0.0]
-    random = np.random.default_rng(0)
-    for step in range(steps):
-        batch = ours.read(step)
-        waves = [wave[:length].numpy() for wave, length in zip(batch.clean, batch.lengths.tolist(), strict=True)]
-        batch.contaminated(ours.environment)  # rooms and FFT plans are warm
-        begin = time.perf_counter()
-        noises = [ours.environment.fetch(scene, len(wave)) for scene, wave in zip(batch.scenes, waves, strict=True)]
-        for row, values in enumerate(noises):
-            if values is not None and batch.noise is not None:
-                batch.noise[row, : len(values)] = torch.from_numpy(values)
-        batch.contaminated(ours.environment)
-        times[0] += time.perf_counter() - begin
-        begin = time.perf_counter()
-        for wave in waves:
-            serial.contaminate(wave, random)
-        times[1] += time.perf_counter() - begin
-        for i in range(2):
-            audio[i] += sum(map(len, waves)) / SAMPLE_RATE
-    return audio[0] / times[0], audio[1] / times[1]
+def beside_serial(lab: Lab, save: Any) -> None:
+    """Our step, the serial one, and ours without robustness in turns, by part; then the loop as a training has it."""
+    options, device = lab.options, lab.device
+    ours, unrobust, serial = lab.ours(), lab.ours(robust=False), Serial(lab)
+    kinds: dict[str, Ours | Serial] = {"ours": ours, "serial": serial, "plain distillation": unrobust}
+    for step in range(options.steps + 1):
+        for kind in kinds.values():
+            if step <= 1:
+                kind.clock, kind.audio, kind.padded = Clock(device), 0.0, 0.0
+            if kind is serial:
+                give_memory_back()
+            else:
+                keep_freed_memory()  # as the command line does
+            kind.step(step)
+    keep_freed_memory()
+    parts = {name: {part: sum(kind.clock.values[part]) / kind.audio for part in PARTS} for name, kind in kinds.items()}
+    print(f"{'ms per second of speech':28}" + "".join(f"{part:>11}" for part in (*PARTS, "all", "audio s/s")))
+    for name, values in parts.items():
+        cells = "".join(f"{1000 * v:11.2f}" for v in (*values.values(), sum(values.values())))
+        print(f"{name:28}{cells}{1 / sum(values.values()):11.1f}")
+    took = {name: sum(values.values()) for name, values in parts.items()}
+    numbers = {
+        "step over serial": took["serial"] / took["ours"],
+        "step over serial, reading in other processes": took["serial"] / (took["ours"] - parts["ours"]["reading"]),
+        "cost of robustness over plain": took["ours"] / took["plain distillation"] - 1,
+        "padding": 1 - ours.audio / ours.padded,
+        "padding, serial": 1 - serial.audio / serial.padded,
+    }
+    if device.type == "cpu":
+        cache = cache_rates(ours, lab.folder / "cache")
+        costs = cache["seconds_per_audio_second"]
+        numbers["teacher over target cache"] = costs["computed"] / costs["read"]
+        numbers["target cache, MB an hour"] = cache["bytes_per_hour"] / 1e6
+    save({"parts, s a second of speech": parts, **numbers})
+    if options.workers:
+        rate, plain = (
+            loop_rate(lab, kind, options.steps * (10 if device.type == "cuda" else 2)) for kind in (ours, unrobust)
+        )
+        numbers |= {
+            "read by workers: audio s/s": rate,
+            "read by workers: step over serial": rate * took["serial"],
+            "read by workers: cost of robustness over plain": plain / rate - 1,
+        }
+        save(numbers)
+    for name, value in numbers.items():
+        print(f"{name:52}{value:12.3f}", flush=True)
+
+
+def scenes(lab: Lab, save: Any) -> None:
+    """Audio seconds contaminated per second, speech read beforehand: ours, and the serial way."""
 
 
 def cache_rates(ours: Ours, folder: Path) -> dict[str, Any]:
@@ -301,14 +334,10 @@ class Lab:
         return ours
 
 
-def variants(lab: Lab, save: Any) -> None:
-    """Our step as it is, with one measure off or on, and with other microbatches; `save` is told as it goes.
-
-    Those of a group are taken in turns, so that what is measured first is not the worse for it.
-    """
-    options, gpu = lab.options, lab.device.type == "cuda"
-    groups: dict[str, dict[str, dict[str, Any]]] = {
-        "measures": {
+def variants(group: str, options: argparse.Namespace, gpu: bool) -> Iterator[dict[str, dict[str, Any]]]:
+    """What is taken in turns, by name: arguments of `Lab.ours`."""
+    if group == "measures":
+        cases: dict[str, dict[str, Any]] = {
             "ours": {},
             "plain distillation": {"robust": False},
             "enhancement over whole utterances": {"window": 0.0},
@@ -316,27 +345,21 @@ def variants(lab: Lab, save: Any) -> None:
             "attention without SDPA": {"attention": "eager"},
             **({"AdamW not fused": {"fused": False}} if gpu else {}),
         }
-    }
-    for seconds in options.microbatches:
-        groups[f"microbatch {seconds:g} s"] = {
-            f"{kind}, {seconds:g} s": {"robust": kind == "ours", "seconds": seconds} for kind in ("ours", "plain")
-        }
-    if options.compile:  # last: it takes longest to begin
-        groups["compiled"] = {"ours again": {}, "compiled": {"compile": True},
-                              "plain, compiled": {"robust": False, "compile": True}}  # fmt: skip
-    found: dict[str, Any] = {}
-    for group, cases in groups.items():
-        if options.groups and group.split()[0] not in options.groups:
-            continue
-        chosen = {name: case for name, case in cases.items() if not options.cases or name in options.cases}
-        for name, numbers in in_turns(lab, chosen):
-            found[name] = numbers
-            print(f"{name:36}", numbers, flush=True)
-            save(found)
+        yield {name: case for name, case in cases.items() if not options.cases or name in options.cases}
+    if group == "microbatches":
+        for seconds in options.microbatches:
+            kinds = {"ours": True, "plain distillation": False}
+            yield {f"{kind}, {seconds:g} s": {"robust": robust, "seconds": seconds} for kind, robust in kinds.items()}
+    if group == "compiled":
+        yield {"ours again": {}, "compiled": {"compile": True},
+               "plain distillation, compiled": {"robust": False, "compile": True}}  # fmt: skip
 
 
 def in_turns(lab: Lab, cases: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rates, memory and FLOPs of a group of variants, which take `rounds` turns of `steps` steps."""
+    """Rates, memory and FLOPs of a group of variants, which take `rounds` turns of `steps` steps.
+
+    In turns, so that what is measured first is not the worse for it.
+    """
     options, device = lab.options, lab.device
     made: dict[str, Ours] = {}
     times: dict[str, list[float]] = defaultdict(list)
@@ -494,11 +517,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("tiny", "mini", "base", "large"), default="mini")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--only", choices=("all", "serial", "variants"), default="all")
+    parser.add_argument("--groups", nargs="*", default=["measures", "serial", "scenes"],
+                        choices=("measures", "serial", "scenes", "microbatches", "compiled"))  # fmt: skip
     parser.add_argument("--microbatches", type=float, nargs="*", default=[], help="seconds, for the scaling over them")
-    parser.add_argument("--cases", nargs="*", default=[], help="only these variants, by name")
-    parser.add_argument("--groups", nargs="*", default=[], help="only these: measures, microbatch, compiled")
-    parser.add_argument("--compile", action="store_true", help="also with compiled layers")
+    parser.add_argument("--cases", nargs="*", default=[], help="only these of the measures, by name")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each variant")
     parser.add_argument("--workers", type=int, default=0, help="also measure the loop with so many loader workers")
     parser.add_argument("--profile", type=Path, help="leave a trace of one step here (chrome://tracing)")
@@ -514,85 +536,22 @@ def main() -> None:
     known: dict[str, Any] = {"machine": machine, "options": {k: str(v) for k, v in vars(options).items()}}
 
     def save(more: dict[str, Any]) -> None:
+        known.update(more)
         if options.json:
-            options.json.write_text(json.dumps({**known, **more}, indent=2) + "\n")
+            options.json.write_text(json.dumps(known, indent=2) + "\n")
 
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        speech, noise = make_sound(folder, options.recordings, options.crop_seconds)
-        lab = Lab(options, folder, speech, noise, device)
-        if options.only != "serial":
-            variants(lab, lambda found: save({"variants": found}))
-            if options.only == "variants":
-                return
-        bank = lab.environments[True].rooms
-        assert bank is not None
-        draws = np.random.default_rng(1)
-        rooms = [folder / f"room-{number}.wav" for number in range(16)]
-        for path in rooms:
-            write_audio(path, bank.load(bank.draw(draws)).samples)
-        ours, unrobust = lab.ours(), lab.ours(robust=False)
-        serial = Serial(load(options.size, folder, "fp32").to(device), rooms, lab)
-        kinds: dict[str, Ours | Serial] = {"ours": ours, "serial": serial, "ours, plain distillation": unrobust}
-        for step in range(options.steps + 1):
-            for kind in kinds.values():
-                if step <= 1:
-                    kind.clock, kind.audio, kind.padded = Clock(device), 0.0, 0.0
-                if kind is serial:
-                    give_memory_back()
-                else:
-                    keep_freed_memory()  # as the command line does
-                kind.step(step)
-        keep_freed_memory()
-        rates = {name: kind.audio / sum(map(sum, kind.clock.values.values())) for name, kind in kinds.items()}
-        per_audio = {
-            name: {part: sum(kind.clock.values[part]) / kind.audio for part in PARTS} for name, kind in kinds.items()
-        }
+        speech, noise = make_sound(Path(name), options.recordings, options.crop_seconds)
+        lab = Lab(options, Path(name), speech, noise, device)
         print(f"{options.size}, {options.batch_seconds:g} s a batch, {options.steps} steps; {machine}")
-        print(
-            f"{'ms per second of speech':28}"
-            + "".join(f"{part:>11}" for part in PARTS)
-            + f"{'all':>11}{'audio s/s':>11}"
-        )
-        for name, values in per_audio.items():
-            cells = "".join(f"{1000 * v:11.1f}" for v in (*values.values(), sum(values.values())))
-            print(f"{name:28}{cells}{rates[name]:11.1f}")
-        numbers = {
-            "step over serial": rates["ours"] / rates["serial"],
-            "step over serial, reading in other processes": (
-                sum(per_audio["serial"].values()) / (sum(per_audio["ours"].values()) - per_audio["ours"]["reading"])
-            ),
-            "padding": 1 - ours.audio / ours.padded,
-            "padding, serial": 1 - serial.audio / serial.padded,
-            "cost of robustness over plain": rates["ours, plain distillation"] / rates["ours"] - 1,
-        }
-        known["parts, s a second of speech"], known["audio s a second"] = per_audio, rates
-        save(numbers)
-        if options.workers:
-            for name, kind in (("ours", ours), ("plain distillation", unrobust)):
-                kind.clock = Clock(device, waits=False)
-                numbers[f"{name}, read by workers, audio s/s"] = loop_rate(lab, kind, 2 * options.steps)
-            numbers["step over serial, both as a training has them"] = (
-                numbers["ours, read by workers, audio s/s"] / rates["serial"]
-            )
-            numbers["cost of robustness over plain, read by workers"] = (
-                numbers["plain distillation, read by workers, audio s/s"] / numbers["ours, read by workers, audio s/s"]
-                - 1
-            )
-            save(numbers)
-        if device.type == "cpu":
-            scenes = scene_rates(ours, serial, min(40, 3 * options.steps))
-            cache = cache_rates(ours, folder / "cache")
-            costs = cache["seconds_per_audio_second"]
-            numbers |= {
-                "scene synthesis, audio s/s": scenes[0],
-                "scene synthesis over serial": scenes[0] / scenes[1],
-                "teacher over target cache": costs["computed"] / costs["read"],
-                "target cache, MB an hour": cache["bytes_per_hour"] / 1e6,
-            }
-            save(numbers)
-        for name, value in numbers.items():
-            print(f"{name:52}{value:12.3f}")
+        for group in options.groups:
+            if group in ("serial", "scenes"):
+                (beside_serial if group == "serial" else scenes)(lab, save)
+                continue
+            for cases in variants(group, options, device.type == "cuda"):
+                for variant, numbers in in_turns(lab, cases):
+                    print(f"{variant:36}", numbers, flush=True)
+                    save({variant: numbers})
 
 
 def _machine(device: torch.device) -> str:
