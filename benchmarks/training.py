@@ -1,17 +1,25 @@
 """Where a training step's time goes, and what it gains over a plain serial step; run by hand on a quiet machine.
 
-    python benchmarks/training.py --size mini            # the shipped mini teacher
-    python benchmarks/training.py --size base --steps 3  # HuBERT Base's layout with random weights: speed needs no others
-    python benchmarks/training.py --device cuda --size base --only variants --json gpu.json --profile trace.json
+    python benchmarks/training.py --size mini --groups serial scenes   # the shipped mini teacher
+    python benchmarks/training.py --size base --groups serial --steps 3 --batch-seconds 62.5
+    benchmarks/gpu.sh OUT                                              # all of it on a GPU
 
-The serial step is what one writes first: batches drawn without regard to length and padded, each utterance read, convolved
-(scipy) with a response and mixed with a noise that are read from the disk inside the step, the noise resampled (44.1 kHz, as
-that of UrbanSound8K), a whole teacher and the student in float32, a plain AdamW, memory as the C library gives and takes it.
-Both steps train equal students and are taken in turn, so that a busy machine slows both. Rates count valid audio, not padding.
+Teachers but the mini one have random weights in the published layout: speed needs no others. Groups:
 
-The variants are our step with one measure off, or one more on: each trains a student of its own on the same batches, which are
-in memory before the clock starts. Model FLOPs are those of products, convolutions and attention in teacher and student,
-forward and backward, as torch counts them; their share is of the dense bf16 peak that the maker gives for the card.
+measures: our step as it is, without robustness, and with one measure off: each trains a student of its own on the same batches,
+which are in memory before the clock starts. They are taken in turns. Model FLOPs are those of products, convolutions and
+attention in teacher and student, forward and backward, as torch counts them; their share is of the dense bf16 peak that the
+maker gives for the card.
+
+serial: ours beside the step that one writes first: batches drawn without regard to length and padded, each utterance read,
+convolved (SciPy) with a response and mixed with a noise that are read from the disk inside the step, the noise resampled
+(44.1 kHz, as that of UrbanSound8K), a whole teacher and the student in float32, the enhancement head over whole utterances, a
+plain AdamW, memory as the C library gives and takes it. Rates count valid audio, not padding.
+
+scenes: contamination alone, with that serial way and, where it is installed, lhotse (pip install lhotse). torch-audiomentations
+is not measured: it requires torchaudio, whose mere presence breaks imports of transformers.
+
+microbatches, compiled: ours and plain distillation with other batches, and with compiled layers.
 """
 
 from __future__ import annotations
@@ -22,7 +30,9 @@ prepare_process()  # before torch is imported
 
 import argparse
 import ctypes
+import importlib.util
 import json
+import math
 import os
 import platform
 import statistics
@@ -31,7 +41,7 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +53,7 @@ import torch
 from torch import Tensor
 
 from robustdistiller.acoustics.scene import Environment
-from robustdistiller.audio.batching import LengthBucketSampler
+from robustdistiller.audio.batching import Crop, LengthBucketSampler
 from robustdistiller.audio.io import SAMPLE_RATE, read_audio, write_audio
 from robustdistiller.audio.manifest import Recording
 from robustdistiller.config import (
@@ -54,12 +64,13 @@ from robustdistiller.config import (
     TrainingConfig,
     load_recipe,
 )
+from robustdistiller.models.encoder import SpeechEncoder
 from robustdistiller.models.precision import autocast, pick_precision
 from robustdistiller.models.student import Student, build_student
 from robustdistiller.models.teacher import Teacher, load_teacher
 from robustdistiller.objectives.total import total_loss
 from robustdistiller.process import keep_freed_memory
-from robustdistiller.training.data import Batch, CropDataset, StepSampler, collate, read_batches
+from robustdistiller.training.data import Batch, CropDataset, StepSampler, collate, load_crop, read_batches
 from robustdistiller.training.optimiser import build_optimiser
 from robustdistiller.training.target_cache import TargetCache, audio_key
 
@@ -159,34 +170,58 @@ def update(clock: Clock, loss: Tensor, student: Student, optimiser: torch.optim.
         optimiser.zero_grad(set_to_none=True)
 
 
+class SerialScenes:
+    """Contamination as one writes it first, and as the paper's authors have it: one utterance after the other, the response and
+    the noise read from the disk for each, the noise resampled by a windowed sinc as in torchaudio, SciPy's convolution."""
+
+    def __init__(self, lab: Lab):
+        bank, draws = lab.environments[True].rooms, np.random.default_rng(1)
+        assert bank is not None
+        self.noise, self.rooms = lab.noise, [lab.folder / f"room-{number}.wav" for number in range(16)]
+        for path in self.rooms:
+            write_audio(path, bank.load(bank.draw(draws)).samples)
+
+    def __call__(self, clean: np.ndarray, random: np.random.Generator, recorded: float = 0.7) -> np.ndarray:
+        """One of {noise, reverb, both, clean}, on one utterance (T,)."""
+        kind, wave = random.integers(4), clean
+        if kind in (1, 2):
+            room = soundfile.read(self.rooms[random.integers(len(self.rooms))], dtype="float32")[0]
+            wave = scipy.signal.convolve(wave, room)[: len(clean)]
+        if kind in (0, 2):
+            if random.random() < recorded:
+                sound, rate = soundfile.read(self.noise[random.integers(len(self.noise))].path, dtype="float32")
+                noise = np.resize(resample(torch.from_numpy(sound), rate).numpy(), len(wave))
+            else:
+                noise = random.standard_normal(len(wave))
+            wave = wave + noise * np.sqrt(np.mean(wave**2) / np.mean(noise**2) / 10 ** (random.integers(21) / 10))
+        return wave.astype(np.float32)
+
+
+def resample(wave: Tensor, rate: int, zeros: int = 6, rolloff: float = 0.99) -> Tensor:
+    """(T,) to 16 kHz by a Hann-windowed sinc with so many `zeros` on a side: a filter for each phase, made for every call."""
+    common = math.gcd(rate, SAMPLE_RATE)
+    before, after = rate // common, SAMPLE_RATE // common
+    cutoff = rolloff * min(before, after)
+    width = math.ceil(zeros * before / cutoff)
+    place = torch.arange(-width, width + before) / before - torch.arange(after)[:, None] / after  # (after, taps)
+    place = (place * cutoff).clamp(-zeros, zeros)
+    filters = torch.sinc(place) * torch.cos(place * math.pi / zeros / 2).square() * cutoff / before
+    padded = torch.nn.functional.pad(wave, (width, width + before))[None, None]
+    phases = torch.nn.functional.conv1d(padded, filters[:, None], stride=before)[0]  # (after, steps)
+    return phases.T.reshape(-1)[: math.ceil(len(wave) * after / before)]
+
+
 class Serial:
     """The plain step that ours is measured against."""
 
     def __init__(self, lab: Lab):
         self.teacher, self.device = load(lab.options.size, lab.folder, "fp32").to(lab.device), lab.device
-        bank, draws = lab.environments[True].rooms, np.random.default_rng(1)
-        assert bank is not None
-        self.rooms = [lab.folder / f"room-{number}.wav" for number in range(16)]
-        for path in self.rooms:
-            write_audio(path, bank.load(bank.draw(draws)).samples)
-        self.speech, self.noise, self.options = lab.speech, lab.noise, lab.options
+        self.speech, self.options, self.contaminate = lab.speech, lab.options, SerialScenes(lab)
         head = lab.robust.enhancement.model_copy(update={"window_seconds": 0.0})
         self.objectives = lab.robust.model_copy(update={"enhancement": head})
         self.student = build_student(self.teacher, StudentConfig(), head, 0)[0].to(self.device).train()
         self.optimiser = torch.optim.AdamW(self.student.parameters(), 2e-4, foreach=False)
         self.clock, self.audio, self.padded = Clock(self.device), 0.0, 0.0
-
-    def contaminate(self, clean: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """One of {noise, reverb, both, clean}, on one utterance (T,)."""
-        kind, wave = random.integers(4), clean
-        if kind in (1, 2):
-            room = read_audio(self.rooms[random.integers(len(self.rooms))])
-            wave = scipy.signal.convolve(wave, room)[: len(clean)]
-        if kind in (0, 2):
-            noise = read_audio(self.noise[random.integers(len(self.noise))].path)
-            noise = np.resize(noise, len(wave)) if random.random() < 0.7 else random.standard_normal(len(wave))
-            wave = wave + noise * np.sqrt(np.mean(wave**2) / np.mean(noise**2) / 10 ** (random.integers(21) / 10))
-        return wave.astype(np.float32)
 
     def step(self, step: int) -> None:
         part, random = self.clock.part, np.random.default_rng(step)
@@ -266,7 +301,73 @@ def beside_serial(lab: Lab, save: Any) -> None:
 
 
 def scenes(lab: Lab, save: Any) -> None:
-    """Audio seconds contaminated per second, speech read beforehand: ours, and the serial way."""
+    """Audio seconds read and contaminated a CPU second: ours, the serial way, and lhotse's where it is installed.
+
+    All with recorded noise only, from the same files, each condition a quarter. Rooms are simulated and noises decoded before,
+    which in a training is soon done.
+    """
+    environment = Environment.build(NOISY.model_copy(update={"noise_kinds": NoiseMix(recorded=1, white=0)}), lab.noise)
+    sampler = LengthBucketSampler([r.seconds for r in lab.speech], lab.options.batch_seconds, lab.options.crop_seconds)
+    dataset, serial = CropDataset(lab.speech, environment), SerialScenes(lab)
+    random = np.random.default_rng(0)
+    lhotse = lhotse_scenes(lab, serial.rooms) if importlib.util.find_spec("lhotse") else None
+
+    def ours(step: int, crops: Sequence[Crop]) -> None:
+        collate([dataset[(step, crop)] for crop in crops]).contaminated(environment)  # type: ignore[misc]
+
+    ways: dict[str, Callable[[int, Sequence[Crop]], Any]] = {
+        "reading alone": lambda step, crops: [load_crop(lab.speech[crop.index], crop) for crop in crops],
+        "ours": ours,
+        "serial": lambda step, crops: [serial(load_crop(lab.speech[crop.index], crop), random, 1.0) for crop in crops],
+    }
+    if lhotse is not None:
+        ways["lhotse"] = lambda step, crops: [lhotse(crop, random) for crop in crops]
+    took, audio = dict.fromkeys(ways, 0.0), 0.0
+    for turn in range(2):
+        for step in range(min(40, 3 * lab.options.steps)):
+            crops = sampler.batch(step).parts[0]
+            audio += turn * sum(crop.samples for crop in crops) / SAMPLE_RATE
+            for name, way in ways.items():
+                begin = time.process_time()
+                way(step, crops)
+                took[name] += turn * (time.process_time() - begin)
+    reading = took.pop("reading alone")
+    rates = {name: audio / (seconds - reading) for name, seconds in took.items()}
+    numbers = {"reading alone: audio s a CPU second": audio / reading}
+    numbers |= {f"scenes without reading speech, {name}: audio s a CPU second": rate for name, rate in rates.items()}
+    numbers |= {f"scenes, times {name}": rates["ours"] / rate for name, rate in rates.items() if name != "ours"}
+    save(numbers)
+    for name, value in numbers.items():
+        print(f"{name:60}{value:12.3f}", flush=True)
+
+
+def lhotse_scenes(lab: Lab, rooms: list[Path]) -> Callable[[Crop, np.random.Generator], np.ndarray]:
+    """One utterance read and contaminated with lhotse's cuts: noise that is repeated where it is short, and responses."""
+    import lhotse
+
+    def cuts(paths: list[str]) -> list[Any]:
+        return [lhotse.Recording.from_file(path).to_cut() for path in paths]
+
+    speech, noises = (cuts([recording.path for recording in some]) for some in (lab.speech, lab.noise))
+    noises = [noise.resample(SAMPLE_RATE) for noise in noises]
+    responses = [cut.recording for cut in cuts([str(path) for path in rooms])]
+
+    def contaminate(crop: Crop, random: np.random.Generator) -> np.ndarray:
+        kind = random.integers(4)
+        cut = speech[crop.index]
+        seconds = min(crop.samples / SAMPLE_RATE, cut.duration - crop.start / SAMPLE_RATE)
+        cut = cut.truncate(offset=crop.start / SAMPLE_RATE, duration=seconds)
+        if kind in (1, 2):
+            cut = cut.reverb_rir(responses[random.integers(len(responses))])
+        if kind in (0, 2):
+            noise = noises[random.integers(len(noises))]
+            whole = noise
+            while whole.duration < cut.duration:
+                whole = whole.append(noise)
+            cut = cut.mix(whole.truncate(duration=cut.duration), snr=int(random.integers(21)))
+        return cut.load_audio()[0]  # type: ignore[no-any-return]
+
+    return contaminate
 
 
 def cache_rates(ours: Ours, folder: Path) -> dict[str, Any]:
@@ -303,7 +404,8 @@ class Lab:
             if attention:
                 teacher.encoder.model.set_attn_implementation(attention)  # type: ignore[union-attr]
             if compile:
-                teacher.encoder.compile_layers()  # type: ignore[union-attr]
+                assert isinstance(teacher.encoder, SpeechEncoder)
+                teacher.encoder.compile_layers()
             self.teachers[precision, attention, compile] = teacher
         return self.teachers[precision, attention, compile]
 

@@ -318,6 +318,7 @@ def _ahead(loader: Iterable[Any], prepare: Callable[[Any], Batch], device: torch
     beside, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     held: Batch | None = None
     for batch in loader:
+        beside.wait_stream(computing)  # filters that a validation put on the device must be there
         with torch.cuda.stream(beside):
             ready = prepare(batch)
         if held is not None:
