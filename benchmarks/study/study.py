@@ -41,7 +41,7 @@ from side_by_side import Job, run_all
 from robustdistiller.audio.manifest import Recording, read_manifest, write_manifest
 from robustdistiller.files import replacing_folder, write_text
 from robustdistiller.outputs import claim_workplace
-from robustdistiller.randomness import generator
+from robustdistiller.randomness import fraction, generator
 
 HERE = Path(__file__).parent
 OPEN_SPEECH = ("speech_commands_words", "speech_commands_more", "ljspeech_141", "ljspeech_more")
@@ -75,6 +75,10 @@ SPEAKERS = {"name": "speakers", "title": "Speaker identification", "source": "sp
 SPOKEN = {"name": "spoken-intents", "title": "Intents, synthetic voices", "kind": "slots", "slots": ["slots"],
           "source": "synthetic:intents", "train": {"where": {"split": "train"}, "limit": 2000},
           "valid": {"where": {"split": "valid"}, "limit": 300}}  # fmt: skip
+# Negatives: coffee orders (English, 42 speakers) and sentences of Mboshi, which no training of open speech had.
+DETECTION = {"name": "running-keywords", "title": "Ten keywords in running speech", "kind": "detection",
+             "source": "keywords.jsonl", "negatives": {"source": "negatives.jsonl"},
+             "train": {"where": {"split": "train"}, "limit": 400}}  # fmt: skip
 SENTENCES = ("Kids are talking by the door", "Dogs are sitting by the door")
 FOLDS = {"emotion": 6, "phones": 6}  # where the test is all that there is, every sentence once
 LIMIT = 80  # test utterances of the tasks whose utterances are long
@@ -107,6 +111,20 @@ def prepare(data: Path, out: Path, espeak: Path | None = None) -> None:
     for part, heads in (("valid", {"valid": {"hold_out": 0.15}}), ("test", {})):
         task = {**SPOKEN, **heads, "test": {"where": {"split": part}, "limit": 500}}
         write_text(out / f"spoken-intents-{part}.yaml", yaml.safe_dump(task, sort_keys=False))
+    for part in ("valid", "test"):
+        task = {
+            **DETECTION,
+            "valid": {"hold_out": 0.15, "limit": 100},
+            "test": {"where": {"split": part}, "limit": 180},
+        }
+        write_text(out / f"detection-{part}.yaml", yaml.safe_dump(task, sort_keys=False))
+    orders = [replace(r, speaker=str(r.extra["speaker_cluster"])) for r in _read(data / "tasks" / "picovoice_barista")]
+    orders = [replace(r, split="train" if fraction("orders", r.speaker) < 0.3 else "test") for r in orders]
+    told = [replace(r, split={"kouarata": "test"}.get(str(r.speaker), "valid")) for r in _read(data / "speech" / "mboshi_more")
+            if r.speaker != "abiayi"]  # fmt: skip
+    write_manifest(
+        out / "negatives.jsonl", [replace(r, extra={"text": r.extra.get("text_asr")}) for r in orders] + told
+    )
     write_manifest(out / "speakers.jsonl", [replace(r, split=None) for r in _read(data / "tasks" / "ravdess")])
     for part, take in (("valid", 1), ("test", 2)):
         learnt, asked = ({"text": sentence} for sentence in SENTENCES)

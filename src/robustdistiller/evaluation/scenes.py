@@ -142,16 +142,17 @@ def _unit(recording: Recording, few: bool) -> str:
 def training_clips(words: Sequence[tuple[Recording, str]], flow: Sequence[Recording]) -> list[tuple[Montage, str]]:
     """What a head learns from: (recording of one word, its label or `UNKNOWN`) and running speech → clips and labels.
 
-    Of each keyword one clip in silence, one in running speech and one cut off; as many of running speech, and a few of silence.
+    Of each keyword one clip in silence, one in running speech and one cut off; three of running speech for each word, because
+    that is what the head will hear nearly always; a few of silence.
     """
     running, clips = _Flow(flow, "clips"), []
     for number, (word, label) in enumerate(words):
-        forms = ("whole", "inside", "speech") if label == UNKNOWN else ("whole", "inside", "shifted", "speech")
-        for form in (*forms, *(("silence",) if number % 8 == 0 else ())):
+        forms = ["whole", "inside", *(["shifted"] if label != UNKNOWN else []), *(["speech"] * 3)]
+        for take, form in enumerate((*forms, *(["silence"] if number % 8 == 0 else []))):
             known = label if form in ("whole", "inside") else UNKNOWN
             around, offset = running.draw(CLIP_SECONDS) if form in ("inside", "speech") else ((), 0.0)
             held = None if form in ("speech", "silence") else word
-            clips.append((_montage(f"{form} {word.id}", form, CLIP_SECONDS, held, around, offset, word), known))
+            clips.append((_montage(f"{form} {take} {word.id}", form, CLIP_SECONDS, held, around, offset, word), known))
     return clips
 
 
@@ -167,7 +168,8 @@ def keyword_scenes(words: Sequence[tuple[Recording, str]], flow: Sequence[Record
 def stretches(flow: Sequence[Recording]) -> list[Montage]:
     """All running speech, one stretch after the other; what is left of less than a stretch is left out."""
     found: list[Montage] = []
-    pieces, offset, filled = [], 0.0, 0.0  # type: ignore[var-annotated]
+    pieces: list[Recording] = []
+    offset = filled = 0.0
     for recording in flow:
         begin = 0.0
         while recording.seconds - begin > 0.5:
@@ -211,12 +213,10 @@ class _Flow:
     def draw(self, seconds: float) -> tuple[tuple[Recording, ...], float]:
         """Recordings that follow each other for `seconds` from somewhere on, from the first again after the last."""
         at = float(self.rng.random()) * float(self.ends[-1])
-        number = min(int(np.searchsorted(self.ends, at, side="right")), len(self.ends) - 1)
-        offset = max(
-            0.0,
-            min(at - float(self.ends[number] - self.recordings[number].seconds), self.recordings[number].seconds - 0.1),
-        )
-        chosen, left = [self.recordings[number]], seconds - (self.recordings[number].seconds - offset)
+        number = int(np.searchsorted(self.ends[:-1], at, side="right"))
+        first = self.recordings[number]
+        offset = max(0.0, min(at - float(self.ends[number]) + first.seconds, first.seconds - 0.1))
+        chosen, left = [first], seconds - (first.seconds - offset)
         while left > 0:
             number = (number + 1) % len(self.recordings)
             chosen.append(self.recordings[number])
