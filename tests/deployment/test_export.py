@@ -55,7 +55,6 @@ def test_the_enhancer_equals_the_student(exported, student_folder, voice):
         np.testing.assert_allclose(enhancer(wave), student.enhance(torch.from_numpy(wave)[None])[0].numpy(), atol=1e-5)
 
 
-@pytest.mark.slow
 def test_an_enhancer_at_the_rate_of_the_spectrogram_is_exported_as_well(checkpoint, tmp_path):
     enhancement = EnhancementConfig(hidden=16, layers=1, frame_rate=100)
     teacher = load_teacher(str(checkpoint("hubert")), layers=(1,))
@@ -228,14 +227,7 @@ def test_a_tiny_wavlm_without_input_normalisation_is_exported(checkpoint, tmp_pa
     assert file.short is None
 
 
-@pytest.fixture
-def without_tracing(monkeypatch, exported):
-    """Exports in no time: the graph is the one that was traced before."""
-    model = onnx.load(exported[0] / "encoder.onnx")
-    monkeypatch.setattr(export_module, "trace", lambda *arguments: model)
-
-
-def test_what_falls_short_is_not_written(without_tracing, student_folder, tmp_path, monkeypatch):
+def test_what_falls_short_is_not_written(student_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "compare", lambda *all: Measured(0.5, "5.0e-01 on noise"))
     with pytest.raises(UserError, match=r"differs from PyTorch by 5\.0e-01 on noise, where 1e-04 is allowed"):
         export_student(student_folder, tmp_path / "out")
@@ -244,9 +236,7 @@ def test_what_falls_short_is_not_written(without_tracing, student_folder, tmp_pa
     assert file.short and "fell short" in (tmp_path / "out" / "export.json").read_text()
 
 
-def test_what_8_bits_spoil_stays_in_float32(
-    without_tracing, student_folder, speech_folder, exported, tmp_path, monkeypatch
-):
+def test_what_8_bits_spoil_stays_in_float32(student_folder, speech_folder, exported, tmp_path, monkeypatch):
     bad = [Measured(cosine=(0.5, 0.9))] * 2
     monkeypatch.setattr(export_module, "fidelity", lambda *all: bad.pop() if bad else fidelity(*all))
     options = ExportOptions(int8=True, speech=(str(speech_folder),), clips=6)
@@ -288,10 +278,15 @@ def test_a_head_belongs_to_one_student(head_file, checkpoint, tmp_path):
         read_head(tmp_path / "missing.safetensors")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind, options", [("wavlm", {}), ("hubert", {"stable": True, "normalize": True}), ("data2vec-audio", {})]
+    "kind, options",
+    [
+        ("wavlm", {}),
+        ("hubert", {"stable": True, "normalize": True}),
+        ("data2vec-audio", {}),
+        ("wav2vec2-conformer", {}),
+    ],
 )
 def test_other_encoders_export_as_well(checkpoint, tmp_path, kind, options):
     files = export_student(checkpoint(kind, **options), tmp_path / "out", ExportOptions(last=True))
-    assert files[0].measured.error <= 1e-4 and files[0].description.states == ("layer 3",)
+    assert not files[0].measured.exceeded and files[0].description.states == ("layer 3",)

@@ -1,13 +1,11 @@
 """A student folder → a folder of ONNX files that are proved equal to it before they appear.
 
-    OUT/encoder.onnx          waveform → hidden states
-    OUT/enhancer.onnx         waveform → enhanced waveform           (enhance)
-    OUT/<task>.onnx           waveform → probabilities of labels     (task)
-    OUT/*.stream.onnx         a chunk and a state → states or probabilities, and the next state   (STUDENT@160+160)
-    OUT/*.int8.onnx           the same in 8 bits                     (int8)
-    OUT/export.json           what was measured
-
-The encoder is traced once; heads are traced by themselves and joined to it.
+OUT/encoder.onnx          waveform → hidden states
+OUT/enhancer.onnx         waveform → enhanced waveform           (enhance)
+OUT/<task>.onnx           waveform → probabilities of labels     (task)
+OUT/*.stream.onnx         a chunk and a state → states or probabilities, and the next state   (STUDENT@160+160)
+OUT/*.int8.onnx           the same in 8 bits                     (int8)
+OUT/export.json           what was measured
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import __version__
 from ..assets import located
@@ -39,10 +37,10 @@ from ..progress import PartProgress
 from ..runtime.container import Description
 from .calibration import calibration_waves
 from .cost import licence_of, macs_per_second
-from .graph import ClassifierHead, EncoderGraph, EnhancerHead, Level, graph_states
-from .onnx_file import join, renamed, trace, write_model
-from .parity import AGREEMENT, COSINE, TOLERANCE, Measured, Reference, compare, fidelity, varied_audio
-from .quantise import FRONT_END, quantise
+from .graph import ClassifierGraph, EncoderGraph, EnhancerGraph, at_level, trace_waves
+from .onnx_file import write_model
+from .parity import AGREEMENT, COSINE, TOLERANCE, Measured, Once, Reference, compare, fidelity, varied_audio
+from .quantise import FRONT_END, Ranges, quantise
 from .stream_export import StreamJob, trace_stream
 from .stream_graph import DetectorGraph, StreamGraph
 from .task_head import TaskHead, labelled_audio, read_head
@@ -171,11 +169,14 @@ def export_student(
     labelled = labelled_audio(options.task_file, head) if options.task_file and head else None
     about = _about(str(student), loaded, options)
     done: list[Exported] = []
+    ranges: Ranges = {}
     with replacing_folder(out) as folder:
         for job in jobs:
             # Without labels, equal answers to whatever was calibrated with say little: the states must be right as well.
             first = done[1].measured.spared if options.int8 and job.kind == "classifier" and not labelled else ""
-            done += _write(job, folder, out, about, real, labelled, head, options, report, first)
+            # A classifier may take the waveform at another level.
+            done += _write(job, folder, out, about, real, labelled, head, options, report, first,
+                           {} if job.kind == "classifier" else ranges)  # fmt: skip
         write_json(
             folder / REPORT,
             {
@@ -199,8 +200,12 @@ def _write(
     options: ExportOptions,
     report: PartProgress,
     first: str,
+    ranges: Ranges,
 ) -> list[Exported]:
-    """One graph in fp32 and, if wanted, int8: measured, judged, written. `first`: the part that is spared at least."""
+    """One graph in fp32 and, if wanted, int8: measured, judged, written.
+
+    first: the part that is spared at least; ranges: those of 8-bit activations that were found before
+    """
     calibration, held_out = real[: -len(real) // 3 or None], real[-len(real) // 3 :]
     report(f"checking {job.name}", 0, 1)
     fp32 = _session(job.model)
@@ -228,8 +233,9 @@ def _write(
     if not options.int8:
         return done
     calibrating = job.stream.steps(fp32, calibration) if job.stream else calibration
+    fp32 = Once(fp32)
     for spared, nodes in list(SPARED.items())[list(SPARED).index(first) :]:
-        model = quantise(job.model, calibrating, nodes, lambda k, n: report(f"calibrating {job.name}", k, n))
+        model = quantise(job.model, calibrating, nodes, lambda k, n: report(f"calibrating {job.name}", k, n), ranges)
         int8 = _session(model)
         measured = job.stream.fidelity(fp32, int8, held_out) if job.stream else fidelity(fp32, int8, held_out, job.kind)
         measured.spared = spared
@@ -292,10 +298,6 @@ def _trace(
     folder: str, loaded: Student, options: ExportOptions, predictions: bool, head: TaskHead | None
 ) -> list[_Job]:
     """All graphs that are wanted. The student is loaded afresh, because tracing changes it."""
-    samples = 16_000
-    wave = ("wave", 0.1 * torch.randn(2, samples, generator=torch.Generator().manual_seed(0)), (0, 1))
-    lengths = ("lengths", torch.tensor([samples, samples - 4000]), (0,))
-
     single = functools.cache(lambda: load_student(folder))  # rarely asked
 
     def in_both(compute: Callable[[Student, Tensor, Tensor], Sequence[Tensor]]) -> tuple[Reference, Reference]:
@@ -308,28 +310,25 @@ def _trace(
         states, frames = student.states(wave, lengths)
         return states[:, -1:], frames
 
-    jobs = []
-    if options.last:
-        network = EncoderGraph(load_student(folder), last=True)
-        model = trace(network, [wave, lengths], ["states", "frames"])
-        jobs.append(_Job("encoder", "encoder", model, *in_both(last), states=network.names))
-        if not options.enhance and head is None:
-            return jobs
     fresh = load_student(folder)
-    network = EncoderGraph(fresh, predictions)
-    encoder = trace(network, [wave, lengths], ["states", "frames"])
-    if not options.last:
-        names = graph_states(loaded, predictions)
-        jobs.append(_Job("encoder", "encoder", encoder, *in_both(features), states=names))
-    frames = int(GRID.count(torch.tensor(samples)))
-    states = ("states", torch.randn(2, len(network.names), frames, loaded.hidden_size), (0, 2))
-    valid = ("frames", torch.tensor([frames, frames - 12]), (0,))
+    network = EncoderGraph(fresh, predictions and not options.last, options.last)
+    model = trace_waves(network, ["states", "frames"])
+    jobs = [_Job("encoder", "encoder", model, *in_both(last if options.last else features), states=network.names)]
     if options.enhance:
-        graph = trace(EnhancerHead(fresh), [states, valid, wave, lengths], ["enhanced"])
         both = in_both(lambda student, wave, lengths: [student.enhance(wave, lengths)])
-        jobs.append(_Job("enhancer", "enhancer", join(encoder, renamed(graph, "head.")), *both))
+        jobs.append(_Job("enhancer", "enhancer", trace_waves(EnhancerGraph(fresh), ["enhanced"]), *both))
     if head is not None:
-        jobs.append(_classifier(head, encoder, wave, lengths, states, valid, *in_both(features)))
+        names = [f"probabilities_{slot}" for slot in head.labels]
+        if not all(name.isidentifier() for name in names):
+            names = [f"probabilities_{number}" for number in range(len(names))]
+        classifier = ClassifierGraph(fresh, head.head, head.level, predictions)
+
+        def answers(student: Student, wave: Tensor, lengths: Tensor) -> Sequence[Tensor]:
+            levelled = at_level(wave, lengths, head.level) if head.level is not None else wave
+            return classifier.classify(*features(student, levelled, lengths))
+
+        both = in_both(answers)
+        jobs.append(_Job(head.task, "classifier", trace_waves(classifier, names), *both, head.labels, head.task))
     return jobs
 
 
@@ -356,34 +355,6 @@ def _trace_stream(
 
 def _no_reference(wave: Tensor, lengths: Tensor) -> Sequence[Tensor]:
     raise NotImplementedError("a stream is compared by its StreamJob")
-
-
-def _classifier(
-    head: TaskHead,
-    encoder: Any,
-    wave: Any,
-    lengths: Any,
-    states: Any,
-    valid: Any,
-    features: Reference,
-    single: Reference,
-) -> _Job:
-    names = [f"probabilities_{slot}" for slot in head.labels]
-    if not all(name.isidentifier() for name in names):
-        names = [f"probabilities_{number}" for number in range(len(names))]
-    network = ClassifierHead(head.head).eval()
-    model = join(encoder, renamed(trace(network, [states, valid], names), "head."))
-    level: nn.Module = nn.Identity()
-    if head.level is not None:
-        level = Level(head.level)
-        model = join(renamed(trace(level, [wave, lengths], ["levelled"]), "level."), model, {"levelled": "wave"})
-
-    def answers(features: Reference, wave: Tensor, lengths: Tensor) -> Sequence[Tensor]:
-        levelled = level(wave, lengths) if head.level is not None else wave
-        return network(*features(levelled, lengths))  # type: ignore[no-any-return]
-
-    both = functools.partial(answers, features), functools.partial(answers, single)
-    return _Job(head.task, "classifier", model, *both, head.labels, head.task)
 
 
 def _matching_head(options: ExportOptions, folder: str, student: Student) -> TaskHead:
@@ -440,7 +411,7 @@ def _check_target(out: Path) -> None:
 
 
 def _require_packages() -> None:
-    for name in ("onnx", "onnxscript", "onnxruntime"):
+    for name in ("onnx", "onnxruntime"):
         optional(name, "export", "Exporting")
 
 

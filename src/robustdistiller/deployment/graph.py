@@ -6,6 +6,7 @@ are as independent of padding as those. Shapes: B utterances, T samples, F frame
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..models.frames import GRID, align_frames, mask_from_lengths
 from ..models.heads import BINS, HOP, MASK_GRID, SPECTRUM_GRID
 from ..models.student import Student
 from .fourier import Analysis, Synthesis
+from .tracing import lstm, trace
 
 
 class FirstBlock(nn.Module):
@@ -116,68 +118,74 @@ class EncoderGraph(nn.Module):
         return outputs
 
 
-class EnhancerHead(nn.Module):
-    """states (B, S, F, D), frames (B,), wave (B, T), lengths (B,) → the enhanced waveform (B, T), zeros beyond its end."""
+class EnhancerGraph(EncoderGraph):
+    """wave (B, T), lengths (B,) → the enhanced waveform (B, T), zeros beyond its end."""
 
     def __init__(self, student: Student):
-        super().__init__()
+        super().__init__(student)
         if student.enhancer is None:
             raise UserError(
                 f"The student {student.name} has no enhancement head: distil one with objectives.enhancement.enabled=true."
             )
-        self.lstm, self.mask = RecurrentLayers(student.enhancer.lstm), student.enhancer.mask
+        parts = dict(
+            lstm=RecurrentLayers(student.enhancer.lstm),
+            mask=student.enhancer.mask,
+            analysis=Analysis(),
+            synthesis=Synthesis(),
+        )
+        self.head = nn.ModuleDict(parts)  # what stays in float32, see quantise.py
         self.frame_rate = student.enhancer.frame_rate
         named = {"cnn": 0, "last": student.encoder.num_layers}
-        self.state = named.get(str(student.tap), student.tap)
-        self.analysis, self.synthesis = Analysis(), Synthesis()
+        self.state = int(named.get(str(student.tap), student.tap))
 
-    def forward(self, states: Tensor, frames: Tensor, wave: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, wave: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
+        states, frames = super().forward(wave, lengths)
         wave = wave * mask_from_lengths(lengths, wave.shape[1])
-        real, imaginary = self.analysis(wave)  # (B, K, N)
+        real, imaginary = self.head["analysis"](wave)  # (B, K, N)
         count = torch.div(lengths, HOP, rounding_mode="floor") + 1
         valid = mask_from_lengths(count, real.shape[-1])[:, None].float()  # (B, 1, N)
-        x = states[:, int(self.state)]  # (B, F, D)
+        x, size = states[:, self.state], real.shape[-1]  # (B, F, D)
         if self.frame_rate == 50:
-            masks = self.mask(self.lstm(x, frames))  # (B, F, 2K)
+            masks = self.head["mask"](self.head["lstm"](x, frames))  # (B, F, 2K)
             masks = masks.reshape(x.shape[0], -1, BINS)
-            masks = align_frames(masks, 2 * frames, MASK_GRID, SPECTRUM_GRID, real.shape[-1])  # (B, N, K)
+            masks = align_frames(masks, 2 * frames, MASK_GRID, SPECTRUM_GRID, size)  # (B, N, K)
         else:
-            masks = self.mask(self.lstm(align_frames(x, frames, GRID, SPECTRUM_GRID, real.shape[-1]), count))
+            masks = self.head["mask"](self.head["lstm"](align_frames(x, frames, GRID, SPECTRUM_GRID, size), count))
         mask = torch.sigmoid(masks).transpose(1, 2) * valid
-        enhanced = self.synthesis(mask * real, mask * imaginary, valid, wave.shape[1])
-        return enhanced * mask_from_lengths(lengths, wave.shape[1])
+        enhanced = self.head["synthesis"](mask * real, mask * imaginary, valid, wave.shape[1])
+        return enhanced * mask_from_lengths(lengths, wave.shape[1])  # type: ignore[no-any-return]
 
 
-class ClassifierHead(nn.Module):
-    """states (B, S, F, D), frames (B,) → the probabilities of every slot's labels, [(B, classes), …].
+class ClassifierGraph(EncoderGraph):
+    """wave (B, T), lengths (B,) → the probabilities of every slot's labels, [(B, classes), …].
 
-    head: averaged states (B, S, D) → logits per slot
+    head: averaged states (B, S, D) → logits per slot; level: of the waveform, in dBFS, or None to take it as it is
     """
 
-    def __init__(self, head: nn.Module):
-        super().__init__()
-        self.head = head
+    def __init__(self, student: Student, head: nn.Module, level: float | None = None, predictions: bool = False):
+        super().__init__(student, predictions)
+        self.head, self.level = head, level
 
-    def forward(self, states: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
-        mean = states.sum(2) / frames[:, None, None]  # zeros beyond the valid frames
+    def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        if self.level is not None:
+            wave = at_level(wave, lengths, self.level)
+        return self.classify(*super().forward(wave, lengths))
+
+    def classify(self, states: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
+        """states (B, S, F, D) with zeros beyond the valid `frames` (B,)"""
+        mean = states.sum(2) / frames[:, None, None]
         return tuple(logits.softmax(-1) for logits in self.head(mean))
 
 
-class Level(nn.Module):
+def at_level(wave: Tensor, lengths: Tensor, dbfs: float) -> Tensor:
     """wave (B, T), lengths (B,) → the waveform at an RMS level of `dbfs` dB; silence stays as it is."""
-
-    def __init__(self, dbfs: float):
-        super().__init__()
-        self.rms = 10 ** (dbfs / 20)
-
-    def forward(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        power = (wave * mask_from_lengths(lengths, wave.shape[1])).square().sum(1) / lengths  # (B,)
-        gain = torch.where(power > 0, self.rms * torch.rsqrt(power.clamp_min(1e-30)), torch.ones_like(power))
-        return wave * gain[:, None]
+    power = (wave * mask_from_lengths(lengths, wave.shape[1])).square().sum(1) / lengths  # (B,)
+    gain = torch.where(power > 0, 10 ** (dbfs / 20) * torch.rsqrt(power.clamp_min(1e-30)), torch.ones_like(power))
+    return wave * gain[:, None]
 
 
 class RecurrentLayers(nn.Module):
-    """A bidirectional LSTM, (B, N, D) → (B, N, 2·H), exported as ONNX's own operator: PyTorch would unroll it in time."""
+    """A bidirectional LSTM, (B, N, D) → (B, N, 2·H), exported as ONNX's own operator; for that only."""
 
     def __init__(self, lstm: nn.LSTM):
         super().__init__()
@@ -207,15 +215,17 @@ class RecurrentLayers(nn.Module):
         steps, batch = x.shape[:2]
         for layer in range(self.lstm.num_layers):
             weights = [getattr(self, f"{name}{layer}") for name in ("input", "hidden", "bias")]
-            x, _, _ = torch.onnx.ops.symbolic_multi_out(
-                "LSTM",
-                (x, *weights, count),  # the backward direction starts at the end of each utterance
-                {"direction": "bidirectional", "hidden_size": size},
-                dtypes=(x.dtype,) * 3,
-                shapes=((steps, 2, batch, size), (2, batch, size), (2, batch, size)),
-            )
+            x = lstm(x, *weights, count)  # the backward direction starts at the end of each utterance
             x = x.transpose(1, 2).reshape(steps, batch, 2 * size)
         return x.transpose(0, 1)
+
+
+def trace_waves(network: EncoderGraph, outputs: Sequence[str]) -> Any:
+    """The `onnx.ModelProto` of a network of waveforms, any number of any length."""
+    draw = torch.Generator().manual_seed(0)
+    waves = [0.1 * torch.randn(shape, generator=draw) for shape in ((2, 16_000), (3, 21_333))]
+    lengths = torch.tensor([16_000, 12_000]), torch.tensor([21_333, 9_000, 5_000])
+    return trace(network, {"wave": (waves[0], waves[1]), "lengths": lengths}, outputs)
 
 
 def prepare_encoder(encoder: SpeechEncoder) -> SpeechEncoder:

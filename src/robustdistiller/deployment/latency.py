@@ -241,16 +241,14 @@ def quick_export(model: str, name: str, precisions: Iterable[str], folder: Path)
     precisions: of ``onnx`` and ``int8``; returns the files by precision
     """
     from ..models.student import load_student
-    from .graph import EncoderGraph
-    from .onnx_file import trace, write_model
+    from .graph import EncoderGraph, trace_waves
+    from .onnx_file import write_model
     from .quantise import quantise
 
     student = load_student(model)
     network = EncoderGraph(student)
-    wave = torch.from_numpy(0.1 * np.random.default_rng(0).standard_normal((2, 16_000)).astype(np.float32))
-    graph = trace(
-        network, [("wave", wave, (0, 1)), ("lengths", torch.tensor([16_000, 12_000]), (0,))], ["states", "frames"]
-    )
+    noise = 0.1 * np.random.default_rng(0).standard_normal((2, 16_000)).astype(np.float32)
+    graph = trace_waves(network, ["states", "frames"])
     files = {}
     for precision in sorted(set(precisions), key=FORMATS.index):
         fp32 = precision == "onnx"
@@ -259,7 +257,7 @@ def quick_export(model: str, name: str, precisions: Iterable[str], folder: Path)
             "encoder", "fp32" if fp32 else "int8", name, SAMPLE_RATE, GRID.stride, GRID.field, student.encoder.normalize,
             network.names, student.hidden_size, parameters=student.num_parameters,
         )  # fmt: skip
-        write_model(files[precision], graph if fp32 else quantise(graph, list(wave.numpy())), about)
+        write_model(files[precision], graph if fp32 else quantise(graph, list(noise)), about)
     return files
 
 

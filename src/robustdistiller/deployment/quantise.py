@@ -36,6 +36,8 @@ FRONT_END = "convolutions"
 QUANTISED = ("Conv", "MatMul", "Gemm")
 SAMPLES = 1024  # values of each tensor and utterance that take part in the search for its range
 Floats = NDArray[np.float32]
+Ranges = dict[str, tuple[float, float]]
+"""Lowest and highest value of tensors, by the names of the nodes that they enter or leave."""
 
 
 def quantise(
@@ -43,10 +45,19 @@ def quantise(
     waves: Sequence[Floats | dict[str, NDArray[Any]]],
     keep: Sequence[str] = (),
     progress: Progress | None = None,
+    known: Ranges | None = None,
 ) -> Any:
     """The int8 version of an exported `onnx.ModelProto`, calibrated on `waves` (T,).
 
-    keep: further nodes that stay in float32, by the beginnings of their names. Raises `UserError` when a package is missing.
+    Args:
+        model: The graph in float32.
+        waves: Utterances (T,), or the inputs of a stream's steps.
+        keep: Further nodes that stay in float32, by the beginnings of their names.
+        progress: Called with (utterances done, utterances in all).
+        known: Ranges that were found before on the same waves; those that are found are added.
+
+    Raises:
+        UserError: A package is missing.
     """
     onnx, onnxruntime = (optional(name, "export", "Quantising") for name in ("onnx", "onnxruntime"))
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -71,7 +82,7 @@ def quantise(
         chosen = quantisable(graph, (*keep, FRONT_END) if rows else keep)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        ranges = _ranges(shaped, graph, chosen, waves, options, progress)
+        ranges = _ranges(shaped, graph, chosen, waves, options, progress, {} if known is None else known)
         quantize_static(
             shaped,
             done,
@@ -116,8 +127,9 @@ def _ranges(
     waves: Sequence[Floats | dict[str, NDArray[Any]]],
     options: Any,
     progress: Progress | None,
-) -> dict[str, tuple[float, float]]:
-    """Lowest and highest value of every activation that is stored in 8 bits."""
+    known: Ranges,
+) -> Ranges:
+    """Lowest and highest value of every activation that is stored in 8 bits, by its name."""
     import onnx
     import onnxruntime
 
@@ -125,19 +137,21 @@ def _ranges(
     # By the nodes' names, which are the modules', because the exporter numbers its tensors anew with every change of a graph.
     tensors = {node.input[0]: f"into {node.name}" for node in nodes}
     tensors |= {node.output[0]: f"out of {node.name}" for node in nodes if node.op_type == "Conv"}
+    missing = [name for name, told in tensors.items() if told not in known]
     model = onnx.load(path)
     given = {value.name for value in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in given)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in missing if name not in given)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    seen: dict[str, list[Floats]] = {name: [] for name in tensors}
-    for number, wave in enumerate(waves, 1):
-        for name, value in zip(tensors, session.run(list(tensors), feeds(wave)), strict=True):
+    seen: dict[str, list[Floats]] = {name: [] for name in missing}
+    for number, wave in enumerate(waves if missing else (), 1):
+        for name, value in zip(missing, session.run(missing, feeds(wave)), strict=True):
             flat = value.reshape(-1)
             some = generator("calibration", tensors[name], number).integers(len(flat), size=SAMPLES)
             seen[name].append(np.append(flat[some], (flat.min(), flat.max())))
         if progress is not None:
             progress(number, len(waves))
-    return {name: best_range(np.concatenate(values), name in before_gelu) for name, values in seen.items()}
+    known |= {tensors[name]: best_range(np.concatenate(found), name in before_gelu) for name, found in seen.items()}
+    return {name: known[told] for name, told in tensors.items()}
 
 
 def _weight_ranges(graph: Any, nodes: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:

@@ -25,10 +25,10 @@ from ..models.student import Student, load_student
 from ..runtime.container import Description
 from ..runtime.detection import BACKGROUND, Detector
 from ..runtime.stream import Stream
-from .onnx_file import trace
 from .parity import TOLERANCE, Measured, ProbeBatch, _cosine
 from .stream_graph import DetectorGraph, StreamGraph
 from .task_head import TaskHead, read_head
+from .tracing import trace
 
 Waves = Sequence[NDArray[np.float32]]
 CUTS = (160, 1, 4000, 777, 16_000)  # samples of a chunk, in turn: nothing may depend on them
@@ -52,8 +52,9 @@ def trace_stream(network: StreamGraph) -> Any:
     """The step as an `onnx.ModelProto` whose shapes are all fixed."""
     wave = torch.zeros(1, network.chunking.chunk * GRID.stride)
     state = zip(network.state_names, network.initial_state(), strict=True)
-    inputs = [("wave", wave, ()), ("end", torch.tensor([ENDLESS]), ()), *((name, value, ()) for name, value in state)]
-    return trace(network, inputs, [network.output, *(f"next {name}" for name in network.state_names)])
+    inputs = {"wave": wave, "end": torch.tensor([ENDLESS]), **dict(state)}
+    outputs = [network.output, *(f"next {name}" for name in network.state_names)]
+    return trace(network, {name: (value, value) for name, value in inputs.items()}, outputs)
 
 
 class SessionEngine:
