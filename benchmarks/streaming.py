@@ -14,6 +14,10 @@ floating-point operations sees them, over 2; offline is one pass over 10 s.
 
 from __future__ import annotations
 
+from robustdistiller.process import prepare_process
+
+prepare_process()  # before torch is imported
+
 import argparse
 import subprocess
 import sys

@@ -11,6 +11,10 @@ the audio is made here unless sources are given. Each layout runs in a process o
 
 from __future__ import annotations
 
+from robustdistiller.process import prepare_process
+
+prepare_process()  # before torch is imported
+
 import argparse
 import json
 import os
@@ -130,10 +134,8 @@ def measure(name: str, options: argparse.Namespace, place: Path) -> dict[str, An
     from robustdistiller.deployment.export import export_student
     from robustdistiller.models.student import load_student
     from robustdistiller.models.teacher import load_teacher
-    from robustdistiller.process import keep_freed_memory
     from robustdistiller.training.distill import distill
 
-    keep_freed_memory()
     folder = place / name
     if not (folder / "pytorch_model.bin").is_file():  # in another process: its memory is not the reader's
         subprocess.run(

@@ -11,6 +11,10 @@ Shapes: B utterances, T samples at 16 kHz, F frames of 20 ms, L target layers, D
 
 from __future__ import annotations
 
+from robustdistiller.process import prepare_process
+
+prepare_process()  # before torch is imported
+
 import argparse
 import tempfile
 from collections.abc import Sequence

@@ -5,6 +5,7 @@ For programs, not for a library to do behind its user's back. Call `prepare_proc
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -34,11 +35,12 @@ def quiet_threads() -> None:
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """The cores that this process may use: of its affinity, and of the share that its container was given."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no container, no share, or an older kernel
-        return cores
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # of cgroups 2 and 1
+        with contextlib.suppress(OSError, ValueError):  # no container, or no share
+            quota, period = (int(x) for name in names for x in (cgroup / name).read_text(encoding="ascii").split())
+            if quota > 0:
+                cores = max(1, min(cores, math.ceil(quota / period)))
+    return cores
 
 
 def keep_freed_memory() -> bool:

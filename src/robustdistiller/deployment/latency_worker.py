@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..process import prepare_process
 
 
 def main() -> None:
+    prepare_process()
     task: dict[str, Any] = json.loads(sys.argv[1])
     wave = (0.1 * np.random.default_rng(0).standard_normal(round(task["seconds"] * 16_000))).astype(np.float32)
     if task["format"] == "torch":

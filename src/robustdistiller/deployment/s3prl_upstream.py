@@ -15,6 +15,11 @@ from __future__ import annotations
 
 from typing import Any
 
+if __name__ == "__main__":
+    from ..process import prepare_process
+
+    prepare_process()  # before torch is imported
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
