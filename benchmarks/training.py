@@ -135,6 +135,7 @@ class Ours:
         self.optimiser: torch.optim.Optimizer = build_optimiser(student, TrainingConfig(), device)
         self.clock, self.audio, self.padded = Clock(device), 0.0, 0.0
         self.batches: list[Batch] = []
+        self.trials = False
 
     def read(self, step: int) -> Batch:
         return collate([self.dataset[(step, crop)] for crop in self.sampler.batch(step).parts[0]])  # type: ignore[misc]
@@ -410,7 +411,8 @@ class Lab:
         return self.teachers[precision, attention, compile]
 
     def ours(self, robust: bool = True, precision: str = "auto", attention: str = "", fused: bool = True,
-             compile: bool = False, seconds: float = 0.0, window: float | None = None) -> Ours:  # fmt: skip
+             compile: bool = False, seconds: float = 0.0, window: float | None = None,
+             trials: bool = False) -> Ours:  # fmt: skip
         """Our step with one measure off or one more on, and batches of `seconds` that are in memory."""
         loss = self.robust if robust else self.plain
         if window is not None:
@@ -425,7 +427,7 @@ class Lab:
         seconds = seconds or self.options.batch_seconds
         few = argparse.Namespace(**{**vars(self.options), "batch_seconds": seconds})
         ours = Ours(teacher, student, self.environments[robust], self.speech, few, self.device, loss)
-        ours.clock.waits = False
+        ours.clock.waits, ours.trials = False, trials
         ours.precision = pick_precision(precision, self.device, student.encoder)
         if not fused:
             ours.optimiser = torch.optim.AdamW(student.parameters(), 2e-4, fused=False, foreach=False)
@@ -445,7 +447,7 @@ def variants(group: str, options: argparse.Namespace, gpu: bool) -> Iterator[dic
             "enhancement over whole utterances": {"window": 0.0},
             "fp32": {"precision": "fp32"},
             "attention without SDPA": {"attention": "eager"},
-            **({"AdamW not fused": {"fused": False}} if gpu else {}),
+            **({"AdamW not fused": {"fused": False}, "convolutions by trial": {"trials": True}} if gpu else {}),
         }
         yield {name: case for name, case in cases.items() if not options.cases or name in options.cases}
     if group == "microbatches":
@@ -476,6 +478,7 @@ def in_turns(lab: Lab, cases: dict[str, dict[str, Any]]) -> Iterator[tuple[str, 
                 if device.type == "cuda":
                     before = torch.cuda.memory_allocated()
                     torch.cuda.reset_peak_memory_stats()
+                torch.backends.cudnn.benchmark = made[name].trials
                 _wait(device)
                 begin = time.perf_counter()
                 for step in range(2 if turn == 0 else options.steps):
@@ -493,6 +496,7 @@ def in_turns(lab: Lab, cases: dict[str, dict[str, Any]]) -> Iterator[tuple[str, 
             if device.type == "cuda":
                 above = torch.cuda.max_memory_allocated() - before + _bytes(made[name])
                 numbers[name]["peak memory, GB"] = round(above / 1e9, 2)
+    torch.backends.cudnn.benchmark = False
     for name, ours in made.items():
         took, audio = statistics.median(times[name]), statistics.mean(batch.seconds for batch in ours.batches)
         numbers[name]["audio hours an hour"] = round(1000 * audio / took, 1)
