@@ -2,6 +2,8 @@
 
     python benchmarks/streaming.py cost RUN/student [RUN2/student ...] [--points 80+0 160+160]
         counted, not timed: multiply-adds a second on a stream and offline, latency, bytes of the state, parameters
+    python benchmarks/streaming.py device EXPORTED/encoder.stream.int8.onnx [EXPORTED2/encoder.int8.onnx ...]
+        each in a process of its own with the runtime alone, one thread: processor time over the audio's, peak memory
     python benchmarks/streaming.py accuracy RUN/student --twin TWIN/student --task TASK.yaml --out RESULTS [-- MORE]
         `robustdistiller evaluate` of the student offline and at every point, and of its offline twin; MORE goes to that verb
     python benchmarks/streaming.py parity EXPORTED/encoder.stream.onnx RUN/student@160+160 --speech SOURCE --minutes 60
@@ -74,6 +76,35 @@ def cost(students: list[str], points: list[str]) -> None:
             )
 
 
+DEVICE = """
+import sys, time
+import numpy as np
+from robustdistiller.runtime import Encoder, Stream
+file, wave = sys.argv[1], (0.05 * np.random.default_rng(0).standard_normal(60 * 16_000)).astype(np.float32)
+if "stream" in file.rsplit("/", 1)[-1]:
+    push = Stream(file, threads=1).push
+    run = lambda: [push(wave[k : k + 1600]) and None for k in range(0, len(wave), 1600)]
+else:
+    encoder = Encoder(file, threads=1)
+    run = lambda: [encoder(wave[k : k + 80_000]) and None for k in range(0, len(wave), 80_000)]
+spent = []
+for _ in range(3):
+    begin = time.process_time()
+    run()
+    spent.append(time.process_time() - begin)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # a parent's peak is not in it
+print(f"{min(spent) / 60:.4f} | {int(peak.split()[1]) / 1e3:.0f}")
+"""
+
+
+def device(files: list[str]) -> None:
+    """A Markdown table; a minute of noise in blocks of 0.1 s (a stream) or 5 s, the best of three."""
+    print("| file | MB | real-time factor | peak memory, MB |\n| --- | --- | --- | --- |")
+    for file in files:
+        told = subprocess.run([sys.executable, "-c", DEVICE, file], check=True, capture_output=True, text=True).stdout
+        print(f"| {file} | {Path(file).stat().st_size / 1e6:.2f} | {told.strip()} |")
+
+
 def accuracy(student: str, twin: str | None, tasks: list[str], points: list[str], out: str, more: list[str]) -> None:
     """Run the benchmark; its tables and page compare everything with the twin, or with the student offline."""
     models = [f"{point}={student}@{point}" for point in points]
@@ -117,7 +148,7 @@ def parity(file: str, name: str, source: str, minutes: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("cost", "accuracy", "parity"))
+    parser.add_argument("what", choices=("cost", "device", "accuracy", "parity"))
     parser.add_argument("students", nargs="+")
     parser.add_argument("--points", nargs="+", default=list(POINTS))
     parser.add_argument("--twin")
@@ -130,6 +161,8 @@ def main() -> None:
     options = parser.parse_args(arguments[:split])
     if options.what == "cost":
         cost(options.students, options.points)
+    elif options.what == "device":
+        device(options.students)
     elif options.what == "parity":
         parity(*options.students, options.speech, options.minutes)
     else:
