@@ -78,7 +78,7 @@ SPOKEN = {"name": "spoken-intents", "title": "Intents, synthetic voices", "kind"
 # Negatives: coffee orders (English, 42 speakers) and sentences of Mboshi, which no training of open speech had.
 DETECTION = {"name": "running-keywords", "title": "Ten keywords in running speech", "kind": "detection",
              "source": "keywords.jsonl", "negatives": {"source": "negatives.jsonl"},
-             "train": {"where": {"split": "train"}, "limit": 400}}  # fmt: skip
+             "train": {"where": {"split": "train"}, "limit": 300}}  # fmt: skip
 SENTENCES = ("Kids are talking by the door", "Dogs are sitting by the door")
 FOLDS = {"emotion": 6, "phones": 6}  # where the test is all that there is, every sentence once
 LIMIT = 80  # test utterances of the tasks whose utterances are long
@@ -115,13 +115,14 @@ def prepare(data: Path, out: Path, espeak: Path | None = None) -> None:
         task = {
             **DETECTION,
             "valid": {"hold_out": 0.15, "limit": 100},
-            "test": {"where": {"split": part}, "limit": 180},
+            "test": {"where": {"split": part}, "limit": 144},
         }
         write_text(out / f"detection-{part}.yaml", yaml.safe_dump(task, sort_keys=False))
     orders = [replace(r, speaker=str(r.extra["speaker_cluster"])) for r in _read(data / "tasks" / "picovoice_barista")]
     orders = [replace(r, split="train" if fraction("orders", r.speaker) < 0.3 else "test") for r in orders]
-    told = [replace(r, split={"kouarata": "test"}.get(str(r.speaker), "valid")) for r in _read(data / "speech" / "mboshi_more")
-            if r.speaker != "abiayi"]  # fmt: skip
+    told = [replace(r, split={"kouarata": "test", "martial": "valid"}[str(r.speaker)])
+            for r in _read(data / "speech" / "mboshi_more") if r.speaker != "abiayi"]  # fmt: skip
+    told = [r for r in told if r.split == "valid" or fraction("negatives", r.id) < 0.4]
     write_manifest(
         out / "negatives.jsonl", [replace(r, extra={"text": r.extra.get("text_asr")}) for r in orders] + told
     )
