@@ -99,10 +99,7 @@ def enhance_files(
     Raises:
         UserError: As `extract_features`, and when the student has no enhancement head.
     """
-    if student.enhancer is None:
-        raise UserError(
-            f"The student {student.name} has no enhancement head: distil one with objectives.enhancement.enabled=true."
-        )
+    student.enhancement_head()
 
     def work(wave: Tensor, target: Path) -> None:
         write_audio(target, enhanced(student, wave).numpy(), comment=software("enhance"))
@@ -180,9 +177,7 @@ def _targets(inputs: Iterable[StrPath] | StrPath, out: Path, suffixes: tuple[str
         else:
             raise UserError(f"There is no file or folder {entry}: check the path.")
     if not found:
-        raise UserError(
-            f"There is no audio in {', '.join(map(str, entries))}: give .wav, .flac, .ogg, … files or folders."
-        )
+        raise UserError(f"There is no audio in {', '.join(map(str, entries))}: give .wav, .flac, … files or folders.")
     if named:
         return {out: found[0][0]}
     stems = Counter(place.with_suffix("") for _, place in found)

@@ -40,26 +40,18 @@ def replacing(path: StrPath) -> Iterator[Path]:
     written or `path` is a device or a pipe, leaving an older `path` untouched.
     """
     path = destination(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix is kept because some writers choose the format by it.
         handle, name = tempfile.mkstemp(prefix=f".{path.stem[:_SHORT]}-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
-    except OSError as error:
-        raise disk_error(path, error) from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise disk_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _settle(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -69,38 +61,51 @@ def replacing_folder(path: StrPath, known: Sequence[str] | None = None) -> Itera
     Raises `UserError` as `check_folder` does.
     """
     path = check_folder(path, known)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:_SHORT]}-", dir=path.parent))
-    except OSError as error:
-        raise disk_error(path, error) from error
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _settle(file)  # safetensors makes files that only their owner can read
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name[:_SHORT]}-", dir=path.parent))
+            if path.exists():
+                os.replace(path, old / "old")  # a folder that is not empty cannot be replaced in one step
+            os.replace(temporary, path)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Errors of the operating system as `disk_error`; safetensors wraps them in a type of its own."""
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                file.chmod(0o666 & ~umask)  # safetensors makes files that only their owner can read
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name[:_SHORT]}-", dir=path.parent))
-        if path.exists():
-            os.replace(path, old / "old")  # a folder that is not empty cannot be replaced in one step
-        os.replace(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
+        yield
     except UserError:
         raise
     except Exception as error:
-        # safetensors wraps the errors of the operating system in a type of its own.
-        wrapped = re.search(r"os error (\d+)", str(error))
+        code = re.search(r"os error (\d+)", str(error))
         if isinstance(error, OSError):
             raise disk_error(path, error) from error
-        if wrapped:
-            raise disk_error(path, OSError(int(wrapped[1]), os.strerror(int(wrapped[1])))) from error
+        if code:
+            raise disk_error(path, OSError(int(code[1]), os.strerror(int(code[1])))) from error
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle(file: Path) -> None:
+    """Bring a new file to the disk, with the permissions of any other."""
+    file.chmod(0o666 & ~_umask())
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 @contextlib.contextmanager
@@ -115,11 +120,9 @@ def exclusive(folder: StrPath) -> Iterator[None]:
     place = Path(folder)
     if place.exists() and not place.is_dir():
         raise UserError(f"{folder} is a file: choose another --out.")
-    try:
+    with writing(place):
         place.mkdir(parents=True, exist_ok=True)
         stream = (place / ".lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise disk_error(place, error) from error
     with stream:
         try:
             import fcntl
@@ -135,12 +138,11 @@ def exclusive(folder: StrPath) -> Iterator[None]:
 def destination(path: StrPath) -> Path:
     """Where a file `path` is really written: links are followed. Raises `UserError` for devices, pipes and circles of links."""
     place = Path(os.path.realpath(path))
-    try:
-        mode = place.stat().st_mode
-    except FileNotFoundError:
-        return place
-    except OSError as error:
-        raise disk_error(Path(path), error) from error
+    with writing(Path(path)):
+        try:
+            mode = place.stat().st_mode
+        except FileNotFoundError:
+            return place
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise UserError(f"{path} is neither a file nor a folder: give the name of a file to write.")
     return place

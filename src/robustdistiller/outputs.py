@@ -73,9 +73,7 @@ def claim_folder(
     place = check_folder(path, known)
     if place.is_dir() and any(place.iterdir()):
         if not (place / mark).is_file():
-            raise UserError(
-                f"The folder {path} holds something else than `{verb}` writes: choose another one, or move it."
-            )
+            raise UserError(f"The folder {path} holds something else than `{verb}` writes: choose another, or move it.")
         _require(overwrite, path)
 
 

@@ -97,9 +97,7 @@ class Contaminator(nn.Module):
             ValueError: Shapes, lengths or keys do not fit each other.
         """
         if clean.ndim != 2 or not clean.is_floating_point():
-            raise ValueError(
-                f"clean speech has shape (B, T) of floats, not {clean.dtype} of shape {tuple(clean.shape)}"
-            )
+            raise ValueError(f"clean speech is floats of shape (B, T), not {clean.dtype} of shape {tuple(clean.shape)}")
         lengths = torch.full((len(clean),), clean.shape[1]) if lengths is None else lengths.cpu()
         if not self.training:
             self.scenes = []
@@ -113,9 +111,8 @@ class Contaminator(nn.Module):
         if not all(0 < count <= clean.shape[1] for count in counts):
             raise ValueError(f"lengths lie between 1 and the {clean.shape[1]} samples of a row, not {counts}")
         environment = self.environment
-        self.scenes = [
-            environment.draw(key, count / SAMPLE_RATE, epoch, step) for key, count in zip(keys, counts, strict=True)
-        ]
+        pairs = zip(keys, counts, strict=True)
+        self.scenes = [environment.draw(key, count / SAMPLE_RATE, epoch, step) for key, count in pairs]
         noise = np.zeros(clean.shape, np.float32)
         for row, scene, count in zip(noise, self.scenes, counts, strict=True):
             wave = environment.fetch(scene, count)

@@ -148,12 +148,8 @@ class Environment:
         kind = _condition(config, kind_at)
         reverb = kind in ("reverb", "both") and keeps_room(config, step, room_at)
         noisy = kind in ("noise", "both")
-        scene = Scene(
-            utterance,
-            self.seed,
-            epoch,
-            effects=draw_effects(config.effects, self._generator(epoch, utterance, "effects")),
-        )
+        effects = draw_effects(config.effects, self._generator(epoch, utterance, "effects"))
+        scene = Scene(utterance, self.seed, epoch, effects=effects)
         if reverb:
             if self.rooms is None:
                 raise UserError("Reverberation needs rooms: pass --rooms, or set environment.reverb and .both to 0.")

@@ -140,10 +140,8 @@ class LengthBucketSampler:
             for i, epoch, kept in zip(index.tolist(), visit.tolist(), samples.tolist(), strict=True)
         ]
         frames = int(((samples - RECEPTIVE_FIELD) // STRIDE + 1).sum())
-        parts = tuple(
-            tuple(crops[share :: self.microbatches])
-            for share in range(rank * self.accumulate, (rank + 1) * self.accumulate)
-        )
+        shares = range(rank * self.accumulate, (rank + 1) * self.accumulate)
+        parts = tuple(tuple(crops[share :: self.microbatches]) for share in shares)
         return Microbatches(step, plan * self.passes, parts, frames)
 
     def start(self, index: int, epoch: int, kept: int) -> int:

@@ -66,10 +66,7 @@ _URBAN_LEFT_OUT = (2, 9)  # children_playing holds voices and street_music songs
 
 
 def _urbansound8k(matches: Matches, role: Role) -> Iterator[Row]:
-    for (
-        path,
-        name,
-    ) in matches:  # the source is a number of freesound.org, as in ESC-50: slices share their group there too
+    for path, name in matches:
         label = int(name["label"])
         if label in _URBAN_LEFT_OUT or label >= len(_URBAN_CLASSES):
             continue
@@ -233,86 +230,47 @@ _RIR_FILE = (
     r"(?:(?P<size>small|medium|large)room/(?P<room>Room\d+)/Room\d+-\d+\.\w+|(?:RVB2014|RWCP|air)_type\d_[^/]+"
     r"|(?P<point>pointsource_noises)/[^/]+)$"
 )
-CORPORA: dict[str, Corpus] = {
-    "librispeech": Corpus(
-        re.compile(r"(?:/(?P<subset>[^/]+))?/(?P<speaker>\d+)/(?P<chapter>\d+)/(?P=speaker)-(?P=chapter)-\d+\.\w+$"),
-        ("speech",),
-        _librispeech,
-        "train-clean-100/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac",
-    ),
-    "musan": Corpus(
-        re.compile(r"/(?P<kind>noise|speech|music)/[^/]+/(?P=kind)-[\w-]+-\d{4}\.\w+$"),
-        ("noise", "speech"),
-        _musan,
-        "noise/free-sound/noise-free-sound-0000.wav",
-    ),
-    "urbansound8k": Corpus(
-        re.compile(r"/(?P<source>\d+)-(?P<label>\d)-\d+-\d+\.\w+$"),
-        ("noise",),
-        _urbansound8k,
-        "audio/fold1/<source>-<class>-<occurrence>-<slice>.wav",
-    ),
-    "dns_rirs": Corpus(
-        re.compile(r"/SLR2[68]/(?:.*/)?" + _RIR_FILE),
-        ("rooms", "noise"),
-        _rirs_noises,
-        "SLR26/simulated_rirs_48k/smallroom/Room001/Room001-00001.wav and SLR28/RIRS_NOISES/",
-    ),
-    "rirs_noises": Corpus(
-        re.compile("/" + _RIR_FILE),
-        ("rooms", "noise"),
-        _rirs_noises,
-        "simulated_rirs/smallroom/Room001/Room001-00001.wav and real_rirs_isotropic_noises/",
-    ),
-    "esc50": Corpus(
-        re.compile(r"/(?P<fold>\d)-(?P<source>\d+)-[A-Z]-(?P<label>\d+)\.\w+$"),
-        ("noise",),
-        _esc50,
-        "audio/<fold>-<source>-<take>-<class>.wav and meta/esc50.csv",
-    ),
-    "demand": Corpus(
-        re.compile(r"/(?P<place>[A-Z]+)/ch(?P<channel>\d\d)\.\w+$"), ("noise",), _demand, "DKITCHEN/ch01.wav"
-    ),
-    "speech_commands": Corpus(
-        re.compile(r"/(?:[^/]*?(?P<speaker>[0-9a-f]{8})_nohash_\d+|(?P<background>_background_noise_)/[^/]+)\.\w+$"),
-        ("speech", "noise"),
-        _speech_commands,
-        "<word>/<speaker>_nohash_<number>.wav and _background_noise_/",
-    ),
-    "fluent_speech_commands": Corpus(
-        re.compile(r"/(?P<inner>wavs/speakers/(?P<speaker>\w+)/[^/]+\.\w+)$"),
-        ("speech",),
-        _fluent,
-        "wavs/speakers/<speaker>/<utterance>.wav and data/train_data.csv",
-    ),
-    "iemocap": Corpus(
-        re.compile(
-            r"(?P<session>/Session\d)/sentences/wav/(?P<dialog>Ses(?P<number>\d\d)[^/]+)/[^/]+_(?P<gender>[FM])\d+\.\w+$"
-        ),
-        ("speech",),
-        _iemocap,
-        "Session1/sentences/wav/<dialog>/<utterance>.wav and Session1/dialog/EmoEvaluation/<dialog>.txt",
-    ),
-    "vctk": Corpus(
-        re.compile(r"/(?P<speaker>[ps]\d+)/(?P=speaker)_(?P<number>\d{3})(?:_mic\d)?\.\w+$"),
-        ("speech",),
-        _vctk,
-        "wav48_silence_trimmed/<speaker>/<speaker>_<number>_mic1.flac and txt/",
-    ),
-    "common_voice": Corpus(
-        re.compile(r"/clips/common_voice_[\w-]+_\d+\.\w+$"),
-        ("speech",),
-        _common_voice,
-        "clips/common_voice_<language>_<number>.mp3 and validated.tsv, train.tsv, dev.tsv, test.tsv",
-    ),
-    "ami": Corpus(
-        re.compile(r"/(?P<meeting>(?P<series>(?:ES20|IS10|TS30|EN20|IB40|IN10)\d\d)\w)\.(?P<microphone>[\w-]+)\.\w+$"),
-        ("speech",),
-        _ami,
-        "amicorpus/<meeting>/audio/<meeting>.Headset-0.wav",
-    ),
-    "folder": Corpus(re.compile(""), ("speech", "noise", "rooms"), _folder, "any audio files"),
-}
+_CORPORA: tuple[tuple[str, tuple[Role, ...], Callable[[Matches, Role], Iterator[Row]], str, str], ...] = (
+    ("librispeech", ("speech",), _librispeech,
+     "train-clean-100/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac",
+     r"(?:/(?P<subset>[^/]+))?/(?P<speaker>\d+)/(?P<chapter>\d+)/(?P=speaker)-(?P=chapter)-\d+\.\w+$"),
+    ("musan", ("noise", "speech"), _musan,
+     "noise/free-sound/noise-free-sound-0000.wav",
+     r"/(?P<kind>noise|speech|music)/[^/]+/(?P=kind)-[\w-]+-\d{4}\.\w+$"),
+    ("urbansound8k", ("noise",), _urbansound8k,
+     "audio/fold1/<source>-<class>-<occurrence>-<slice>.wav",
+     r"/(?P<source>\d+)-(?P<label>\d)-\d+-\d+\.\w+$"),
+    ("dns_rirs", ("rooms", "noise"), _rirs_noises,
+     "SLR26/simulated_rirs_48k/smallroom/Room001/Room001-00001.wav and SLR28/RIRS_NOISES/",
+     r"/SLR2[68]/(?:.*/)?" + _RIR_FILE),
+    ("rirs_noises", ("rooms", "noise"), _rirs_noises,
+     "simulated_rirs/smallroom/Room001/Room001-00001.wav and real_rirs_isotropic_noises/",
+     "/" + _RIR_FILE),
+    ("esc50", ("noise",), _esc50,
+     "audio/<fold>-<source>-<take>-<class>.wav and meta/esc50.csv",
+     r"/(?P<fold>\d)-(?P<source>\d+)-[A-Z]-(?P<label>\d+)\.\w+$"),
+    ("demand", ("noise",), _demand, "DKITCHEN/ch01.wav",
+     r"/(?P<place>[A-Z]+)/ch(?P<channel>\d\d)\.\w+$"),
+    ("speech_commands", ("speech", "noise"), _speech_commands,
+     "<word>/<speaker>_nohash_<number>.wav and _background_noise_/",
+     r"/(?:[^/]*?(?P<speaker>[0-9a-f]{8})_nohash_\d+|(?P<background>_background_noise_)/[^/]+)\.\w+$"),
+    ("fluent_speech_commands", ("speech",), _fluent,
+     "wavs/speakers/<speaker>/<utterance>.wav and data/train_data.csv",
+     r"/(?P<inner>wavs/speakers/(?P<speaker>\w+)/[^/]+\.\w+)$"),
+    ("iemocap", ("speech",), _iemocap,
+     "Session1/sentences/wav/<dialog>/<utterance>.wav and Session1/dialog/EmoEvaluation/<dialog>.txt",
+     r"(?P<session>/Session\d)/sentences/wav/(?P<dialog>Ses(?P<number>\d\d)[^/]+)/[^/]+_(?P<gender>[FM])\d+\.\w+$"),
+    ("vctk", ("speech",), _vctk,
+     "wav48_silence_trimmed/<speaker>/<speaker>_<number>_mic1.flac and txt/",
+     r"/(?P<speaker>[ps]\d+)/(?P=speaker)_(?P<number>\d{3})(?:_mic\d)?\.\w+$"),
+    ("common_voice", ("speech",), _common_voice,
+     "clips/common_voice_<language>_<number>.mp3 and validated.tsv, train.tsv, dev.tsv, test.tsv",
+     r"/clips/common_voice_[\w-]+_\d+\.\w+$"),
+    ("ami", ("speech",), _ami, "amicorpus/<meeting>/audio/<meeting>.Headset-0.wav",
+     r"/(?P<meeting>(?P<series>(?:ES20|IS10|TS30|EN20|IB40|IN10)\d\d)\w)\.(?P<microphone>[\w-]+)\.\w+$"),
+    ("folder", ("speech", "noise", "rooms"), _folder, "any audio files", ""),
+)  # fmt: skip
+CORPORA = {name: Corpus(re.compile(pattern), roles, rows, layout) for name, roles, rows, layout, pattern in _CORPORA}
 
 
 def scan_corpus(

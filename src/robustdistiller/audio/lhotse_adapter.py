@@ -63,9 +63,8 @@ def cuts_to_manifest(cuts: Iterable[Any] | StrPath, out: StrPath, progress: Prog
     not know its length. Cuts whose audio cannot be read are left out, with a warning.
     """
     manifest = Path(out) / "manifest.jsonl"
-    write_manifest(
-        manifest, _exported(_cuts(cuts) if isinstance(cuts, (str, os.PathLike)) else cuts, Path(out), progress)
-    )
+    stream = _cuts(cuts) if isinstance(cuts, (str, os.PathLike)) else cuts
+    write_manifest(manifest, _exported(stream, Path(out), progress))
     return manifest
 
 

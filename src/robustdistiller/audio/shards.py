@@ -141,10 +141,7 @@ def read_shards(folder: StrPath) -> list[Shard]:
             size = path.stat().st_size if path.is_file() else None
             if size is None or (path.suffix == ".tar" and size != shard.bytes):
                 what = "is missing" if size is None else f"has {size} bytes where its index says {shard.bytes}"
-                raise UserError(
-                    f"{path} {what}: copy it again, or run robustdistiller shard with the same sources and --out, which "
-                    "mends it."
-                )
+                raise UserError(f"{path} {what}: copy it again, or repeat the `robustdistiller shard` that wrote it.")
     return shards
 
 
@@ -187,13 +184,10 @@ def copy_shard(shard: Shard, target: Path) -> None:
     except FileNotFoundError as error:
         raise AudioError(f"The shard {shard.path} is missing: copy it again.", "missing") from error
     except OSError as error:
-        raise AudioError(
-            f"The shard {shard.path} cannot be read ({error.strerror or error}): is its storage still there?", "missing"
-        ) from error
+        reason = error.strerror or error
+        raise AudioError(f"The shard {shard.path} cannot be read ({reason}): is it still there?", "missing") from error
     if size != shard.bytes:
-        raise AudioError(
-            f"The shard {shard.path} has {size} bytes, by its index {shard.bytes}: copy it again.", "truncated"
-        )
+        raise AudioError(f"The shard {shard.path} has {size} bytes, not {shard.bytes}: copy it again.", "truncated")
     if total.hexdigest() != shard.digest:
         raise AudioError(f"The shard {shard.path} is not what was written (another digest): copy it again.", "corrupt")
     os.replace(temporary, target)

@@ -92,9 +92,8 @@ class ShardSampler:
         longest = min(crop_seconds, max(shards[number].longest for number in self._usable))
         check_room(batch_seconds, longest, self.microbatches, world)
         if len(self._usable) < len(shards):
-            log.warning(
-                "%d shards hold no speech of %g s and are passed over", len(shards) - len(self._usable), min_seconds
-            )
+            few = len(shards) - len(self._usable)
+            log.warning("%d shards hold no speech of %g s and are passed over", few, min_seconds)
         mean = sum(shards[number].bytes for number in self._usable) / len(self._usable)
         self.per_window = max(1, min(int(window_mb * 1e6 / mean), len(self._usable) // self.slots))
         self._orders: OrderedDict[int, np.ndarray] = OrderedDict()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from ..errors import UserError
 from .bars import Bars
 from .options import LARGEST_SEED, Device, Overwrite, Sources, argument, number, option, pick_device, source
-from .output import Json, say, say_json
+from .output import Json, answer, say, say_json
 
 if TYPE_CHECKING:
     from ..apply import Applied
@@ -82,9 +82,7 @@ def features(
 
 
 def listen(
-    model: Annotated[
-        str, argument("A streaming student at an operating point, `FOLDER@160+160`, or a `TASK.stream.onnx`.")
-    ],
+    model: Annotated[str, argument("A streaming student and its chunks, `FOLDER@160+160`, or a `TASK.stream.onnx`.")],
     wav: Annotated[Path | None, argument("A file to listen to; the microphone when left out.")] = None,
     head: Annotated[Path | None, option("Its head: `RESULTS/heads/TASK/MODEL.safetensors` of `evaluate`.")] = None,
     threshold: Annotated[float, number("The smoothed probability that tells a keyword.", 0.01, 1, "P")] = 0.8,
@@ -132,8 +130,6 @@ def listen(
 
 def _tell(done: list[Applied], target: Path, as_json: bool) -> None:
     good = [item for item in done if item.target is not None]
-    if as_json:
-        say_json([vars(item) for item in done])
-    else:
-        seconds = sum(item.seconds for item in good)
-        say(f"{target}: {len(good)} of {len(done)} files, {seconds / 60:.1f} min of audio")
+    minutes = sum(item.seconds for item in good) / 60
+    line = f"{target}: {len(good)} of {len(done)} files, {minutes:.1f} min of audio"
+    answer(as_json, [vars(item) for item in done], line)

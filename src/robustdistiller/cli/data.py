@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..outputs import claim_file, claim_workplace, is_json_with
 from .bars import Bars
 from .options import Overwrite, Workers, argument, number, option
-from .output import Json, say, say_json
+from .output import Json, answer
 
 
 def prepare(
@@ -25,8 +25,7 @@ def prepare(
     Known corpora: librispeech, musan, urbansound8k, rirs_noises, dns_rirs, esc50, demand, speech_commands,
     fluent_speech_commands, iemocap, vctk, common_voice, ami.
 
-    Example: `robustdistiller prepare librispeech:LibriSpeech/ --out
-    manifests/ls.jsonl`
+    Example: `robustdistiller prepare librispeech:LibriSpeech/ --out manifests/ls.jsonl`
     """
     if role not in ("speech", "noise", "rooms"):
         raise UserError(f"--role is speech, noise or rooms, not {role}.")
@@ -46,15 +45,12 @@ def prepare(
         write_skipped(skipped, prepared.skipped)
     else:
         skipped.unlink(missing_ok=True)
-    if as_json:
-        lost = [vars(row) for row in prepared.skipped]
-        say_json({"manifest": out, "recordings": len(prepared.recordings), "seconds": prepared.seconds, "skipped": lost,
-                  "clipped": prepared.clipped})  # fmt: skip
-    else:
-        say(
-            f"{out}: {len(prepared.recordings)} recordings, {prepared.seconds / 3600:.2f} h; "
-            f"{len(prepared.skipped)} skipped, {prepared.clipped} heavily clipped"
-        )
+    count, seconds, lost = len(prepared.recordings), prepared.seconds, [vars(row) for row in prepared.skipped]
+    answer(
+        as_json,
+        {"manifest": out, "recordings": count, "seconds": seconds, "skipped": lost, "clipped": prepared.clipped},
+        f"{out}: {count} recordings, {seconds / 3600:.2f} h; {len(lost)} skipped, {prepared.clipped} heavily clipped",
+    )
 
 
 def shard(
@@ -76,11 +72,10 @@ def shard(
 
     with Bars() as bars:
         done = write_shards(sources, out, shard_mb, audio, workers, bars.show)  # type: ignore[arg-type]
-    if as_json:
-        say_json(done.index)
-    else:
-        say(
-            f"{out}: {len(done.index['shards'])} shards ({done.kept} were there), "
-            f"{done.total('recordings'):.0f} recordings, {done.total('seconds') / 3600:.2f} h, "
-            f"{done.total('bytes') / 1e9:.3f} GB; {len(done.skipped)} skipped"
-        )
+    answer(
+        as_json,
+        done.index,
+        f"{out}: {len(done.index['shards'])} shards ({done.kept} were there), "
+        f"{done.total('recordings'):.0f} recordings, {done.total('seconds') / 3600:.2f} h, "
+        f"{done.total('bytes') / 1e9:.3f} GB; {len(done.skipped)} skipped",
+    )

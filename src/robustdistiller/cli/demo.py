@@ -17,10 +17,7 @@ SITE_FILES = (
 
 def demo(
     models: Annotated[list[str], argument("Students or teachers, as for `evaluate`; `name=model` gives another name.")],
-    task: Annotated[
-        list[str],
-        option("Heads of `evaluate`, `RESULTS/heads/TASK` or a file in it; repeatable.", "--task", metavar="HEADS"),
-    ],
+    task: Annotated[list[str], option("`RESULTS/heads/TASK`, or a file in it; repeatable.", "--task", metavar="HEADS")],
     out: Annotated[Path, option("The folder of the site.")] = Path("site"),
     speech: Annotated[Sources, source("--speech", "At most twelve utterances to offer; else synthetic voices.")] = None,
     int8: Annotated[bool, option("Models in 8 bits: a quarter of the size.", "--int8")] = False,

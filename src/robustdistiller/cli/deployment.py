@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..outputs import EXPORT_FILES, STUDENT_FILES, claim_file, claim_folder, is_text_with, software
 from .bars import Bars
 from .options import Overwrite, Sources, argument, number, option, source
-from .output import Json, say, say_json, show_table
+from .output import Json, answer, say, say_json, show_table
 
 if TYPE_CHECKING:
     from ..deployment.export import Exported
@@ -22,14 +22,8 @@ def export(
     out: Annotated[Path, option("The folder to write; it is replaced as a whole.")],
     int8: Annotated[bool, option("Also write int8 files, calibrated on noisy speech.", "--int8")] = False,
     enhance: Annotated[bool, option("Also export the enhancement head.", "--enhance")] = False,
-    task: Annotated[
-        str | None,
-        option("Also export this head: `RESULTS/heads/TASK/MODEL.safetensors` of `evaluate`.", metavar="HEAD"),
-    ] = None,
-    task_file: Annotated[
-        str | None,
-        option("The head's task file: measures its accuracy in int8 on the validation part.", metavar="FILE"),
-    ] = None,
+    task: Annotated[str | None, option("Also this head: `RESULTS/heads/TASK/M.safetensors`.", metavar="HEAD")] = None,
+    task_file: Annotated[str | None, option("Its task, to measure its accuracy in int8.", metavar="FILE")] = None,
     last: Annotated[bool, option("Export only the last state, not all.", "--last")] = False,
     predictions: Annotated[bool, option("Also export the predicted teacher layers.", "--predictions")] = False,
     speech: Annotated[Sources, source("--speech", "Speech to calibrate and check with.")] = None,
@@ -57,29 +51,20 @@ def export(
     )  # fmt: skip
     with Bars() as bars:
         files = export_student(student, out, options, bars.show)
-    if as_json:
-        say_json([export_row(file) for file in files])
-    else:
-        say(*map(export_line, files))
+    answer(as_json, [export_row(file) for file in files], *map(export_line, files))
 
 
 def latency(
-    models: Annotated[
-        list[str], argument("Student or exported folders, `.onnx` files of encoders; also as `name=MODEL`.")
-    ],
+    models: Annotated[list[str], argument("Students, exported folders, `.onnx` encoders; also as `name=MODEL`.")],
     reference: Annotated[str | None, option("What the others are compared with, such as the teacher.")] = None,
-    formats: Annotated[
-        list[str] | None, option("torch, onnx, int8 (all by default) or openvino; repeatable.", "--format")
-    ] = None,
+    formats: Annotated[list[str] | None, option("torch, onnx, int8, openvino; repeatable.", "--format")] = None,
     threads: Annotated[
-        list[int] | None, option("Threads; repeatable. One, and all cores, by default.", "--threads", min=1, max=1024)
+        list[int] | None, option("Repeatable; by default 1 and all.", "--threads", min=1, max=1024)
     ] = None,
     seconds: Annotated[float, number("Seconds of audio in a run.", 0.1, 600, "SECONDS")] = 5.0,
     repeats: Annotated[int, option("Runs of every model, in turns.", min=1, max=100_000)] = 9,
     benchmark: Annotated[Path | None, option("A `benchmark.json` of `evaluate`, for the accuracy in --plot.")] = None,
-    plot: Annotated[
-        Path | None, option("Write a picture (.png, .svg, .pdf) of accuracy against speed and size; needs --benchmark.")
-    ] = None,
+    plot: Annotated[Path | None, option("A picture to write: accuracy against speed; needs --benchmark.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -145,14 +130,9 @@ def push_to_hub(
 
 def export_row(file: Exported) -> dict[str, Any]:
     """One exported file for a script."""
-    return {
-        "file": file.path,
-        "bytes": file.bytes,
-        "precision": file.description.precision,
-        "kind": file.description.kind,
-        "measured": file.measured.to_dict(),
-        "falls_short": file.short,
-    }
+    about = {"precision": file.description.precision, "kind": file.description.kind}
+    measured = {"measured": file.measured.to_dict(), "falls_short": file.short}
+    return {"file": file.path, "bytes": file.bytes, **about, **measured}
 
 
 def export_line(file: Exported) -> str:
@@ -167,7 +147,7 @@ def export_line(file: Exported) -> str:
         parts.append(f"same answers as fp32 {m.agreement:.1%} on the calibration's held-out speech")
     if m.accuracy:
         parts.append(
-            f"accuracy {m.accuracy['fp32']:.2%} in fp32, {m.accuracy['int8']:.2%} in int8 on the task's validation part"
+            "accuracy {fp32:.2%} in fp32, {int8:.2%} in int8 on the task's validation part".format(**m.accuracy)
         )
     if m.spared:
         parts.append(f"{m.spared} in fp32, because int8 falls short there")

@@ -11,7 +11,7 @@ from ..training.observer import Observer
 from .bars import Bars, is_main_process
 from .evaluation import show_averages
 from .options import LARGEST_SEED, Device, Seed, Sources, argument, option, pick_device, source
-from .output import Json, say, say_json
+from .output import Json, answer, say, say_json
 
 RUN_FILES = (
     "student", "checkpoints", "recipe.yaml", "run.json", "metrics.jsonl", "manifests", "skipped.jsonl", "non_finite.jsonl",
@@ -27,28 +27,16 @@ def distill(
     recipe: Annotated[str, argument("A recipe file, or the name of a shipped one.", "RECIPE")],
     out: Annotated[Path, option("The run folder: student, checkpoints, metrics, manifests.")],
     teacher: Annotated[str | None, option("A hub name such as `facebook/hubert-base-ls960`, or a folder.")] = None,
-    speech: Annotated[
-        Sources,
-        source(
-            "--speech",
-            "Speech to learn from: a folder, a manifest (`file.jsonl` or `file.jsonl::root`), `corpus:folder`, lhotse cuts, or "
-            "folders of shards.",
-        ),
-    ] = None,
+    speech: Annotated[Sources, source("--speech", "Folder, manifest, `corpus:folder`, lhotse cuts or shards.")] = None,
     noise: Annotated[Sources, source("--noise", "Noise recordings: folder, manifest or corpus.")] = None,
     rooms: Annotated[Sources, source("--rooms", "Room impulse responses; without any, rooms are simulated.")] = None,
-    steps: Annotated[
-        int | None, option("Optimiser steps; short for `--set training.steps=N`.", metavar="N", min=1, max=10**9)
-    ] = None,
+    steps: Annotated[int | None, option("Optimiser steps (`training.steps`).", metavar="N", min=1, max=10**9)] = None,
     seed: Annotated[
-        int | None, option("The seed of everything; as `--set training.seed=N`.", metavar="N", min=0, max=LARGEST_SEED)
+        int | None, option("Of everything (`training.seed`).", metavar="N", min=0, max=LARGEST_SEED)
     ] = None,
     resume: Annotated[bool, option("Go on with the run in --out from its newest checkpoint.", "--resume")] = False,
     tensorboard: Annotated[bool, option("Also write TensorBoard events.", "--tensorboard")] = False,
-    overrides: Annotated[
-        list[str] | None,
-        option("Override a field, such as `training.steps=1000`; repeatable.", "--set", metavar="FIELD=VALUE"),
-    ] = None,
+    overrides: Annotated[list[str] | None, option("Set a field; repeatable.", "--set", metavar="FIELD=VALUE")] = None,
     as_json: Json = False,
 ) -> None:
     """Distil a robust student from a teacher, speech, noise and rooms.
@@ -146,11 +134,8 @@ def recipes(
 
     if name is None:
         notes = {shipped: load_recipe(shipped).notes for shipped in shipped_names("recipes")}
-        if as_json:
-            say_json(notes)
-        else:
-            width = max(map(len, notes))
-            say(*(f"{shipped:<{width}}  {text}" for shipped, text in notes.items()))
+        width = max(map(len, notes))
+        answer(as_json, notes, *(f"{shipped:<{width}}  {text}" for shipped, text in notes.items()))
     elif as_json:
         say_json(load_recipe(name).to_dict())
     else:

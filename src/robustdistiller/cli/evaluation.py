@@ -20,18 +20,10 @@ BENCHMARK_FILES = (
 
 def evaluate(
     out: Annotated[Path, option("The folder for tables, page and kept features.")],
-    models: Annotated[
-        list[str] | None,
-        argument("Student or teacher folders, hub names, `log-mel`, `mfcc`; `name=model` gives another name."),
-    ] = None,
+    models: Annotated[list[str] | None, argument("Folders, hub names, `log-mel`, `mfcc`; also `name=MODEL`.")] = None,
     group: Annotated[
         list[str] | None,
-        option(
-            "Trainings that differ in their seed alone, reported as one model: `robust='runs/robust-*/student'`; "
-            "repeatable.",
-            "--group",
-            metavar="NAME=PATTERN",
-        ),
+        option("Trainings with other seeds, as one model; repeatable.", "--group", metavar="NAME='RUNS-*/student'"),
     ] = None,
     task: Annotated[list[str] | None, option("A task file; repeatable.", "--task")] = None,
     conditions: Annotated[str, option("A conditions file, or `paper` or `quick`.")] = "quick",
@@ -44,9 +36,7 @@ def evaluate(
     seed: Seed = 0,
     predictions: Annotated[bool, option("Also give the heads the predicted teacher layers.", "--predictions")] = False,
     save_audio: Annotated[int, option("Utterances to write out under every condition.", min=0, max=10_000)] = 1,
-    allow_overlap: Annotated[
-        bool, option("Report, do not refuse, what training and test share.", "--allow-overlap")
-    ] = False,
+    allow_overlap: Annotated[bool, option("Report, not refuse, what parts share.", "--allow-overlap")] = False,
     device: Device = "auto",
     overwrite: Annotated[bool, option("Let the report in --out lose models or tasks.", "--overwrite")] = False,
     as_json: Json = False,

@@ -54,16 +54,9 @@ def source(flag: str, help: str) -> Any:
 
 
 Seed = Annotated[int, option("The seed of everything.", "--seed", metavar="N", min=0, max=LARGEST_SEED)]
-Workers = Annotated[
-    int | None, option("Processes that read files, by default all cores.", "--workers", min=1, max=1024)
-]
+Workers = Annotated[int | None, option("Processes that read; all cores by default.", "--workers", min=1, max=1024)]
 Overwrite = Annotated[bool, option("Replace what an earlier call wrote; nothing else ever is.", "--overwrite")]
-Device = Annotated[
-    str,
-    typer.Option(
-        "--device", metavar="DEVICE", help="`cpu`, `cuda`, `cuda:1` or `mps`; `auto` takes a GPU where there is one."
-    ),
-]
+Device = Annotated[str, option("`cpu`, `cuda`, `cuda:1`, `mps`; `auto`: a GPU if any.", "--device", metavar="DEVICE")]
 
 
 def pick_device(text: str) -> torch.device:

@@ -31,14 +31,21 @@ def say_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=True, default=str))
 
 
+def answer(as_json: bool, value: Any, *lines: str) -> None:
+    """Print a result for a script or for people."""
+    if as_json:
+        say_json(value)
+    else:
+        say(*lines)
+
+
 def show_table(columns: list[str], rows: list[list[str]], title: str = "") -> None:
     """Print a table whose cells are never cut: the first column is a name, the others are figures."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=Text(printable(title), "italic") if title else None, title_justify="left", box=None, pad_edge=False
-    )
+    heading = Text(printable(title), "italic") if title else None
+    table = Table(title=heading, title_justify="left", box=None, pad_edge=False)
     for number, name in enumerate(columns):
         table.add_column(Text(printable(name)), justify="right" if number else "left", no_wrap=True)
     for first, *cells in rows:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from ..files import telling_name
 from .options import argument
-from .output import Json, say, say_json
+from .output import Json, answer, say, say_json
 
 KINDS = {
     "hubert": "facebook/hubert-base-ls960, facebook/hubert-large-ll60k, utter-project/mHuBERT-147, mini-hubert (shipped)",
@@ -33,7 +33,7 @@ RECIPES = {
 
 def teachers(
     name: Annotated[
-        str | None, argument("A hub name (owner/name or owner/name@revision), a folder, or a shipped model.")
+        str | None, argument("A hub name (owner/name, owner/name@revision), folder or shipped model.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -42,12 +42,10 @@ def teachers(
     Example: `robustdistiller teachers facebook/hubert-base-ls960`
     """
     if name is None:
-        if as_json:
-            say_json(KINDS)
-            return
         width = max(map(len, KINDS))
-        say(*(f"{kind:<{width}}  {names}" for kind, names in KINDS.items()))
-        say("", "Check one, fetching it where it is not here yet:  robustdistiller teachers NAME")
+        lines = [f"{kind:<{width}}  {names}" for kind, names in KINDS.items()]
+        hint = "Check one, fetching it where it is not here yet:  robustdistiller teachers NAME"
+        answer(as_json, KINDS, *lines, "", hint)
         return
     found = examine(name)
     if as_json:

@@ -198,9 +198,8 @@ def _recorded(speech: Iterable[Recording]) -> Iterable[tuple[str, str, np.ndarra
 
 def _spoken(heads: list[tuple[Path, TaskHead]], seed: int) -> Iterable[tuple[str, str, np.ndarray]]:
     """The labels of all heads, said by synthetic voices that no built-in training has."""
-    texts = dict.fromkeys(
-        text for _, head in heads for label in zip(*head.labels.values(), strict=False) if (text := " ".join(label))
-    )
+    labels = (" ".join(label) for _, head in heads for label in zip(*head.labels.values(), strict=False))
+    texts = dict.fromkeys(filter(None, labels))
     people = speakers("test", UTTERANCES, seed)
     for person, text in zip(people, list(texts)[:UTTERANCES], strict=False):
         wave = np.pad(person.say(text.replace("_", " ")).wave, SAMPLE_RATE // 4)

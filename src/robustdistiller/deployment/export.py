@@ -363,9 +363,7 @@ def _matching_head(options: ExportOptions, folder: str, student: Student) -> Tas
     predictions = len(head.states) > len(student.states_names)
     (subject,) = open_models([folder], predictions, "cpu")
     if subject.digest != head.model:
-        raise UserError(
-            f"The head {options.task} was trained on another model than {folder}: give one of this student."
-        )
+        raise UserError(f"The head {options.task} was trained on another model than {folder}: give this student's.")
     return head
 
 

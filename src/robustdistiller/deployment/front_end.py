@@ -152,9 +152,8 @@ def by_rows(model: Any) -> Any:
     kept = [tensor for tensor in graph.initializer if tensor.name not in unused]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(value), PREFIX + name) for name, value in values.items()
-    )
+    for name, value in values.items():
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value), PREFIX + name))
     if all(entry.domain != "com.microsoft" for entry in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     return model

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..models.encoder import LengthAwareGroupNorm, SpeechEncoder, normalize_wave
 from ..models.frames import GRID, align_frames, mask_from_lengths
 from ..models.heads import BINS, HOP, MASK_GRID, SPECTRUM_GRID
+from ..models.streaming import layer_outputs
 from ..models.student import Student
 from .fourier import Analysis, Synthesis
 from .tracing import lstm, trace
@@ -110,12 +111,7 @@ class EncoderGraph(nn.Module):
         x = projected * valid[..., None]
         x = network.layer_norm(x + network.pos_conv_embed(x))
         mask = torch.where(valid, 0.0, torch.finfo(x.dtype).min)[:, None, None]  # (B, 1, 1, F)
-        outputs = []
-        for layer in network.layers:
-            x = layer(x, attention_mask=mask)
-            x = x[0] if isinstance(x, tuple) else x
-            outputs.append(x)
-        return outputs
+        return layer_outputs(network.layers, x, mask)
 
 
 class EnhancerGraph(EncoderGraph):
@@ -123,18 +119,10 @@ class EnhancerGraph(EncoderGraph):
 
     def __init__(self, student: Student):
         super().__init__(student)
-        if student.enhancer is None:
-            raise UserError(
-                f"The student {student.name} has no enhancement head: distil one with objectives.enhancement.enabled=true."
-            )
-        parts = dict(
-            lstm=RecurrentLayers(student.enhancer.lstm),
-            mask=student.enhancer.mask,
-            analysis=Analysis(),
-            synthesis=Synthesis(),
-        )
+        head = student.enhancement_head()
+        parts = dict(lstm=RecurrentLayers(head.lstm), mask=head.mask, analysis=Analysis(), synthesis=Synthesis())
         self.head = nn.ModuleDict(parts)  # what stays in float32, see quantise.py
-        self.frame_rate = student.enhancer.frame_rate
+        self.frame_rate = head.frame_rate
         named = {"cnn": 0, "last": student.encoder.num_layers}
         self.state = int(named.get(str(student.tap), student.tap))
 
@@ -196,10 +184,10 @@ class RecurrentLayers(nn.Module):
                 ("hidden", ("weight_hh",)),
                 ("bias", ("bias_ih", "bias_hh")),
             ):
-                both = [
-                    torch.cat([self._gates(getattr(lstm, f"{part}_l{layer}{way}").detach()) for part in parts])
-                    for way in ("", "_reverse")
-                ]
+                both = []
+                for way in ("", "_reverse"):
+                    gates = [self._gates(getattr(lstm, f"{part}_l{layer}{way}").detach()) for part in parts]
+                    both.append(torch.cat(gates))
                 self.register_buffer(f"{name}{layer}", torch.stack(both))  # (2, …)
 
     @staticmethod

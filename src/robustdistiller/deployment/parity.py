@@ -180,11 +180,8 @@ def fidelity(fp32: Any, int8: Any, waves: Sequence[Floats], kind: str) -> Measur
     if kind == "classifier":
         return Measured(agreement=float(np.mean(same)), seconds=seconds)
     joined = np.concatenate(cosines, 1)
-    return Measured(
-        cosine=tuple(float(c) for c in joined.mean(1)),
-        lowest=float(np.quantile(joined, 0.01, axis=1).min()),
-        seconds=seconds,
-    )
+    worst = float(np.quantile(joined, 0.01, axis=1).min())
+    return Measured(cosine=tuple(joined.mean(1).tolist()), lowest=worst, seconds=seconds)
 
 
 def _cosine(wanted: Floats, found: Floats) -> NDArray[Any]:

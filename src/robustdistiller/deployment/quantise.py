@@ -108,11 +108,8 @@ def quantisable(graph: Any, keep: Sequence[str] = ()) -> list[Any]:
     """The nodes that become 8-bit: convolutions and products with constant weights outside the first block and the heads."""
     constants = {tensor.name for tensor in graph.initializer}
     outside = ("first", "head.", *keep)
-    return [
-        node
-        for node in graph.node
-        if node.op_type in QUANTISED and not node.name.startswith(outside) and node.input[1] in constants
-    ]
+    inside = [node for node in graph.node if node.op_type in QUANTISED and not node.name.startswith(outside)]
+    return [node for node in inside if node.input[1] in constants]
 
 
 def feeds(wave: Floats | dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -129,10 +129,8 @@ class StreamGraph(nn.Module):
         attention, size = layer.attention, self.chunking.chunk
         keys = torch.cat([keys, attention.k_proj(x)[0]])
         values = torch.cat([values, attention.v_proj(x)[0]])
-        q, k, v = (
-            part.unflatten(1, (self.attention_heads, -1)).transpose(0, 1)
-            for part in (attention.q_proj(x)[0], keys, values)
-        )
+        parts = (attention.q_proj(x)[0], keys, values)
+        q, k, v = (part.unflatten(1, (self.attention_heads, -1)).transpose(0, 1) for part in parts)
         scores = (q * attention.scaling) @ k.transpose(1, 2) + mask  # (heads, C, left + C)
         attended = (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)[None]
         x = layer.layer_norm(x + attention.out_proj(attended))

@@ -43,8 +43,6 @@ def check_exposure(
                 continue
             sentence = f"The student {subject.name} was trained on {len(shared)} {what} (for example {shared[0]})"
             if not allow:
-                raise UserError(
-                    f"{sentence}: test on others, mark what is seen as seen, or pass --allow-overlap to report it loudly."
-                )
+                raise UserError(f"{sentence}: test on others, mark what is seen as seen, or pass --allow-overlap.")
             notes.append(f"OVERLAP: {sentence}; its figures there are too good.")
     return notes

@@ -167,9 +167,8 @@ def open_models(
         if isinstance(model, str):
             subjects.append(_open(name, source, predictions, device))
         else:
-            own = EvaluatedModel(
-                name, source, "own", model, tuple(model.state_names), model.num_parameters, model.digest
-            )
+            size = model.num_parameters
+            own = EvaluatedModel(name, source, "own", model, tuple(model.state_names), size, model.digest)
             subjects.append(_probed(own, device))
     return subjects
 

@@ -29,9 +29,8 @@ def check_answers(task: Task) -> list[str]:
     if task.config.kind in ("ctc", "frames"):
         unknown = Counter(u for e in task.test for u in e.target if u and u not in task.classes[0])
         if unknown:
-            return [
-                f"{sum(unknown.values())} test units ({', '.join(sorted(unknown))}) are not in training: always errors."
-            ]
+            names = ", ".join(sorted(unknown))
+            return [f"{sum(unknown.values())} test units ({names}) are not in training: always errors."]
     if task.config.kind == "verification":
         counts = Counter(e.target for e in task.test)
         if len(counts) < 2 or max(counts.values()) < 2:

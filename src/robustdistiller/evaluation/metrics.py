@@ -149,9 +149,9 @@ BY_HEAD = {Scores: ("total",), TrialScores: ("similarity",), DetectionScores: ("
 def stack_trainings(trainings: Sequence[AnyScores]) -> AnyScores:
     """The scores of several trainings of one model on the same test set as those of one model."""
     first = trainings[0]
-    stacked: dict[str, Any] = {
-        name: np.concatenate([getattr(s, name) for s in trainings]) for name in BY_HEAD[type(first)]
-    }
+    stacked: dict[str, Any] = {}
+    for name in BY_HEAD[type(first)]:
+        stacked[name] = np.concatenate([getattr(scores, name) for scores in trainings])
     return replace(first, **stacked, trainings=len(trainings))
 
 

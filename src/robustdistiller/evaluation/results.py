@@ -122,11 +122,8 @@ def task_figures(
         for name, by in measured.items() for condition, scores in by.items()
         for curve in detection_curves(scores[0], bootstrap)
     ]  # fmt: skip
-    return {
-        "metrics": [asdict(metric) for metric in metrics.values()],
-        "figures": [figure.to_dict() for figure in found],
-        "detection": curves,
-    }
+    told = [figure.to_dict() for figure in found]
+    return {"metrics": [asdict(metric) for metric in metrics.values()], "figures": told, "detection": curves}
 
 
 def benchmark_result(

@@ -179,11 +179,9 @@ def stretches(flow: Sequence[Recording]) -> list[Montage]:
             used = min(recording.seconds - begin, STRETCH_SECONDS - filled)
             filled, begin = filled + used, begin + used
             if filled >= STRETCH_SECONDS - 1e-9:
-                found.append(
-                    _montage(
-                        f"stretch {len(found)}", "stretch", STRETCH_SECONDS, None, tuple(pieces), offset, pieces[0]
-                    )
-                )
+                parts = tuple(pieces)
+                name = f"stretch {len(found)}"
+                found.append(_montage(name, "stretch", STRETCH_SECONDS, None, parts, offset, pieces[0]))
                 pieces, filled = [], 0.0
     return found
 
@@ -195,9 +193,8 @@ def _montage(
     speakers = {r.speaker for r in flow} if word is None else {word.speaker}
     speaker = speakers.pop() if len(speakers) == 1 else None
     start = first.start + (offset if word is None and flow else 0.0)
-    return Montage(
-        name, first.path, seconds, start, speaker, first.label, None, first.group, {}, form, word, flow, offset
-    )
+    group = first.group
+    return Montage(name, first.path, seconds, start, speaker, first.label, None, group, {}, form, word, flow, offset)
 
 
 class _Flow:

@@ -89,17 +89,15 @@ def fingerprint(recordings: Iterable[Recording]) -> list[Any]:
     rows = []
     for recording in recordings:
         if isinstance(recording, Montage):
-            rows.append(
-                [recording.id, recording.form, recording.seconds, recording.offset, *fingerprint(recording.parts)]
-            )
+            what = [recording.id, recording.form, recording.seconds, recording.offset]
+            rows.append([*what, *fingerprint(recording.parts)])
             continue
         try:
             path = Path(recording.path)
             status = path.stat()
-            small = status.st_size <= 1 << 20
-            content = (
-                hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if small else str(status.st_mtime_ns)
-            )
+            content = str(status.st_mtime_ns)
+            if status.st_size <= 1 << 20:
+                content = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
         except OSError as error:
             raise UserError(f"The recording {recording.path} is missing: restore it or mend its manifest.") from error
         place = [recording.id, recording.start, recording.seconds, recording.speaker]

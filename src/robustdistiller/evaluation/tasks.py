@@ -89,9 +89,7 @@ def load_folds(task: str | Path | TaskConfig, allow_overlap: bool = False, cache
         fold = config.model_copy(update={"name": f"{config.name}-{unique_name(str(value))}", "folds": None, **base})
         tasks.append(replace(_assemble(fold, own, allow_overlap), fold_of=config.name))
     if len({task.classes for task in tasks}) > 1 and config.kind in ("classification", "slots"):
-        raise UserError(
-            f"The folds of the task {config.name} have different answers in training: leave out the rare ones."
-        )
+        raise UserError(f"The folds of {config.name} have different answers in training: leave out the rare ones.")
     return tasks
 
 
@@ -167,9 +165,7 @@ def _running(
     scenes = [Example(scene, (label,)) for scene, label in keyword_scenes(keywords, flow["test"])]
     without = [Example(stretch, ()) for stretch in stretches(flow["test"])]
     if not scenes or not without:
-        raise UserError(
-            f"The test split of the task {config.name} needs keywords, and {STRETCH_SECONDS:g} s of negatives: add some."
-        )
+        raise UserError(f"The test split of {config.name} needs keywords, and {STRETCH_SECONDS:g} s of negatives.")
     return {**parts, "test": scenes + without}
 
 
@@ -260,9 +256,7 @@ def _target(config: TaskConfig, slots: Sequence[str], recording: Recording) -> t
 def _transcript(config: TaskConfig, recording: Recording) -> Any:
     value = value_of(recording, config.text)
     if value is None:
-        raise UserError(
-            f"Utterance {recording.id} of the task {config.name} has no field '{config.text}': correct 'text' in the task file."
-        )
+        raise UserError(f"Utterance {recording.id} has no field '{config.text}': correct 'text' in the task file.")
     return value
 
 

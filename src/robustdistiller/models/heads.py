@@ -111,9 +111,8 @@ class EnhancementHead(nn.Module):
             raise ValueError(f"the enhancement head runs at 50 or 100 frames a second, not at {frame_rate}")
         self.frame_rate = frame_rate
         self.window = max(1, round(window_seconds * frame_rate)) if window_seconds else None  # frames
-        self.lstm = nn.LSTM(
-            size, hidden, layers, batch_first=True, bidirectional=True, dropout=dropout if layers > 1 else 0.0
-        )
+        dropped = dropout if layers > 1 else 0.0
+        self.lstm = nn.LSTM(size, hidden, layers, batch_first=True, bidirectional=True, dropout=dropped)
         self.mask = nn.Linear(2 * hidden, BINS * (100 // frame_rate))
 
     def forward(self, features: Tensor, frames: Tensor, wave: Tensor, lengths: Tensor) -> Enhancement:

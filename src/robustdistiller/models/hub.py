@@ -47,7 +47,7 @@ def load_encoder(name: str | os.PathLike[str] | ModelFiles) -> Encoder:
     kind = config.model_type
     if kind in FROM_LOG_MEL and extractor is None:
         raise UserError(
-            f"{files.name} has no preprocessor_config.json, which its log-mel input needs: add the file of its hub page."
+            f"{files.name} has no preprocessor_config.json, which its input needs: add that of its hub page."
         )
     if extractor is None:
         logger.warning("%s has no preprocessor_config.json: its input is taken as it is, unnormalised", files.name)
@@ -56,7 +56,7 @@ def load_encoder(name: str | os.PathLike[str] | ModelFiles) -> Encoder:
     normalize = getattr(extractor, "do_normalize", False)
     if not isinstance(normalize, bool):
         raise UserError(
-            f"{files.name} says do_normalize: {normalize!r:.40} in its preprocessor config: write true or false."
+            f"{files.name} has do_normalize: {normalize!r:.40} in its preprocessor config: write true or false."
         )
     model = _build(config, _open(files), files.name)
     with _one_sentence(files.name):

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .encoder import CAPTURE, EncoderOutput, LayerCapture, SpeechEncoder, bound
 from .frames import mask_from_lengths
-from .streaming import Chunking
 
 
 class SqueezedEncoder(SpeechEncoder):
@@ -35,15 +34,9 @@ class SqueezedEncoder(SpeechEncoder):
         normed = self.model.layer_norm(cnn)
         return self.model.feature_projection(normed) if self.model.project_features else normed
 
-    def forward(
-        self,
-        wave: Tensor,
-        lengths: Tensor | None = None,
-        chunking: Chunking | None = None,
-        hidden: tuple[Tensor, Tensor] | None = None,
-    ) -> EncoderOutput:
-        """Encode waveforms (B, T) of which the first `lengths` (B,) samples are valid (None: all of them)."""
-        output = super().forward(wave, lengths, chunking, hidden)
+    def forward(self, *inputs: Any, **named: Any) -> EncoderOutput:
+        """As of `SpeechEncoder`."""
+        output = super().forward(*inputs, **named)
         frames = output.states[-1].shape[1]
         return EncoderOutput(
             tuple(state[:, :frames] for state in output.states),

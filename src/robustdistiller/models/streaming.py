@@ -13,6 +13,7 @@ the waveform is taken as it is. Shapes: B utterances, F frames, D hidden, S stat
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,8 +108,13 @@ def chunked_layers(network: Any, projected: Tensor, valid: Tensor | None, chunki
     if valid is not None:
         allowed = allowed & valid[:, None]
     mask = torch.where(allowed, 0.0, MASKED)[:, None].to(x.dtype)  # (B or 1, 1, F, F)
+    return layer_outputs(network.layers, x, mask)
+
+
+def layer_outputs(layers: Iterable[Any], x: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """The outputs (B, F, D) of layers one after the other, whatever the version of `transformers` returns."""
     outputs = []
-    for layer in network.layers:
+    for layer in layers:
         x = layer(x, attention_mask=mask)
         x = x[0] if isinstance(x, tuple) else x
         outputs.append(x)

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import EnhancementConfig, StreamingConfig, StudentConfig
-from ..errors import UserError
+from ..errors import UserError, explained
 from ..files import read_json, replacing_folder, write_json, write_text
 from ..outputs import STUDENT_FILES
 from . import pruning
@@ -64,9 +65,9 @@ class Student(nn.Module):
             layer number.
         name: How messages call it.
         streaming: The chunks that it is trained with, if it can stream.
-        units: What predicts clusters of the teacher's states in training, if anything; it is not kept in a student folder.
 
     Attributes:
+        units: What predicts clusters of the teacher's states in training, if anything; it is not kept in a student folder.
         chunking: How it attends in evaluation mode, None for offline (docs/streaming.md).
 
     Raises:
@@ -82,21 +83,19 @@ class Student(nn.Module):
         tap: str | int = "cnn",
         name: str = "student",
         streaming: StreamingConfig | None = None,
-        units: UnitHead | None = None,
     ):
         super().__init__()
         if streaming is not None:
             check_streamable(encoder.model, encoder.normalize)
         self.streaming = streaming
         self.chunking: Chunking | None = None
-        self.encoder, self.heads, self.enhancer, self.units = encoder, heads, enhancer, units
+        self.units: UnitHead | None = None
+        self.encoder, self.heads, self.enhancer = encoder, heads, enhancer
         self.layers, self.tap, self.name = tuple(layers), tap, name
         self.hidden_size = encoder.hidden_size
         self.num_parameters = sum(p.numel() for p in encoder.parameters())
         if isinstance(tap, int) and tap > encoder.num_layers:
-            raise UserError(
-                f"objectives.enhancement.tap is layer {tap}, but the student has {encoder.num_layers}: correct it."
-            )
+            raise UserError(f"objectives.enhancement.tap is layer {tap}, but the student has {encoder.num_layers}.")
 
     @property
     def states_names(self) -> tuple[str, ...]:
@@ -110,12 +109,11 @@ class Student(nn.Module):
         if lengths is None:
             lengths = torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
         chunking = draw_chunking(self.streaming) if self.training and self.streaming is not None else self.chunking
-        hidden = None
+        hidden, masking = None, None
         if self.units is not None and self.training and predict:
             hidden = self.units.draw(len(wave), int(GRID.count(torch.tensor(wave.shape[1]))))
-        encoded = self.encoder(
-            wave, lengths, chunking, None if self.units is None or hidden is None else (hidden, self.units.vector)
-        )
+            masking = (hidden, self.units.vector)
+        encoded = self.encoder(wave, lengths, chunking, masking)
         predictions = self.heads(encoded.states) if predict and self.heads is not None else None
         enhancement = None
         if enhance and self.enhancer is not None:
@@ -168,13 +166,16 @@ class Student(nn.Module):
         Raises:
             UserError: For waveforms or lengths that are none, or a student without an enhancement head.
         """
-        if self.enhancer is None:
-            raise UserError(
-                f"The student {self.name} has no enhancement head: distil one with objectives.enhancement.enabled=true."
-            )
+        self.enhancement_head()
         output = self._called(wave, lengths, predict=False, enhance=True)
         assert output.enhancement is not None
         return output.enhancement.waveform(wave.shape[1])
+
+    def enhancement_head(self) -> EnhancementHead:
+        """The enhancement head. Raises `UserError` where there is none."""
+        if self.enhancer is None:
+            raise UserError(f"{self.name} has no enhancement head: distil with objectives.enhancement.enabled=true.")
+        return self.enhancer
 
     def _called(
         self, wave: Tensor, lengths: Tensor | Sequence[int] | None, predict: bool, enhance: bool
@@ -258,9 +259,7 @@ def build_student(
             )  # fmt: skip
     origins = config.from_layers or tuple(range(1, config.layers + 1))
     if config.from_layers and origins[-1] > source.num_layers:
-        raise UserError(
-            f"student.from_layers has {origins[-1]}, but {config.init} only {source.num_layers}: correct it."
-        )
+        raise UserError(f"student.from_layers has {origins[-1]}, but {config.init} only {source.num_layers} layers.")
     weights = {} if config.init == "random" else copyable_state(source, origins)
     report = initialise(model, weights)
     # A front end normalised over time must be fitted to one that is not.
@@ -306,16 +305,13 @@ def _build_model(source: Encoder, config: StudentConfig) -> nn.Module:
     same = hidden == source.hidden_size
     heads = config.heads or (_size(source, "attention_heads") if same else max(1, hidden // 64))
     if hidden % heads:
-        raise UserError(
-            f"student.hidden_size {hidden} is no multiple of {heads} heads: set student.heads to a divisor."
-        )
+        raise UserError(f"student.hidden_size {hidden} is no multiple of {heads} heads: correct student.heads.")
     channels = config.conv_channels if config.conv_channels is not None else tuple(theirs.conv_dim)
     channels = (channels,) * len(theirs.conv_dim) if isinstance(channels, int) else tuple(channels)
     if len(channels) != len(theirs.conv_dim):
         raise UserError(f"student.conv_channels needs one width or {len(theirs.conv_dim)}, not {len(channels)}.")
-    wavlm = config.architecture == "wavlm" or (
-        config.architecture == "auto" and theirs.model_type == "wavlm" and config.streaming is None
-    )
+    alike = theirs.model_type == "wavlm" and config.streaming is None
+    wavlm = config.architecture == "wavlm" or (config.architecture == "auto" and alike)
     # data2vec's stack of five position convolutions has no counterpart in HuBERT, which gets one of the usual size.
     kernel = theirs.num_conv_pos_embeddings if theirs.model_type != "data2vec-audio" else 128
     kernel = config.position_kernel or kernel
@@ -397,50 +393,37 @@ def load_student(folder: str | os.PathLike[str]) -> Student:
     if not isinstance(encoder, SpeechEncoder):
         raise UserError(f"{folder} is a teacher (its input is log-mel): give the folder that `distill` wrote.")
     if encoder.grid != GRID:
-        raise UserError(
-            f"The model in {folder} has a frame every {encoder.grid.stride} samples of {encoder.grid.field}: a student has one "
-            f"every {GRID.stride} of {GRID.field}."
-        )
-    path = files.folder
-    if not (path / HEADS_CONFIG).is_file():
+        found, wanted = (f"every {grid.stride} samples of {grid.field}" for grid in (encoder.grid, GRID))
+        raise UserError(f"The model in {folder} has a frame {found}: a student has one {wanted}.")
+    if not (files.folder / HEADS_CONFIG).is_file():
         return Student(encoder, name=str(folder)).eval()
-    config = read_json(path / HEADS_CONFIG, "heads description")
-    check_values(config, str(path / HEADS_CONFIG))
-    try:
-        tensors = load_file(path / HEADS) if (path / HEADS).is_file() else {}
-        layers, tap = tuple(config["layers"]), config["tap"]
-        if not all(type(layer) is int and layer > 0 for layer in layers) or len(layers) > 256:
-            raise ValueError("its layers are no list of layer numbers")
-        sources = config.get("sources")
-        if sources is not None and not all(type(k) is int and 0 <= k <= encoder.num_layers for k in sources):
-            raise ValueError("its sources are no list of the student's states")
-        if tap not in ("last", "cnn") and not (type(tap) is int and tap > 0):
-            raise ValueError(f"its tap is {tap!r:.20}")
-        # On the meta device nothing is allocated until the tensors of the file are put in, which must fit.
-        with torch.device("meta"):
-            heads = (
-                PredictionHeads(encoder.hidden_size, config["targets"], len(layers), sources)
-                if "targets" in config
-                else None
-            )
-            enhancer = (
-                EnhancementHead(encoder.hidden_size, **{"frame_rate": 100, **config["enhancement"]})
-                if "enhancement" in config
-                else None
-            )
-        for part, module in (("heads", heads), ("enhancer", enhancer)):
-            if module is not None:
-                prefix = f"{part}."
-                values = {k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix)}
-                module.load_state_dict(values, assign=True)
-                check_finite(module, str(path / HEADS))
-        streaming = StreamingConfig.model_validate(config["streaming"]) if "streaming" in config else None
-        student = Student(encoder, heads, enhancer, layers, tap, str(folder), streaming).eval()
-        return student.requires_grad_(True)
-    except UserError:
-        raise
-    except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"The heads in {folder} cannot be read ({first[:120]}): copy the student folder again."
-        ) from error
+    with explained(f"The heads in {folder} cannot be read", "copy the student folder again."):
+        return _with_heads(encoder, files.folder, str(folder)).eval().requires_grad_(True)
+
+
+def _with_heads(encoder: SpeechEncoder, folder: Path, name: str) -> Student:
+    config = read_json(folder / HEADS_CONFIG, "heads description")
+    check_values(config, str(folder / HEADS_CONFIG))
+    layers, tap, sources = tuple(config["layers"]), config["tap"], config.get("sources")
+    if not all(type(layer) is int and layer > 0 for layer in layers) or len(layers) > 256:
+        raise ValueError("its layers are no list of layer numbers")
+    if sources is not None and not all(type(k) is int and 0 <= k <= encoder.num_layers for k in sources):
+        raise ValueError("its sources are no list of the student's states")
+    if tap not in ("last", "cnn") and not (type(tap) is int and tap > 0):
+        raise ValueError(f"its tap is {tap!r:.20}")
+    parts: dict[str, Any] = {"heads": None, "enhancer": None}
+    # On the meta device nothing is allocated until the tensors of the file are put in, which must fit.
+    with torch.device("meta"):
+        if "targets" in config:
+            parts["heads"] = PredictionHeads(encoder.hidden_size, config["targets"], len(layers), sources)
+        if "enhancement" in config:
+            parts["enhancer"] = EnhancementHead(encoder.hidden_size, **{"frame_rate": 100, **config["enhancement"]})
+    tensors = load_file(folder / HEADS) if (folder / HEADS).is_file() else {}
+    for part, module in parts.items():
+        if module is not None:
+            prefix = f"{part}."
+            values = {k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix)}
+            module.load_state_dict(values, assign=True)
+            check_finite(module, str(folder / HEADS))
+    streaming = StreamingConfig.model_validate(config["streaming"]) if "streaming" in config else None
+    return Student(encoder, **parts, layers=layers, tap=tap, name=name, streaming=streaming)

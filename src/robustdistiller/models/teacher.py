@@ -62,13 +62,9 @@ class Teacher(nn.Module):
             raise UserError(f"The teacher {name} has {self.num_layers} layers, not {wrong[0]}: correct teacher.layers.")
         self.average = average
         if average > min(self.layers):
-            raise UserError(
-                f"There are no {average} layers up to layer {min(self.layers)} of the teacher {name}: lower teacher.average."
-            )
+            raise UserError(f"There are no {average} layers up to layer {min(self.layers)}: lower teacher.average.")
         if encoder.grid.stride != GRID.stride:
-            raise UserError(
-                f"The teacher {name} has frames of {encoder.grid.stride} samples; only 320 can be distilled."
-            )
+            raise UserError(f"The teacher {name} has frames of {encoder.grid.stride} samples; it takes 320.")
         self.hidden_size = encoder.hidden_size
         self.normalize = encoder.normalize
         self.precision = precision

@@ -9,27 +9,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError
 from .encoder import CAPTURE, EncoderOutput, LayerCapture, bound, capture_output
 from .frames import FrameGrid, mask_from_lengths
+from .whisper import LogMelEncoder
 
 FLOOR = 1.192092955078125e-07
 
 
-class W2vBertEncoder(nn.Module):
+class W2vBertEncoder(LogMelEncoder):
     """The encoder of a Wav2Vec2BertModel as wave → states; frame f covers samples 320 f to 320 f + 559.
 
     model: a Wav2Vec2BertModel; extractor: its SeamlessM4TFeatureExtractor, for the mel filters and the window
     """
 
     grid = FrameGrid(stride=320, offset=280, field=560)
-    final_norm = pre_norm = False
-    normalize = False
-    source = ""  # the files that it was read from
-    mel_filters: Tensor
-    window: Tensor
 
     def __init__(self, model: Any, extractor: Any):
         super().__init__()
@@ -43,22 +39,12 @@ class W2vBertEncoder(nn.Module):
         self.model = model
         for layer in model.encoder.layers:
             layer.register_forward_hook(capture_output)
-        self.register_buffer(
-            "mel_filters", torch.as_tensor(extractor.mel_filters).float(), persistent=False
-        )  # (257, 80)
-        self.register_buffer("window", torch.as_tensor(extractor.window).float(), persistent=False)  # (400,)
+        for name in ("mel_filters", "window"):  # (257, 80) and (400,)
+            self.register_buffer(name, torch.as_tensor(getattr(extractor, name)).float(), persistent=False)
 
     @property
-    def num_layers(self) -> int:
-        return len(self.model.encoder.layers)
-
-    @property
-    def hidden_size(self) -> int:
-        return int(self.model.config.hidden_size)
-
-    def truncate(self, layers: int) -> None:
-        """Drop the layers above `layers`."""
-        self.model.encoder.layers = self.model.encoder.layers[:layers]
+    def stack(self) -> Any:
+        return self.model.encoder
 
     def log_mel(self, wave: Tensor, lengths: Tensor) -> Tensor:
         """Waveforms (B, T) with valid `lengths` (B,) samples → (B, F, 160), F frames of 20 ms, zeros beyond the valid ones."""
@@ -83,9 +69,7 @@ class W2vBertEncoder(nn.Module):
             lengths = torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
         frames = self.grid.count(lengths)
         if int(frames.min()) < 1:
-            raise UserError(
-                f"Some audio is shorter than a frame of w2v-BERT ({self.grid.field} samples): leave it out."
-            )
+            raise UserError(f"Audio is shorter than a frame of w2v-BERT ({self.grid.field} samples): leave it out.")
         with torch.autocast(wave.device.type, enabled=False):
             mel = self.log_mel(wave, lengths)
         projected, _ = self.model.feature_projection(mel)

@@ -17,11 +17,43 @@ from torch.nn import functional
 from ..errors import UserError
 from .encoder import EncoderOutput
 from .frames import FrameGrid, beside, mask_from_lengths
+from .streaming import layer_outputs
 
 TAIL = 50  # frames of 20 ms
 
 
-class WhisperEncoder(nn.Module):
+class LogMelEncoder(nn.Module):
+    """An encoder whose input is a log-mel that is made here."""
+
+    grid: FrameGrid
+    final_norm = pre_norm = False
+    normalize = False
+    source = ""  # the files that it was read from
+    mel_filters: Tensor
+    window: Tensor
+    model: Any
+
+    @property
+    def stack(self) -> Any:
+        """Where the layers are."""
+        return self.model
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.stack.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    def truncate(self, layers: int) -> None:
+        """Drop the layers above `layers`, with the norm that would no longer follow its layer."""
+        if layers < self.num_layers:
+            self.stack.layers = self.stack.layers[:layers]
+            self.final_norm = False
+
+
+class WhisperEncoder(LogMelEncoder):
     """The encoder of a `transformers` WhisperModel as wave → states; its frames are centred at sample 320 f.
 
     model: a WhisperModel (its decoder is not kept)
@@ -30,10 +62,6 @@ class WhisperEncoder(nn.Module):
 
     grid = FrameGrid(stride=320, offset=0, field=1)
     final_norm = pre_norm = True
-    normalize = False
-    source = ""  # the files that it was read from
-    mel_filters: Tensor
-    window: Tensor
 
     def __init__(self, model: Any, extractor: Any):
         super().__init__()
@@ -51,20 +79,6 @@ class WhisperEncoder(nn.Module):
         self.register_buffer("mel_filters", filters, persistent=False)
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         self.max_frames = int(self.model.config.max_source_positions)
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.model.layers)
-
-    @property
-    def hidden_size(self) -> int:
-        return int(self.model.config.d_model)
-
-    def truncate(self, layers: int) -> None:
-        """Drop the layers above `layers`."""
-        if layers < self.num_layers:
-            self.model.layers = self.model.layers[:layers]
-            self.final_norm = False
 
     def log_mel(self, wave: Tensor, lengths: Tensor) -> Tensor:
         """Whisper's log-mel of waveforms (B, T) → (B, mels, T // 160); the dynamic range is that of the valid part."""
@@ -100,11 +114,7 @@ class WhisperEncoder(nn.Module):
         x = cnn + self.model.embed_positions.weight[:size]
         valid = mask_from_lengths(context, size)
         mask = None if whole else valid[:, None, None, :].expand(-1, 1, size, -1)
-        states = [cnn]
-        for layer in self.model.layers:
-            x = layer(x, mask)
-            x = x[0] if isinstance(x, tuple) else x
-            states.append(x)
+        states = [cnn, *layer_outputs(self.model.layers, x, mask)]
         if self.final_norm:
             states[-1] = self.model.layer_norm(states[-1])
         keep = int(frames.max())

@@ -129,9 +129,8 @@ def detection(rows: Sequence[dict[str, Any]], result: BenchmarkResult) -> str:
         for row in (row for row in rows if row["condition"] == name):
             points, style = row["points"], _style(result.index(row["model"]))
             x = [point["alarms"] for point in points]
-            missed, low, high = (
-                [100 * (1 - point[key]) for point in points] for key in ("recall", "recall_high", "recall_low")
-            )
+            keys = ("recall", "recall_high", "recall_low")
+            missed, low, high = ([100 * (1 - point[key]) for point in points] for key in keys)
             axis.plot(x, missed, label=row["model"], **{**style, "markersize": 3})
             axis.fill_between(x, low, high, color=style["color"], alpha=0.14, linewidth=0)
         axis.set_xscale("symlog", linthresh=0.5)

@@ -61,10 +61,8 @@ def _averages(result: BenchmarkResult, measure: Measure) -> list[str]:
 
 
 def _all(result: BenchmarkResult, measure: Measure) -> list[str]:
-    lines = [
-        f"| condition | seen | {' | '.join(map(markdown, measure.models))} |",
-        f"| --- | --- |{' ---: |' * len(measure.models)}",
-    ]
+    models = " | ".join(map(markdown, measure.models))
+    lines = [f"| condition | seen | {models} |", f"| --- | --- |{' ---: |' * len(measure.models)}"]
     for condition in result.conditions:
         figures = [measure.get(model, condition["name"]) for model in measure.models]
         cells = " | ".join(measure.interval(figure) if figure else "–" for figure in figures)

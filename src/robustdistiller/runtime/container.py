@@ -98,7 +98,7 @@ def describe(path: str | os.PathLike[str], verify: bool = True) -> Description:
             values = _values(text, path)
             if verify and _digest(stream, length) != values.get("digest"):
                 raise UserError(
-                    f"{path} is damaged or was edited after its export: copy it again (verify=False opens it regardless)."
+                    f"{path} is damaged or edited: export or copy it again (verify=False opens it regardless)."
                 )
     except OSError as error:
         raise UserError(f"Cannot read {path} ({error.strerror or error}): check its permissions.") from error

@@ -43,9 +43,7 @@ def read_wave(path: str | os.PathLike[str], sampling_rate: int = SAMPLE_RATE) ->
     except AudioError:
         raise
     except (soundfile.SoundFileError, RuntimeError, OSError, ValueError, MemoryError, TypeError) as error:
-        raise AudioError(
-            f"{path} cannot be read as audio ({str(error).strip()[:100]}): convert or replace it."
-        ) from error
+        raise AudioError(f"{path} cannot be read as audio ({str(error).strip()[:100]}): convert it.") from error
     if len(wave) < announced < 1 << 62:
         raise AudioError(f"{path} is cut short ({len(wave)} of {announced} samples): copy it again.", "too-short")
     return check_wave(wave, what=str(path))
@@ -57,10 +55,7 @@ def check_wave(wave: Any, shortest: int = 1, what: str = "The audio") -> Wave:
     if wave.ndim != 1:
         raise AudioError(f"{what} has the shape {wave.shape}: give one channel as a flat array of samples.", "shape")
     if not np.issubdtype(wave.dtype, np.floating):
-        raise AudioError(
-            f"{what} holds {wave.dtype} numbers: give floats between -1 and 1 (16-bit samples divided by 32768).",
-            "type",
-        )
+        raise AudioError(f"{what} holds {wave.dtype}: give floats in ±1 (16-bit samples divided by 32768).", "type")
     wave = np.ascontiguousarray(wave, dtype=np.float32)
     if len(wave) < shortest:
         raise AudioError(f"{what} has {len(wave)} samples, and the model needs at least {shortest}.", "too-short")

@@ -30,7 +30,7 @@ import soundfile
 
 from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, closest
-from ..files import StrPath, digest, disk_error, read_json, write_json, write_jsonl
+from ..files import StrPath, digest, read_json, write_json, write_jsonl, writing
 from ..progress import Progress
 from ..randomness import generator
 from .espeak import Interval, Speech
@@ -117,25 +117,21 @@ def _size(size: str | Size) -> Size:
 @contextlib.contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
     """A temporary folder that becomes `folder` in one step, or disappears: thousands of files, one replacement."""
-    try:
+    with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
             if time.time() - left.stat().st_mtime > 86_400:
                 shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        with contextlib.suppress(OSError):  # another process was faster: the result is the same
-            os.replace(temporary, folder)
-        if not (folder / "corpus.json").exists():
-            raise UserError(f"The folder {folder} holds something else: remove it or choose another --out.")
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            with contextlib.suppress(OSError):  # another process was faster: the result is the same
+                os.replace(temporary, folder)
+            if not (folder / "corpus.json").exists():
+                raise UserError(f"The folder {folder} holds something else: remove it or choose another --out.")
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _make(folder: Path, seed: int, size: Size, parts: Sequence[str], workers: int, progress: Progress | None) -> None:

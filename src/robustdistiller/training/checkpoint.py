@@ -104,9 +104,8 @@ def load(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> Tra
     ):
         values = read_json(path / "progress.json", "checkpoint")
         digests = values.pop(_DIGESTS, {})
-        progress = TrainingProgress(
-            **{name: values[name] for name in (f.name for f in fields(TrainingProgress)) if name in values}
-        )
+        known = [field.name for field in fields(TrainingProgress) if field.name in values]
+        progress = TrainingProgress(**{name: values[name] for name in known})
         for name in TENSORS:
             if name in digests and digests[name] != _digest(path / name):
                 raise ValueError(f"{name} is not what was saved")

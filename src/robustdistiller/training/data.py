@@ -135,9 +135,8 @@ class CropDataset(Dataset[Any]):
                 number = self.other(number, integer("replacement", recording.id, crop.epoch, len(replaced)))
         self.activity.reading(number, noise=True)
         scene = self.environment.draw(recording.id, len(wave) / SAMPLE_RATE, crop.epoch, step, recording.speaker)
-        replaced += [
-            {"id": recording.id, "reason": f"noise: {n.note}", "step": step} for n in scene.noises if n.replaced
-        ]
+        lost = [noise.note for noise in scene.noises if noise.replaced]
+        replaced += [{"id": recording.id, "reason": f"noise: {note}", "step": step} for note in lost]
         noise, responses = self.environment.fetch(scene, len(wave)), self.environment.responses(scene)
         return wave, scene, noise, responses, replaced
 

@@ -118,9 +118,8 @@ def distill(
             trainer.resume(found[-1])
         start = trainer.progress.step
         if context.main:
-            record_run(
-                run, recipe, task.materials, task.teacher, task.precision, context.world, start if found else None
-            )
+            started = start if found else None
+            record_run(run, recipe, task.materials, task.teacher, task.precision, context.world, started)
         watch.plan(task.plan(), start, recipe.training.steps)
         with name_dead_worker(task.dataset.activity, task.dataset.name, "then go on with --resume."):
             progress = trainer.train()

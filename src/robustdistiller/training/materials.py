@@ -134,7 +134,7 @@ def gather(recipe: Recipe, run: Path, report: PartProgress | None = None, rank: 
     valid = _enough([r for r in splits["speech"]["valid"] if r.seconds >= data.min_seconds], recipe)
     if not train and not shards:
         raise UserError(
-            f"No speech of {data.min_seconds:g} s is left for training: add some, or lower data.min_seconds."
+            f"No speech of {data.min_seconds:g} s is left to train on: add some, or lower data.min_seconds."
         )
     if not valid:
         raise UserError("No speech is held out for validation: give more recordings or raise data.valid_fraction.")
@@ -211,11 +211,8 @@ def from_shards(recipe: Recipe, run: Path, rank: int) -> tuple[list[Shard], Spoo
         paths = {"train": [shard.path for shard in train], "valid": [shard.path for shard in valid]}
         write_json(run / "manifests" / "speech-shards.json", paths)
     base = recipe.data.spool or tempfile.gettempdir()
-    spool = Spool(
-        train,
-        Path(base) / f"robustdistiller-{digest(os.path.abspath(run))}-{rank}",
-        lambda row: append_rows(run / SKIPPED, [row]),
-    )
+    folder = Path(base) / f"robustdistiller-{digest(os.path.abspath(run))}-{rank}"
+    spool = Spool(train, folder, lambda row: append_rows(run / SKIPPED, [row]))
     held = [replace(m, split="valid") for shard in valid for m in members(spool.hold(shard), shard)]
     voices: list[Recording] = []
     if recipe.environment.uses_noise and recipe.environment.noise_kinds.babble > 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, optional
-from ..files import disk_error, read_jsonl, write_jsonl, write_text
+from ..files import read_jsonl, write_jsonl, write_text, writing
 
 FILE = "metrics.jsonl"
 
@@ -31,11 +31,9 @@ class MetricsLog:
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Add one row and flush it."""
         row = {"step": step, "time": round(time.time(), 1), **{k: float(f"{v:.6g}") for k, v in metrics.items()}}
-        try:
+        with writing(self.run / FILE):
             self._stream.write(json.dumps(row) + "\n")
             self._stream.flush()
-        except OSError as error:
-            raise disk_error(self.run / FILE, error) from error
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)

@@ -18,13 +18,8 @@ def build_optimiser(module: nn.Module, config: TrainingConfig, device: torch.dev
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True if device.type == "cuda" else None,
-    )
+    fused = True if device.type == "cuda" else None
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

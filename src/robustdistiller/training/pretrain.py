@@ -310,9 +310,8 @@ def _check_same_run(config: PretrainConfig, out: Path) -> None:
         return
     values = read_json(out / SETTINGS, "recipe of the run")
     try:  # a field that an earlier version did not write has had its default
-        before = PretrainConfig.model_validate({k: v for k, v in values.items() if k != "shards"}).model_dump(
-            mode="json"
-        )
+        kept = {name: value for name, value in values.items() if name != "shards"}
+        before = PretrainConfig.model_validate(kept).model_dump(mode="json")
     except (ValidationError, AttributeError) as error:
         raise UserError(f"{out / SETTINGS} is no recipe of this version: choose another --out.") from error
     free = {"steps", "log_every", "valid_every", "save_every", "teacher"}

@@ -106,17 +106,13 @@ def record_run(
     digests = materials.digests()
     changed = [name for name, value in digests.items() if earlier.get("data", digests).get(name) != value]
     if changed:
-        logger.warning(
-            "the data are not those that the run was started with: %s; from here on it learns from others",
-            ", ".join(changed),
-        )
+        logger.warning("the data changed since the run was started: %s; it learns from others", ", ".join(changed))
     if resumed_at is not None and earlier.get("starts"):
         last = earlier["starts"][-1]
         for name in ("teacher", "precision", "processes", "versions", "machine", "commit"):
             if last.get(name, start[name]) != start[name]:
-                logger.warning(
-                    "%s: %s now, %s before; the last bits may differ from here on", name, start[name], last.get(name)
-                )
+                was = last.get(name)
+                logger.warning("%s: %s now, %s before; the last bits may differ from here on", name, start[name], was)
     starts = [*earlier.get("starts", []), start] if resumed_at is not None else [start]
     write_json(run / RECORD, {"seed": recipe.training.seed, "data": digests, "starts": starts})
 
@@ -143,14 +139,8 @@ def _changes(before: dict[str, Any], after: dict[str, Any], prefix: str = "") ->
 def _commit() -> str | None:
     """The commit of the checkout that the package runs from, if it does."""
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
+        command, folder = ["git", "rev-parse", "HEAD"], Path(__file__).parent
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=5, check=True)
         return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -129,10 +129,8 @@ class Trainer:
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
         if self.progress.best is not None and not self.task.is_kept():
-            logger.warning(
-                "the weights of step %s, the best so far, are gone; the next validation counts as the best",
-                self.progress.best_step,
-            )
+            best = self.progress.best_step
+            logger.warning("the weights of step %s, the best so far, are gone; the next validation counts", best)
             self.progress.best = self.progress.best_step = None
 
     def train(self, stop_after: int | None = None) -> TrainingProgress:

@@ -155,9 +155,8 @@ def perceptual(clean: Tensor, noisy: Tensor, enhanced: Tensor, lengths: Tensor, 
     wanted = [name for name in available_quality() if name in ("stoi", "pesq")]
     values: dict[str, list[float]] = defaultdict(list)
     for row in range(min(most, clean.shape[0])):
-        reference, before, after = (
-            w[row, : int(lengths[row])].double().cpu().numpy() for w in (clean, noisy, enhanced)
-        )
+        signals = (wave[row, : int(lengths[row])] for wave in (clean, noisy, enhanced))
+        reference, before, after = (signal.double().cpu().numpy() for signal in signals)
         for side, degraded in (("in", before), ("out", after)):
             for name, value in speech_quality(degraded, reference, wanted).items():
                 if np.isfinite(value):
