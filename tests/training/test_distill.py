@@ -281,7 +281,7 @@ def test_noise_that_white_noise_replaces_is_counted(speech, tmp_path):
     log = MetricsLog(tmp_path, 0)
     assert replaced_noises(tmp_path) == 0
     for number in range(3):
-        _, scene, _, rows = dataset._read(7, Crop(number, 0, 0, 8000))
+        _, scene, *_, rows = dataset._read(7, Crop(number, 0, 0, 8000))
         assert scene.noises[0].kind == "white"
         append_rows(tmp_path / "skipped.jsonl", rows)
     log.close()

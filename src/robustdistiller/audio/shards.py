@@ -141,7 +141,9 @@ def read_shards(folder: StrPath) -> list[Shard]:
             size = path.stat().st_size if path.is_file() else None
             if size is None or (path.suffix == ".tar" and size != shard.bytes):
                 what = "is missing" if size is None else f"has {size} bytes where its index says {shard.bytes}"
-                raise UserError(f"{path} {what}: copy it again, or repeat the `robustdistiller shard` that wrote it.")
+                raise UserError(
+                    f"{path} {what}: copy it again, or run robustdistiller shard as before, which mends it."
+                )
     return shards
 
 
@@ -187,7 +189,7 @@ def copy_shard(shard: Shard, target: Path) -> None:
         reason = error.strerror or error
         raise AudioError(f"The shard {shard.path} cannot be read ({reason}): is it still there?", "missing") from error
     if size != shard.bytes:
-        raise AudioError(f"The shard {shard.path} has {size} bytes, not {shard.bytes}: copy it again.", "truncated")
+        raise AudioError(f"The shard {shard.path} has {size} bytes, by its index {shard.bytes}: copy it.", "truncated")
     if total.hexdigest() != shard.digest:
         raise AudioError(f"The shard {shard.path} is not what was written (another digest): copy it again.", "corrupt")
     os.replace(temporary, target)

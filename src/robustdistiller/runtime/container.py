@@ -97,9 +97,7 @@ def describe(path: str | os.PathLike[str], verify: bool = True) -> Description:
             length, text = _scan(stream, path)
             values = _values(text, path)
             if verify and _digest(stream, length) != values.get("digest"):
-                raise UserError(
-                    f"{path} is damaged or edited: export or copy it again (verify=False opens it regardless)."
-                )
+                raise UserError(f"{path} is damaged or was edited: copy it again (verify=False opens it regardless).")
     except OSError as error:
         raise UserError(f"Cannot read {path} ({error.strerror or error}): check its permissions.") from error
     try:

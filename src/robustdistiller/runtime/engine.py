@@ -80,7 +80,7 @@ def open_graph(
         raise UserError(f"{path} holds an {description.kind}: open it with {KINDS[description.kind]}.")
     if engine == "openvino" and description.precision == "int8":
         # OpenVINO 2026.4 computes 8-bit grouped convolutions, such as the position convolution, wrongly.
-        raise UserError(f"OpenVINO computes {path} (int8) wrongly: give it the fp32 file, or use onnxruntime.")
+        raise UserError(f"OpenVINO gives wrong numbers for {path} (int8): give the fp32 file, or use onnxruntime.")
     with explained(f"{engine} cannot load {path}", f"export it again, or update {engine}."):
         made = ENGINES[engine](Path(path), threads)
         if isinstance(made, OnnxRuntime) and not _fits(made.session, description):
