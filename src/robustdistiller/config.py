@@ -338,10 +338,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         if self.teacher.cache is not None and not self.data.fixed_crops:
-            raise ValueError(
-                "teacher.cache keeps targets of crops that come again, so set data.fixed_crops to 1 or more, or leave the "
-                "cache out"
-            )
+            raise ValueError("for teacher.cache set data.fixed_crops to 1 or more, or leave the cache out")
         return self
 
     def to_dict(self) -> dict[str, Any]:

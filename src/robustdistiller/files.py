@@ -160,8 +160,7 @@ def check_folder(path: StrPath, known: Sequence[str] | None = None) -> Path:
         for name in sorted(os.listdir(place)):
             if not any(fnmatch(name, pattern) for pattern in known):
                 raise UserError(
-                    f"The folder {path} would be replaced, and holds {name}, which is not ours: choose another folder, or "
-                    f"move {name} away."
+                    f"The folder {path} would be replaced, and holds {name}, which is not ours: move {name} away."
                 )
     return place
 

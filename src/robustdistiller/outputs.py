@@ -99,9 +99,8 @@ def claim_workplace(
         owner = _text(marked) if marked.is_file() else ""
     found = [name for name in names if os.path.lexists(place / name)]
     if found and owner != verb:
-        raise UserError(
-            f"{Path(path) / found[0]} is there already, and `{verb}` did not write it: choose another --out, or move it away."
-        )
+        first = Path(path) / found[0]
+        raise UserError(f"{first} is there already, and `{verb}` did not write it: choose another --out, or move it.")
     if owner != verb:
         write_text(marked, verb + "\n")
 

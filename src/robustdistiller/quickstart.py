@@ -80,14 +80,8 @@ def quickstart(
                 name, data__speech=[str(corpus.speech)], training__seed=seed, training__steps=10 * recipe.training.steps
             )
         distill(recipe, folder / name, resume=True, observer=watch(name) if watch else None)
-    keywords = TaskConfig.model_validate(
-        {
-            "name": "keywords",
-            "title": "Spoken commands",
-            "kind": "classification",
-            "source": str(corpus.tasks["keywords"]),
-        }
-    )
+    about = {"name": "keywords", "title": "Spoken commands", "kind": "classification"}
+    keywords = TaskConfig.model_validate({**about, "source": str(corpus.tasks["keywords"])})
     models = [
         f"teacher={TEACHER}", f"plain={folder / PLAIN / 'student'}", f"robust={folder / ROBUST / 'student'}", "log-mel",
     ]  # fmt: skip
@@ -173,10 +167,8 @@ def _speed(student: Student) -> dict[str, Any]:
                 times[name].append(time.perf_counter() - begin)
     finally:
         torch.set_num_threads(threads)
-    return {
-        "sizes": {name: model.num_parameters for name, model in models.items()},
-        "factors": {name: min(values) / 5 for name, values in times.items()},
-    }
+    sizes = {name: model.num_parameters for name, model in models.items()}
+    return {"sizes": sizes, "factors": {name: min(values) / 5 for name, values in times.items()}}
 
 
 def _enhancement(student: Student, held_out: list[Recording], folder: Path, seed: int) -> list[dict[str, Any]]:

@@ -69,10 +69,8 @@ def contaminate_file(
     folders = [name for name in noise if name not in synthetic]
     if "babble" in folders and not Path("babble").exists():
         raise UserError("Babble is mixed from the training speech, and here is none: pass a folder of talk as --noise.")
-    bank = NoiseBank(
-        prepare_all(folders, "noise", progress=progress).recordings if folders else (),
-        NoiseMix(recorded=float(bool(folders)), white=1.0),
-    )
+    recordings = prepare_all(folders, "noise", progress=progress).recordings if folders else ()
+    bank = NoiseBank(recordings, NoiseMix(recorded=float(bool(folders)), white=1.0))
     room_folders = [name for name in rooms if name != SIMULATED]
     responses = prepare_all(room_folders, "rooms", progress=progress).recordings if room_folders else ()
     room_bank = RoomBank(responses, 0.5 if SIMULATED in rooms else 0.0)

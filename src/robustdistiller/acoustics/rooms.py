@@ -73,10 +73,8 @@ class RoomBank:
         """The response `id`. Raises `UserError` if it is unknown, `AudioError` if it cannot be used."""
         if id in self._simulated:
             split, seed, number, position, t60_range = self._simulated[id]
-            room = self._cache.get(
-                (split, seed, number, t60_range),
-                lambda: simulate_room(generator(seed, "room", split, number), t60_range),
-            )
+            key = (split, seed, number, t60_range)
+            room = self._cache.get(key, lambda: simulate_room(generator(seed, "room", split, number), t60_range))
             return room[position]
         if id not in self._recordings:
             raise UserError(f"The room '{id}' is not in this bank: pass the --rooms it is from.{closest(id, self.ids)}")

@@ -365,12 +365,8 @@ def contaminate(
     if not audible_power(wave) > SILENCE:
         return wave.copy(), scene.silenced()
     noise = environment.fetch(scene, len(wave))
-    contaminated = environment.render(
-        torch.from_numpy(wave)[None],
-        torch.tensor([len(wave)]),
-        None if noise is None else torch.from_numpy(noise)[None],
-        [scene],
-    )
+    sound = None if noise is None else torch.from_numpy(noise)[None]
+    contaminated = environment.render(torch.from_numpy(wave)[None], torch.tensor([len(wave)]), sound, [scene])
     return contaminated[0].numpy(), scene
 
 

@@ -92,10 +92,8 @@ class LengthBucketSampler:
         shortest = max(RECEPTIVE_FIELD, round(min_seconds * SAMPLE_RATE))
         usable = np.flatnonzero(self.whole >= shortest)
         if not len(usable):
-            raise UserError(
-                f"None of the {len(self.whole)} speech recordings lasts {shortest / SAMPLE_RATE:g} s: "
-                "lower data.min_seconds or give longer recordings."
-            )
+            least = f"{shortest / SAMPLE_RATE:g} s"
+            raise UserError(f"None of the {len(self.whole)} speech recordings lasts {least}: lower data.min_seconds.")
         self.crop_samples = np.minimum(self.whole, round(crop_seconds * SAMPLE_RATE))
         if self.crop_samples[usable].max() < shortest:
             raise UserError(f"data.crop_seconds ({crop_seconds:g}) is below data.min_seconds: raise the first.")
@@ -135,10 +133,8 @@ class LengthBucketSampler:
         samples = self.crop_samples[index]
         if not self.fixed_crops:
             samples = np.full(len(index), min(limit, int(samples.min())))
-        crops = [
-            Crop(i, epoch, self.start(i, epoch, kept), kept)
-            for i, epoch, kept in zip(index.tolist(), visit.tolist(), samples.tolist(), strict=True)
-        ]
+        visits = zip(index.tolist(), visit.tolist(), samples.tolist(), strict=True)
+        crops = [Crop(i, epoch, self.start(i, epoch, kept), kept) for i, epoch, kept in visits]
         frames = int(((samples - RECEPTIVE_FIELD) // STRIDE + 1).sum())
         shares = range(rank * self.accumulate, (rank + 1) * self.accumulate)
         parts = tuple(tuple(crops[share :: self.microbatches]) for share in shares)

@@ -298,10 +298,8 @@ def scan_corpus(
     found = ((path, corpus.pattern.search(path.as_posix())) for path in files)
     rows = list(corpus.rows(((path, match) for path, match in found if match), role))
     if not rows:
-        raise UserError(
-            f"{folder} holds no {role} in the layout of {name} ({corpus.layout}): give its root, "
-            f"or folder:{folder} to take all its files."
-        )
+        advice = f"give its root, or folder:{folder} to take all its files"
+        raise UserError(f"{folder} holds no {role} in the layout of {name} ({corpus.layout}): {advice}.")
     log.info("%s: %s, %d of %d files serve as %s", folder, name, len(rows), len(files), role)
     return name, _with_ids(rows, folder)
 

@@ -157,10 +157,7 @@ def read_manifest(path: StrPath, root: StrPath | None = None, check_files: bool 
             raise UserError(f"Line {number} of the manifest {path} is wrong: {str(error).rstrip('.')}.") from error
         if recording.id in lines:
             first = lines[recording.id]
-            raise UserError(
-                f"Line {number} of the manifest {path} repeats the id '{recording.id}' of line {first}: "
-                "give each recording its own 'id'."
-            )
+            raise UserError(f"Line {number} of the manifest {path} repeats the id '{recording.id}' of line {first}.")
         lines[recording.id] = number
         recordings.append(recording)
     if not recordings:

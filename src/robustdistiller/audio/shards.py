@@ -124,8 +124,7 @@ def read_shards(folder: StrPath) -> list[Shard]:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         told = values.get("format") if isinstance(values, dict) else None
         raise UserError(
-            f"The index {folder / INDEX} has format {told!r:.20}, this version reads {FORMAT}: write the shards again with "
-            "robustdistiller shard."
+            f"The index {folder / INDEX} has format {told!r:.20}, this version reads {FORMAT}: write it again."
         )
     try:
         shards = [entry(folder, row) for row in values["shards"]]

@@ -131,9 +131,8 @@ def _unlabelled(source: str, taken: Sequence[str], scans: Path) -> Task:
     """The task that has no labels, under a name that no other has."""
     names = (f"speech{'-unlabelled' * k}" for k in itertools.count())
     name = next(name for name in names if name not in taken)
-    config = TaskConfig.model_validate(
-        {"name": name, "title": "Unlabelled speech", "kind": "unlabelled", "source": source, "test": {"where": {}}}
-    )
+    about = {"name": name, "title": "Unlabelled speech", "kind": "unlabelled", "test": {"where": {}}}
+    config = TaskConfig.model_validate({**about, "source": source})
     return build_task(config, allow_overlap=True, cache=scans)
 
 

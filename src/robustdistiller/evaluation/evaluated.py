@@ -198,10 +198,8 @@ def _open(name: str, source: str, predictions: bool, device: torch.device | str)
     else:
         if not folder.exists() and "/" not in source and source not in shipped():
             known = [*BASELINES, *shipped()]
-            raise UserError(
-                f"There is no model {source}.{closest(source, known)} Give a student folder, a model folder or hub "
-                f"name, or one of {', '.join(known)}."
-            )
+            given = "a student folder, a model folder or hub name, or one of"
+            raise UserError(f"There is no model {source}.{closest(source, known)} Give {given} {', '.join(known)}.")
         network = load_teacher(source, precision="fp32")
         kind, size = "teacher", network.num_parameters
         state_names = ("cnn", *(f"layer {k + 1}" for k in range(network.num_layers)))
@@ -239,10 +237,9 @@ def _probed(subject: EvaluatedModel, device: torch.device | str) -> EvaluatedMod
     wave[0, ::160] = 0.1
     states, frames = subject.states(wave, torch.tensor([wave.shape[1]], device=device))
     if abs(int(frames[0]) - seconds * FRAME_RATE) > 2:
-        raise UserError(
-            f"The model {subject.name} gives {int(frames[0]) / seconds:g} frames per second where the benchmark needs "
-            f"{FRAME_RATE:g}: leave it out."
-        )
+        rate = int(frames[0]) / seconds
+        needed = f"where the benchmark needs {FRAME_RATE:g}"
+        raise UserError(f"The model {subject.name} gives {rate:g} frames per second {needed}: leave it out.")
     if states.shape[1] != len(subject.state_names):
         raise UserError(f"The model {subject.name} gives {states.shape[1]} states, not {len(subject.state_names)}.")
     subject.shape = (states.shape[1], states.shape[3])

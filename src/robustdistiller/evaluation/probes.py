@@ -331,10 +331,8 @@ class Confusions:
 
     def to_list(self) -> list[dict[str, Any]]:
         """Plain JSON: rows are what was said, columns what was answered."""
-        return [
-            {"model": model, "condition": what, "slot": slot, "counts": counts.round(3).tolist()}
-            for (model, what, slot), counts in self.counts.items()
-        ]
+        rows = ((*key, counts.round(3).tolist()) for key, counts in self.counts.items())
+        return [{"model": model, "condition": what, "slot": slot, "counts": n} for model, what, slot, n in rows]
 
 
 def save_heads(path: Path, trained: Sequence[Trained], key: str, about: dict[str, Any]) -> None:

@@ -47,9 +47,9 @@ class Similarity:
         """Linear CKA per state."""
         assert self.sums is not None and self.products is not None
         mean = self.sums / self.count
-        xx, yy, xy = self.products / self.count - torch.stack(
-            [torch.einsum("sd,se->sde", mean[i], mean[j]) for i, j in ((0, 0), (1, 1), (0, 1))]
-        )
+        pairs = ((0, 0), (1, 1), (0, 1))
+        outer = torch.stack([torch.einsum("sd,se->sde", mean[i], mean[j]) for i, j in pairs])
+        xx, yy, xy = self.products / self.count - outer
         norm = xx.flatten(1).norm(dim=1) * yy.flatten(1).norm(dim=1)
         return (xy.flatten(1).square().sum(1) / norm.clamp_min(1e-30)).tolist()  # type: ignore[no-any-return]
 

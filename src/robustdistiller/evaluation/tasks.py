@@ -78,10 +78,7 @@ def load_folds(task: str | Path | TaskConfig, allow_overlap: bool = False, cache
     fold_of = _folding(config, [r for recordings in parts.values() for r in recordings])
     values = sorted({fold_of(r) for r in parts["test"]} - {None}, key=str)
     if len(values) < 2:
-        raise UserError(
-            f"'folds' of the task {config.name} makes fewer than two test parts: name a field with more values, or give "
-            "utterances of more speakers."
-        )
+        raise UserError(f"'folds' of the task {config.name} makes fewer than two test parts: name another field.")
     tasks = []
     for value in values:
         own = {name: [r for r in part if (fold_of(r) == value) is (name == "test") and fold_of(r) is not None]

@@ -134,10 +134,7 @@ class SpeechEncoder(nn.Module):
         super().__init__()
         missing = [part for part in ("feature_extractor", "encoder") if not hasattr(model, part)]
         if missing:
-            raise UserError(
-                f"A {type(model).__name__} is not a convolutional speech encoder (it has no {missing[0]}): use one of "
-                "docs/teachers.md."
-            )
+            raise UserError(f"A {type(model).__name__} has no {missing[0]}: use a model of docs/teachers.md.")
         self.model = model
         self.normalize = normalize
         self.grad_mult = grad_mult

@@ -79,10 +79,8 @@ def _read_config(files: ModelFiles) -> Any:
     with quiet_transformers(), _one_sentence(files.name):
         config: Any = AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
     if config.model_type not in SUPPORTED:
-        raise UserError(
-            f"{files.name} is a '{config.model_type}' model, which is no speech encoder known here: use one of "
-            f"{', '.join(SUPPORTED)}."
-        )
+        known = ", ".join(SUPPORTED)
+        raise UserError(f"{files.name} is a '{config.model_type}' model, not one of those known here: {known}.")
     # A config may name attention kernels, which would be fetched and run.
     config._attn_implementation = None
     if config.model_type != "whisper":

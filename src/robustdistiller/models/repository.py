@@ -58,10 +58,8 @@ def locate(name: StrPath, also: Collection[str] = ()) -> ModelFiles:
         raise UserError(f"{given} is a file: give the folder that holds it and its config.json.")
     hub_name, _, revision = given.partition("@")
     if given.startswith((".", "/", "~", "\\")) or hub_name.count("/") > 1:
-        raise UserError(
-            f"There is no model folder {given}:{_neighbour(folder)} check the path, or give a hub name such as "
-            "facebook/hubert-base-ls960."
-        )
+        where = _neighbour(folder) + " check the path, or give a hub name such as facebook/hubert-base-ls960"
+        raise UserError(f"There is no model folder {given}:{where}.")
     if "/" not in hub_name:
         raise UserError(
             f"There is no model '{given}': no folder has that name, and the package ships {', '.join(_models())}."

@@ -94,10 +94,7 @@ def check_streamable(model: Any, normalize: bool) -> None:
     }
     for what, is_so in wrong.items():
         if is_so:
-            raise UserError(
-                f"This model has {what} and cannot stream: distil a student with student.streaming, for example with the "
-                "recipe mini-stream."
-            )
+            raise UserError(f"This model has {what} and cannot stream: distil one that can (recipe mini-stream).")
 
 
 def chunked_layers(network: Any, projected: Tensor, valid: Tensor | None, chunking: Chunking) -> list[Tensor]:

@@ -263,11 +263,8 @@ def build_student(
     weights = {} if config.init == "random" else copyable_state(source, origins)
     report = initialise(model, weights)
     # A front end normalised over time must be fitted to one that is not.
-    streams = (
-        config.streaming is not None
-        and config.init != "random"
-        and getattr(source.model.config, "feat_extract_norm", "layer") == "group"
-    )
+    norm = getattr(source.model.config, "feat_extract_norm", "layer")
+    streams = config.streaming is not None and config.init != "random" and norm == "group"
     if (report.kept or streams) and isinstance(source, SpeechEncoder):
         device = next(source.parameters()).device
         if clips := [clip.to(device) for clip in speech]:

@@ -82,9 +82,8 @@ class WhisperEncoder(LogMelEncoder):
 
     def log_mel(self, wave: Tensor, lengths: Tensor) -> Tensor:
         """Whisper's log-mel of waveforms (B, T) → (B, mels, T // 160); the dynamic range is that of the valid part."""
-        spectrum = torch.stft(
-            wave.float(), self.n_fft, self.hop, window=self.window, center=True, pad_mode="reflect", return_complex=True
-        )[..., :-1]
+        form: dict[str, Any] = dict(window=self.window, center=True, pad_mode="reflect", return_complex=True)
+        spectrum = torch.stft(wave.float(), self.n_fft, self.hop, **form)[..., :-1]
         power = spectrum.abs().square()  # (B, bins, frames)
         mel = torch.log10((self.mel_filters.T @ power).clamp_min(1e-10))
         # The frame after the last valid one still overlaps it, as it does when the reference pads to 30 s.

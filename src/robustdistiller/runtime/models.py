@@ -172,9 +172,5 @@ class Classifier(_Model):
         outputs = self._engine.run(_feeds(wave))
         probabilities = {slot: output[0] for slot, output in zip(self.labels, outputs, strict=True)}
         best = {slot: int(np.argmax(row)) for slot, row in probabilities.items()}
-        return Answer(
-            {slot: self.labels[slot][k] for slot, k in best.items()},
-            float(min(probabilities[slot][k] for slot, k in best.items())),
-            time,
-            probabilities,
-        )
+        certain = min(probabilities[slot][k] for slot, k in best.items())
+        return Answer({slot: self.labels[slot][k] for slot, k in best.items()}, float(certain), time, probabilities)

@@ -97,10 +97,8 @@ class Stream:
         mine = self.state
         if set(state) != set(mine) or str(state["file"]) != str(mine["file"]):
             raise UserError("This state is of another file or version: start a new stream.")
-        fits = all(
-            np.shape(state[name]) == shape and state[name].dtype == kind and np.isfinite(state[name]).all()
-            for name, (shape, kind) in self._shapes.items()
-        )
+        items = ((state[name], shape, kind) for name, (shape, kind) in self._shapes.items())
+        fits = all(np.shape(v) == shape and v.dtype == kind and np.isfinite(v).all() for v, shape, kind in items)
         if not fits or state["waiting"].ndim != 1 or len(state["waiting"]) >= self._step:
             raise UserError("This state is damaged: start a new stream.")
         self._state = {name: np.array(state[name]) for name in self._shapes}

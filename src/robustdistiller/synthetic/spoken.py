@@ -138,9 +138,8 @@ def _make(folder: Path, seed: int, size: Size, parts: Sequence[str], workers: in
     """Fill `folder`: plan everything first, speak it in threads (the samples are a function of the plan alone)."""
     splits = ("train", "valid", "test")
     people = {split: speakers(split, count, seed) for split, count in zip(splits, size.speakers, strict=True)}
-    plans: list[tuple[str, str, int]] = [
-        ("speech", split, i) for split, count in zip(splits, size.sentences, strict=False) for i in range(count)
-    ]
+    counts = zip(splits, size.sentences, strict=False)
+    plans: list[tuple[str, str, int]] = [("speech", split, i) for split, count in counts for i in range(count)]
     for task in TASKS:
         plans += [(task, split, i) for split, n in zip(splits, size.utterances, strict=True) for i in range(n)]
     plans = [plan for plan in plans if plan[0] in parts]
@@ -163,10 +162,8 @@ def _make(folder: Path, seed: int, size: Size, parts: Sequence[str], workers: in
     for name, lines in rows.items():
         write_jsonl(folder / f"{name}.jsonl", lines)
     hours = {name: round(sum(row["duration"] for row in lines) / 3600, 3) for name, lines in rows.items()}
-    write_json(
-        folder / "corpus.json",
-        {"version": VERSION, "seed": seed, **asdict(size), "hours": hours, "synthetic": "espeak-ng, generated texts"},
-    )
+    about = {"hours": hours, "synthetic": "espeak-ng, generated texts"}
+    write_json(folder / "corpus.json", {"version": VERSION, "seed": seed, **asdict(size), **about})
 
 
 def _utterance(folder: Path, seed: int, people: list[Speaker], name: str, split: str, index: int) -> dict[str, Any]:

@@ -135,11 +135,8 @@ class FiniteGuard:
             if _bad(microbatch.loss):
                 sources = self.task.sources(microbatch.batch)
                 found["source"].update(name for name, values in sources.items() if _bad(values))
-        spoilt = [
-            name
-            for name, parameter in self.task.module.named_parameters()
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
-        ]
+        wrong = ((name, p.grad) for name, p in self.task.module.named_parameters() if p.grad is not None)
+        spoilt = [name for name, gradient in wrong if not bool(torch.isfinite(gradient).all())]
         lists = {name: sorted(values) for name, values in found.items()}
         return {"step": step.number, **lists, "gradients": len(spoilt), "first_gradient": spoilt[0] if spoilt else None}
 

@@ -55,11 +55,8 @@ def card(
         teacher.name if teacher.name.count("/") < 2 and not teacher.name.startswith(".") else Path(teacher.name).name
     )
     init = recipe.student.init
-    start = (
-        ""
-        if init in ("teacher", "random")
-        else f"- First weights: `{code(telling_name(init))}`, which had been trained before.\n"
-    )
+    prior = f"- First weights: `{code(telling_name(init))}`, which had been trained before.\n"
+    start = "" if init in ("teacher", "random") else prior
     rows = "\n".join(f"| {name} | {metrics[key]:.4g} |" for name, key in _ROWS if key in metrics)
     return f"""---
 library_name: transformers
