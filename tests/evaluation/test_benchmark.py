@@ -57,9 +57,9 @@ def student(checkpoint, tmp_path_factory):
     teacher = load_teacher(str(checkpoint("hubert")), precision="fp32")
     made, _ = build_student(teacher, StudentConfig(), EnhancementConfig(hidden=16, layers=1))
 
-    def write(**heard):
+    def write(**exposure):
         folder = tmp_path_factory.mktemp("run") / "tiny" / "student"
-        provenance = {"speakers": [], "noise_groups": [], "room_groups": [], **heard}
+        provenance = {"speakers": [], "noise_groups": [], "room_groups": [], **exposure}
         made.eval().save(folder, {"provenance.json": json.dumps(provenance)})
         return str(folder)
 
@@ -356,7 +356,7 @@ def test_heads_may_be_trained_on_contaminated_speech(config, conditions, noises,
     assert figures(result)[noisy]["value"] > figures(clean)[noisy]["value"]
 
 
-def test_what_a_student_heard_is_not_tested_as_unheard(config, conditions, noises, student, tmp_path):
+def test_what_a_student_was_trained_on_is_not_tested_as_unseen(config, conditions, noises, student, tmp_path):
     def run(folder, **options):
         return evaluate([folder], [config], conditions, tmp_path, noise=[str(noises)], settings=FAST, **options)
 

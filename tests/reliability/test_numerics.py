@@ -130,9 +130,9 @@ def test_a_row_without_a_frame_is_refused_not_turned_into_nan(checkpoint, kind):
     student, _ = build_student(teacher, StudentConfig(layers=1), EnhancementConfig(hidden=8, layers=1))
     for rest in (0, 1, 399):
         wave, lengths = padded([VOICE, VOICE[:rest]])
-        for heard in (student.states, student.enhance, student, teacher):
+        for answer in (student.states, student.enhance, student, teacher):
             with pytest.raises(UserError, match="shorter than one frame"):
-                heard(wave, lengths)
+                answer(wave, lengths)
     wave, lengths = padded([VOICE, VOICE[:400]])
     states, frames = student.eval().states(wave, lengths)
     alone, _ = student.states(wave[1:, :400])

@@ -165,8 +165,8 @@ def test_a_run_leaves_what_a_user_needs(straight, voice):
     assert {"si_sdr/in", "si_sdr/out", "distillation/clean", "l1/contaminated/layer3"} <= result.metrics.keys()
 
 
-def test_a_student_heard_what_the_student_that_it_starts_from_heard(checkpoint, speech, straight, tmp_path, record):
-    """Else a test on speakers of the first training would pass for unheard."""
+def test_a_student_was_trained_on_what_its_first_weights_were_too(checkpoint, speech, straight, tmp_path, record):
+    """Else a test on speakers of the first training would pass for unseen."""
     other = record(tmp_path / "other", [1.0, 1.2, 1.1, 1.3], 1)
     other.write_text(re.sub(r'"s(\d)"', r'"t\1"', other.read_text()))
     first = straight[1].student

@@ -45,7 +45,7 @@ def teacher(checkpoint):
     return Counting(plain.encoder, plain.layers, plain.name, "fp32")
 
 
-def heard(voice, *seconds, seed=0):
+def spoken(voice, *seconds, seed=0):
     """A microbatch of waves: (B, T), lengths, keys."""
     waves = [voice(s, seed + i) for i, s in enumerate(seconds)]
     out = np.zeros((len(waves), max(map(len, waves))), np.float32)
@@ -59,7 +59,7 @@ def segments(folder):
 
 
 def test_what_is_read_is_what_was_computed_to_the_bit(teacher, voice, tmp_path):
-    batch = heard(voice, 1.0, 0.7, 1.3)
+    batch = spoken(voice, 1.0, 0.7, 1.3)
     cold = TargetCache(tmp_path, 1, teacher, CPU)(*batch)
     plain = teacher(*batch[:2])
     warm = TargetCache(tmp_path, 1, teacher, CPU)
@@ -73,7 +73,7 @@ def test_what_is_read_is_what_was_computed_to_the_bit(teacher, voice, tmp_path):
 
 
 def test_a_microbatch_that_is_half_known_is_half_computed(teacher, voice, tmp_path):
-    wave, lengths, keys = heard(voice, 1.0, 0.7, 1.3)
+    wave, lengths, keys = spoken(voice, 1.0, 0.7, 1.3)
     cache = TargetCache(tmp_path, 1, teacher, CPU)
     cache(wave[1:2, : lengths[1]], lengths[1:2], keys[1:2])
     mixed = cache(wave, lengths, keys)
@@ -84,7 +84,7 @@ def test_a_microbatch_that_is_half_known_is_half_computed(teacher, voice, tmp_pa
 
 
 def test_another_teacher_layers_norm_or_precision_is_never_served(checkpoint, teacher, voice, tmp_path, caplog):
-    batch = heard(voice, 0.5)
+    batch = spoken(voice, 0.5)
     TargetCache(tmp_path, 1, teacher, CPU)(*batch)
     encoder = teacher.encoder
     others = [Counting(encoder, (1, 2)), Counting(encoder, teacher.layers, target_norm="layer")]
@@ -110,7 +110,7 @@ def test_a_changed_file_is_another_key(voice):
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "index", "gone", "half a row"])
 def test_a_damaged_entry_is_computed_again(teacher, voice, tmp_path, harm, caplog):
-    batch = heard(voice, 0.6, 0.8)
+    batch = spoken(voice, 0.6, 0.8)
     first = TargetCache(tmp_path, 1, teacher, CPU)
     expected = first(*batch).hidden
     first.close()
@@ -139,7 +139,7 @@ def test_a_damaged_entry_is_computed_again(teacher, voice, tmp_path, harm, caplo
 
 
 def test_the_disk_is_bounded_and_a_full_cache_still_serves(teacher, voice, tmp_path, caplog):
-    batch = heard(voice, 1.0, 1.0, 1.0)
+    batch = spoken(voice, 1.0, 1.0, 1.0)
     size = 3 * 49 * 64 * 2
     cache = TargetCache(tmp_path, 2.5 * size / 1e9, teacher, CPU)
     for row in range(3):
@@ -159,7 +159,7 @@ def test_targets_that_no_half_can_hold_are_used_but_not_kept(teacher, voice, tmp
             return out
 
     loud = Loud(teacher.encoder, teacher.layers, precision="fp32")
-    batch = heard(voice, 0.6, 0.8)
+    batch = spoken(voice, 0.6, 0.8)
     cache = TargetCache(tmp_path, 1, loud, CPU)
     first = cache(*batch).hidden
     assert bool(torch.isfinite(first).all()) and float(first[0].abs().max()) > 65504
@@ -171,7 +171,7 @@ def _fill(folder, path, voice, seeds, die):
     torch.set_num_threads(1)
     cache = TargetCache(folder, 1, load_teacher(path, precision="fp32"), CPU)
     for seed in seeds:
-        cache(*heard(voice, 0.5, seed=seed))
+        cache(*spoken(voice, 0.5, seed=seed))
     if die:
         os.kill(os.getpid(), 9)
 
@@ -189,14 +189,14 @@ def test_several_writers_share_and_a_killed_one_leaves_what_it_had(checkpoint, t
         job.join()
     cache = TargetCache(tmp_path, 1, load_teacher(path, precision="fp32"), CPU)
     for seed in range(5):
-        cache(*heard(voice, 0.5, seed=seed))
+        cache(*spoken(voice, 0.5, seed=seed))
     assert cache.read == 5 and cache.computed == 0
 
 
 def test_a_process_sees_what_another_stored_meanwhile(teacher, voice, tmp_path):
     one, other = (TargetCache(tmp_path, 1, teacher, CPU) for _ in range(2))
-    one(*heard(voice, 0.5))
-    other(*heard(voice, 0.5))
+    one(*spoken(voice, 0.5))
+    other(*spoken(voice, 0.5))
     assert other.read == 1
 
 

@@ -123,11 +123,21 @@ class NoiseBank:
         utterance: str | None = None,
         speaker: str | None = None,
     ) -> NoiseDraw:
-        """Draw one noise for an utterance of `seconds`.
+        """Draw one noise for an utterance.
 
-        `noise` fixes a kind, the id of a recording, or a label of recordings; otherwise the kind follows the weights.
-        Babble avoids `speaker` and the recording `utterance`. Pauses inside a recording are drawn anew a few times; a
-        recording that is silent or cannot be read gives way, which the draw notes.
+        Args:
+            rng: Decides everything.
+            seconds: How long the utterance is.
+            noise: A kind, the id of a recording, or a label of recordings; by default the kind follows the weights.
+            utterance: A recording that is not to be in babble.
+            speaker: Who is not to be in babble.
+
+        Returns:
+            What `fetch` needs. Pauses inside a recording are drawn anew a few times; a recording that is silent or cannot be
+            read gives way, which the draw notes.
+
+        Raises:
+            UserError: There is no such noise, or none at all.
         """
         pick, seed = rng.random(2)
         pool = self._ids
@@ -147,7 +157,18 @@ class NoiseBank:
         return NoiseDraw(kind, seed=int(seed * 2**53))
 
     def fetch(self, draws: Sequence[NoiseDraw], num_samples: int) -> np.ndarray:
-        """The mixture of `draws`, each at unit power: (T,) float32. Raises `UserError` for an unknown recording."""
+        """Make noises.
+
+        Args:
+            draws: What `draw` gave.
+            num_samples: T.
+
+        Returns:
+            Their mixture, each at unit power, (T,) float32.
+
+        Raises:
+            UserError: A recording is not in this bank.
+        """
         total = np.zeros(num_samples, np.float32)
         for draw in draws:
             wave = self._make(draw, num_samples)

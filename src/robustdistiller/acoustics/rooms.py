@@ -46,7 +46,14 @@ class RoomBank:
     def simulated(
         cls, count: int, t60_range: tuple[float, float] = (0.2, 1.0), seed: int = 0, split: str = "train"
     ) -> RoomBank:
-        """`count` simulated rooms with two source positions each; those of another seed or split are other rooms."""
+        """A bank of simulated rooms with two source positions each.
+
+        Args:
+            count: How many rooms.
+            t60_range: Lowest and highest reverberation time, seconds.
+            seed: Another one gives other rooms.
+            split: Another one gives other rooms.
+        """
         bank = cls()
         bank.add_simulated(count, t60_range, seed, split)
         return bank

@@ -57,7 +57,7 @@ class LengthBucketSampler:
     padded. Lengths count as like when they differ by at most `max_trim`, which is what the cropping to the shortest may
     lose. Then the batches are shuffled. The last batch, of the shortest recordings, is filled up with the next longer
     ones, so these are visited twice. A small corpus is repeated (each visit with its own epoch number) until it fills
-    several batches. Recordings below `min_seconds` are left out.
+    several batches.
 
     With `fixed_crops` above 0, a recording has so many crops and no others, one after the other in successive epochs, so
     that what a teacher makes of them can be kept: their lengths are rounded down to a grid of steps of `max_trim`, and
@@ -65,9 +65,21 @@ class LengthBucketSampler:
     recording's length, `crop_seconds` and `max_trim` alone, not on seed, corpus or batch. A batch at the border of two
     lengths is then padded.
 
-    `seconds` holds the durations; `batch_seconds` bounds the audio of a global batch, and `microbatch_seconds` that of one
-    microbatch of one process, rounded up to a whole recording where the crops do not divide it evenly. Raises `UserError`
-    when nothing is left, or there is not one crop for every microbatch.
+    Args:
+        seconds: The durations (N,).
+        batch_seconds: Bounds the audio of a global batch.
+        crop_seconds: The longest crop.
+        min_seconds: Shorter recordings are left out.
+        max_trim: The share of a crop that cutting to the shortest of a batch may lose.
+        seed: Of the order and the places of crops.
+        rank: Whose share `batch` gives.
+        world: How many processes share a batch.
+        microbatch_seconds: Bounds one microbatch of one process, rounded up to a whole recording where the crops do not divide
+            it evenly.
+        fixed_crops: How many crops a recording has; 0: any.
+
+    Raises:
+        UserError: Nothing is left, or there is not one crop for every microbatch.
     """
 
     def __init__(

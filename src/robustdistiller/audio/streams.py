@@ -59,8 +59,12 @@ class _Window:
 class ShardSampler:
     """Batches from shards, addressed by step as those of `LengthBucketSampler`, whose parameters it shares.
 
-    window_mb: bytes of the shards that a slot reads together, in megabytes; at least one shard. Raises `UserError` when
-    nothing can be used, or a crop exceeds a batch.
+    Args:
+        shards: What to read.
+        window_mb: Megabytes of the shards that a slot reads together; at least one shard.
+
+    Raises:
+        UserError: Nothing can be used, or a crop exceeds a batch.
     """
 
     def __init__(

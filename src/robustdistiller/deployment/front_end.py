@@ -33,8 +33,8 @@ Constants = dict[str, Any]  # arrays and NumPy's scalars
 # so that a short recording is not filled up to a multiple; the last may repeat the last row, for frames that are cut off.
 WHOLE = """
 whole (float[B, C, K] weight, float[B, K, F0] rows) => (float[B, N, F] result) {{
-    heard = Shape <start = 2, end = 3> (rows)
-    enough = Sub (heard, beyond)
+    total = Shape <start = 2, end = 3> (rows)
+    enough = Sub (total, beyond)
     frames = Div (enough, every)
     filled = Add (frames, stretch_less_one)
     count = Div (filled, stretch)
@@ -48,7 +48,7 @@ whole (float[B, C, K] weight, float[B, K, F0] rows) => (float[B, N, F] result) {
     inside = Range (zero0, length, one0)
     column = Unsqueeze (starts, one)
     wished = Add (column, inside)
-    highest = Sub (heard, one)
+    highest = Sub (total, one)
     index = Min (wished, highest)
     columns = Transpose <perm = [0, 2, 1]> (rows)
     gathered = Gather <axis = 1> (columns, index)
