@@ -58,8 +58,7 @@ class Distributed:
             if not all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
                 # Without this check several whole jobs could run over each other.
                 raise UserError(
-                    f"{found.world} processes were launched that cannot find each other: start with torchrun --nproc_per_node "
-                    "N -m robustdistiller …"
+                    f"{found.world} processes cannot find each other: start with torchrun --nproc_per_node N …"
                 )
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(seconds=timeout))
         if gpus:

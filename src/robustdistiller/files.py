@@ -159,9 +159,7 @@ def check_folder(path: StrPath, known: Sequence[str] | None = None) -> Path:
     if known is not None and place.is_dir():
         for name in sorted(os.listdir(place)):
             if not any(fnmatch(name, pattern) for pattern in known):
-                raise UserError(
-                    f"The folder {path} would be replaced, and holds {name}, which is not ours: move {name} away."
-                )
+                raise UserError(f"The folder {path} would be replaced, and holds {name}, which is not ours: move it.")
     return place
 
 

@@ -76,9 +76,8 @@ def quickstart(
     for name in (PLAIN, ROBUST):
         recipe = load_recipe(name, data__speech=[str(corpus.speech)], training__seed=seed)
         if full:
-            recipe = load_recipe(
-                name, data__speech=[str(corpus.speech)], training__seed=seed, training__steps=10 * recipe.training.steps
-            )
+            longer: dict[str, Any] = {"training__steps": 10 * recipe.training.steps}
+            recipe = load_recipe(name, data__speech=[str(corpus.speech)], training__seed=seed, **longer)
         distill(recipe, folder / name, resume=True, observer=watch(name) if watch else None)
     about = {"name": "keywords", "title": "Spoken commands", "kind": "classification"}
     keywords = TaskConfig.model_validate({**about, "source": str(corpus.tasks["keywords"])})

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.fft
 import torch
 
-from robustdistiller.evaluation.baselines import MFCC, LogMel, cosine_transform, differences, mel_filters
+from robustdistiller.evaluation.baselines import MFCC, LogMel, differences, mel_filters
 
 
 def test_log_mel_is_the_log_of_filtered_power(voice):
@@ -27,7 +27,6 @@ def test_each_mel_filter_peaks_where_the_mel_scale_says():
 
 
 def test_cepstra_are_the_orthonormal_dct(voice):
-    np.testing.assert_allclose(cosine_transform(40).numpy(), scipy.fft.dct(np.eye(40), norm="ortho"), atol=1e-6)
     wave = torch.tensor(voice(0.4))[None]
     model = MFCC()
     expected = scipy.fft.dct(LogMel.static(model, wave).numpy(), norm="ortho")[..., :13]

@@ -60,14 +60,8 @@ class Contaminator(nn.Module):
         cache_mb: float = 512.0,
     ) -> None:
         super().__init__()
-        self.environment = Environment.build(
-            config,
-            _recordings(noise, "noise"),
-            _recordings(rooms, "rooms"),
-            _recordings(speech, "speech"),
-            seed,
-            cache_mb=cache_mb,
-        )
+        banks = (_recordings(noise, "noise"), _recordings(rooms, "rooms"), _recordings(speech, "speech"))
+        self.environment = Environment.build(config, *banks, seed, cache_mb=cache_mb)
         self.scenes: list[Scene] = []
         self._batches = 0
 

@@ -30,11 +30,6 @@ class Effects:
     def __bool__(self) -> bool:
         return self != Effects()
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Effects:
-        band = values.get("band_hz")
-        return cls(**{**values, "band_hz": tuple(band) if band else None})
-
 
 def draw_effects(config: EffectsConfig, rng: np.random.Generator) -> Effects:
     """Draw each effect with its own probability."""

@@ -59,11 +59,6 @@ class NoiseDraw:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NoiseDraw:
-        voices = tuple(Voice(tuple(voice["sources"]), voice["offset"]) for voice in values.get("voices", ()))
-        return cls(**{**values, "voices": voices})
-
 
 class NoiseBank:
     """All noises that may be drawn. A kind that lacks its recordings gives its weight to the others.

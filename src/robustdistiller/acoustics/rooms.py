@@ -18,6 +18,7 @@ from .simulation import TWO_POSITIONS, simulate_room
 __all__ = ["RIR", "RoomBank", "direct_path", "measure_t60", "prepare_rir", "simulate_room"]
 
 TRIES = 20
+CACHE_BYTES = 256 << 20  # of responses that a process keeps
 
 
 class RoomBank:
@@ -26,12 +27,9 @@ class RoomBank:
     Args:
         recordings: Responses; those of the same `Recording.group` belong to one room.
         simulated_share: Probability of a simulated room where there are recorded ones.
-        cache_mb: Megabytes of responses that a process keeps.
     """
 
-    def __init__(
-        self, recordings: Iterable[Recording] = (), simulated_share: float = 0.0, cache_mb: float = 256.0
-    ) -> None:
+    def __init__(self, recordings: Iterable[Recording] = (), simulated_share: float = 0.0) -> None:
         self._recordings = by_id(recordings)
         self._simulated: dict[str, tuple[str, int, int, int, tuple[float, float]]] = {}
         self._recorded_ids, self._simulated_ids = list(self._recordings), list(self._simulated)
@@ -40,7 +38,7 @@ class RoomBank:
             self._rooms.setdefault(recording.group or id, []).append(id)
         self._share = simulated_share
         self._passed_over = Complaints("Room response")
-        self._cache: ByteCache[tuple[RIR, ...]] = ByteCache(cache_mb * 2**20)
+        self._cache: ByteCache[tuple[RIR, ...]] = ByteCache(CACHE_BYTES)
 
     @classmethod
     def simulated(

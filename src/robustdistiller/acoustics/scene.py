@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from ..audio.io import SAMPLE_RATE
@@ -55,13 +56,7 @@ class Scene:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Scene:
         """The inverse of `to_dict`, also after a way through JSON."""
-        return cls(
-            **{
-                **values,
-                "noises": tuple(NoiseDraw.from_dict(noise) for noise in values.get("noises", ())),
-                "effects": Effects.from_dict(values.get("effects", {})),
-            }
-        )
+        return TypeAdapter(cls).validate_python(values)
 
     def silenced(self) -> Scene:
         """This scene for silent speech, which `render` leaves as it is: an SNR could not refer to anything."""
@@ -112,10 +107,7 @@ class Environment:
         Raises:
             UserError: The configuration asks for what is not there.
         """
-        noise, rooms, speech = (
-            [recording for recording in recordings if recording.split in (None, split)]
-            for recordings in (noise, rooms, speech)
-        )
+        noise, rooms, speech = ([r for r in kind if r.split in (None, split)] for kind in (noise, rooms, speech))
         noise_bank = room_bank = None
         if config.uses_noise:
             noise_bank = NoiseBank(noise, config.noise_kinds, speech, cache_mb, config.babble_voices)
@@ -254,17 +246,11 @@ class Environment:
         self, scene: Scene, snr_db: float, wanted: Sequence[str | None], seconds: float, speaker: str | None
     ) -> Scene:
         bank = self._noise_bank()
-        noises = tuple(
-            bank.draw(
-                generator(scene.seed, scene.epoch, scene.utterance, "noise", number),
-                seconds,
-                noise,
-                scene.utterance,
-                speaker,
-            )
-            for number, noise in enumerate(wanted)
-        )
-        return replace(scene, kind="both" if scene.room else "noise", snr_db=float(snr_db), noises=noises)
+        noises = []
+        for number, noise in enumerate(wanted):
+            rng = generator(scene.seed, scene.epoch, scene.utterance, "noise", number)
+            noises.append(bank.draw(rng, seconds, noise, scene.utterance, speaker))
+        return replace(scene, kind="both" if scene.room else "noise", snr_db=float(snr_db), noises=tuple(noises))
 
     def _noise_bank(self) -> NoiseBank:
         if self.noise is None:

@@ -31,10 +31,8 @@ TOLERANCE = 0.03  # of the T60
 MOST_ABSORBING = 0.6  # share of the energy that a wall may swallow
 
 
-def simulate_room(
-    rng: np.random.Generator, t60_range: tuple[float, float], positions: int = TWO_POSITIONS
-) -> tuple[RIR, ...]:
-    """Responses from `positions` places of a random room to one microphone in it, with their measured T60.
+def simulate_room(rng: np.random.Generator, t60_range: tuple[float, float]) -> tuple[RIR, ...]:
+    """Responses from two places of a random room to one microphone in it, with their measured T60.
 
     The target T60 is uniform in `t60_range` (seconds, from 0.1 on); source and microphone are 0.5 to 4 m apart. Each
     response is scaled to unit energy, its direct path is positive and falls on one sample. Same `rng`, same bits.
@@ -51,7 +49,7 @@ def simulate_room(
     # Reflections overlap from about sqrt(volume) ms on (Polack); three times that is past any audible flutter.
     mixing = max(0.02, 3e-3 * math.sqrt(volume))
     responses = []
-    for _ in range(positions):
+    for _ in range(TWO_POSITIONS):
         for _ in range(TRIES):
             source, distance = _place(rng, size, microphone)
             early = _reflections(size, source, microphone, absorption, distance, mixing)

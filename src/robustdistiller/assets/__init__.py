@@ -20,9 +20,7 @@ def asset(name: str) -> Path:
     path = _FOLDER / name
     known = shipped()
     if name.split("/")[0] not in known or not path.exists():
-        raise UserError(
-            f"The package ships no '{name}'.{closest(name, known)} It ships {', '.join(known) or 'nothing'}."
-        )
+        raise UserError(f"The package ships no '{name}'.{closest(name, known)} It ships {', '.join(known)}.")
     return path
 
 

@@ -192,9 +192,8 @@ def check_exist(recordings: Sequence[Recording], where: str) -> None:
 
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LONGEST:
-        raise ValueError(
-            f"it has no '{name}'" if value is None else f"its {name} is not a number of seconds: {value!r:.40}"
-        )
+        fault = f"its {name} is not a number of seconds: {value!r:.40}"
+        raise ValueError(f"it has no '{name}'" if value is None else fault)
     return float(value)
 
 

@@ -123,9 +123,7 @@ def read_shards(folder: StrPath) -> list[Shard]:
     values = read_json(folder / INDEX, "index of shards")
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         told = values.get("format") if isinstance(values, dict) else None
-        raise UserError(
-            f"The index {folder / INDEX} has format {told!r:.20}, this version reads {FORMAT}: write it again."
-        )
+        raise UserError(f"The index {folder / INDEX} has format {told!r:.20}, this version reads {FORMAT}.")
     try:
         shards = [entry(folder, row) for row in values["shards"]]
     except DAMAGE as error:
@@ -140,9 +138,7 @@ def read_shards(folder: StrPath) -> list[Shard]:
             size = path.stat().st_size if path.is_file() else None
             if size is None or (path.suffix == ".tar" and size != shard.bytes):
                 what = "is missing" if size is None else f"has {size} bytes where its index says {shard.bytes}"
-                raise UserError(
-                    f"{path} {what}: copy it again, or run robustdistiller shard as before, which mends it."
-                )
+                raise UserError(f"{path} {what}: copy it again, or run robustdistiller shard again, which mends it.")
     return shards
 
 

@@ -235,10 +235,8 @@ class Spool:
             except AudioError as error:
                 self.report({"path": self.shards[source].path, "reason": error.reason, "step": step})
                 if source == sources[-1]:
-                    raise UserError(
-                        f"{error} No other shard that was tried can be read either: is their storage still there? Then go on "
-                        "with --resume."
-                    ) from error
+                    advice = "No other shard can be read either: is their storage still there? Go on with --resume."
+                    raise UserError(f"{error} {advice}") from error
                 log.warning("%s Another shard takes its place.", error)
         raise AssertionError
 

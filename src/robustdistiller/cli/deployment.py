@@ -146,9 +146,8 @@ def export_line(file: Exported) -> str:
     if m.agreement is not None:
         parts.append(f"same answers as fp32 {m.agreement:.1%} on the calibration's held-out speech")
     if m.accuracy:
-        parts.append(
-            "accuracy {fp32:.2%} in fp32, {int8:.2%} in int8 on the task's validation part".format(**m.accuracy)
-        )
+        line = "accuracy {fp32:.2%} in fp32, {int8:.2%} in int8 on the task's validation part"
+        parts.append(line.format(**m.accuracy))
     if m.spared:
         parts.append(f"{m.spared} in fp32, because int8 falls short there")
     return f"{file.path}: {'; '.join(parts)}" + (f"  [{file.short}]" if file.short else "")

@@ -38,10 +38,9 @@ CALIBRATION_STEPS = 256
 def stream_description(network: StreamGraph) -> dict[str, Any]:
     """What a driver needs to know beside the graph; plain values."""
     c = network.chunking
-    state = [
-        [name, list(value.shape), "int64" if value.dtype == torch.int64 else "float32"]
-        for name, value in zip(network.state_names, network.initial_state(), strict=True)
-    ]
+    kinds = {torch.int64: "int64"}
+    values = zip(network.state_names, network.initial_state(), strict=True)
+    state = [[name, list(value.shape), kinds.get(value.dtype, "float32")] for name, value in values]
     return {
         "chunk": c.chunk, "look_ahead": c.look_ahead, "left": c.left, "latency": c.latency, "silence": network.silence,
         "start": network.start, "state": state,

@@ -6,15 +6,17 @@ so no frame ever looks past the end of its utterance. As in SUPERB, first and se
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
+import scipy.fft
 import torch
 from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
 
 from ..audio.io import SAMPLE_RATE
 from ..models.frames import GRID
 
 HOP, WINDOW, N_FFT = GRID.stride, GRID.field, 512
+REACH = 2  # frames on either side of a slope
 
 
 class LogMel(nn.Module):
@@ -49,41 +51,27 @@ class MFCC(LogMel):
 
     def __init__(self, coefficients: int = 13, bands: int = 40):
         super().__init__(bands)
-        self.register_buffer("cosines", cosine_transform(bands)[:, :coefficients])  # (bands, coefficients)
+        cosines = scipy.fft.dct(np.eye(bands), norm="ortho")[:, :coefficients]  # (bands, coefficients)
+        self.register_buffer("cosines", torch.from_numpy(cosines).float())
 
     def static(self, wave: Tensor) -> Tensor:
         """Waveforms (B, T) → cepstra (B, F, coefficients)."""
         return super().static(wave) @ self.cosines
 
 
-def mel_filters(bands: int, n_fft: int = N_FFT, sampling_rate: int = SAMPLE_RATE) -> Tensor:
-    """Triangles of unit height, equally spaced on the mel scale 2595 log10(1 + f / 700) from 0 to half the sampling rate.
-
-    Shape (n_fft // 2 + 1, bands).
-    """
-    top = 2595.0 * math.log10(1 + sampling_rate / 2 / 700.0)
-    corners = 700.0 * (10 ** (torch.linspace(0, top, bands + 2, dtype=torch.float64) / 2595.0) - 1)
-    hertz = torch.linspace(0, sampling_rate / 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]
-    rising = (hertz - corners[:-2]) / (corners[1:-1] - corners[:-2])
-    falling = (corners[2:] - hertz) / (corners[2:] - corners[1:-1])
-    return torch.minimum(rising, falling).clamp_min(0).float()
+def mel_filters(bands: int, n_fft: int = N_FFT) -> Tensor:
+    """Triangles of unit height, equally spaced on the mel scale 2595 log10(1 + f / 700): (n_fft // 2 + 1, bands)."""
+    filters = mel_filter_bank(n_fft // 2 + 1, bands, 0, SAMPLE_RATE / 2, SAMPLE_RATE, mel_scale="htk")
+    return torch.from_numpy(filters).float()
 
 
-def cosine_transform(size: int) -> Tensor:
-    """The orthonormal DCT-II as a (size, size) matrix; column k is the k-th cosine."""
-    n, k = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)[None]
-    matrix = torch.cos(math.pi / size * (n + 0.5) * k) * math.sqrt(2.0 / size)
-    matrix[:, 0] /= math.sqrt(2.0)
-    return matrix.float()
-
-
-def differences(features: Tensor, lengths: Tensor, reach: int = 2) -> Tensor:
-    """Regression slopes over ±`reach` frames of (B, F, D); beyond an utterance its first or last valid frame is repeated."""
+def differences(features: Tensor, lengths: Tensor) -> Tensor:
+    """Regression slopes over ±`REACH` frames of (B, F, D); beyond an utterance its first or last valid frame is repeated."""
     index = torch.arange(features.shape[1], device=features.device)
     last = (lengths - 1).clamp_min(0)[:, None]
     slope = torch.zeros_like(features)
-    for step in range(1, reach + 1):
+    for step in range(1, REACH + 1):
         ahead = torch.minimum(index[None] + step, last)[..., None].expand_as(features)
         behind = (torch.minimum(index[None], last) - step).clamp_min(0)[..., None].expand_as(features)
         slope = slope + step * (features.gather(1, ahead) - features.gather(1, behind))
-    return slope / (2 * sum(step * step for step in range(1, reach + 1)))
+    return slope / (2 * sum(step * step for step in range(1, REACH + 1)))

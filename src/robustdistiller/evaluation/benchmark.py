@@ -266,9 +266,8 @@ class _Benchmark:
     def _predictions(self, task: Task, heads: dict[str, list[Trained]], condition: Condition) -> dict[str, list[Row]]:
         """What every model's heads answer under a condition, from the files where these are up to date."""
         probe = self._probe(task)
-        keys = {
-            m.name: self.store.predictions_key(m, task, condition, probe.pooled, probe.pooled_test) for m in self.models
-        }
+        reads = (probe.pooled, probe.pooled_test)
+        keys = {m.name: self.store.predictions_key(m, task, condition, *reads) for m in self.models}
         files = {m.name: self.store.rows_file(task, m.name, condition) for m in self.models}
         found = {name: rows for name, key in keys.items() if (rows := read_rows(files[name], key)) is not None}
         missing = [model for model in self.models if model.name not in found]

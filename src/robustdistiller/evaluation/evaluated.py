@@ -205,9 +205,8 @@ def _open(name: str, source: str, predictions: bool, device: torch.device | str)
         state_names = ("cnn", *(f"layer {k + 1}" for k in range(network.num_layers)))
     network = network.eval().to(device)
     shown = predictions and kind == "student" and network.heads is not None
-    subject = EvaluatedModel(
-        name, source, kind, network, state_names, size, _digest(network, state_names), shown, exposure
-    )
+    key = _digest(network, state_names)
+    subject = EvaluatedModel(name, source, kind, network, state_names, size, key, shown, exposure)
     return _probed(subject, device)
 
 

@@ -67,10 +67,8 @@ def remark_speakers(task: Task) -> list[str]:
     notes = []
     unknown = sum(e.recording.speaker is None for e in task.test)
     if unknown:
-        notes.append(
-            f"{unknown} of {len(task.test)} test utterances have no speaker: no overlap can be checked for them, and "
-            "statistics resample each alone."
-        )
+        what = f"{unknown} of {len(task.test)} test utterances have no speaker"
+        notes.append(f"{what}: no overlap can be checked for them, and statistics resample each alone.")
     clusters = len({e.cluster for e in task.test})
     if clusters < 10:
         notes.append(f"Only {clusters} test speakers: intervals over so few are rough, and rather too narrow.")

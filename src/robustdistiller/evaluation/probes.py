@@ -89,10 +89,9 @@ class Probe:
 
     def rows(self, targets: Iterable[Sequence[str]], found: Sequence[Sequence[list[str]]]) -> list[Row]:
         """Rows of the test utterances with their `targets` and what every head answered, [seed][utterance]."""
-        return [
-            {**_about(e), "target": list(target), "predictions": list(answers)}
-            for e, target, answers in zip(self.task.test, targets, zip(*found, strict=True), strict=True)
-        ]
+        answers = zip(*found, strict=True)
+        rows = zip(self.task.test, targets, answers, strict=True)
+        return [{**_about(e), "target": list(target), "predictions": list(given)} for e, target, given in rows]
 
 
 class UtteranceProbe(Probe):

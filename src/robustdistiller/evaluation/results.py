@@ -104,9 +104,9 @@ def task_figures(
     for model in models:
         if all(name in scored for name in model.names):
             trainings = [scored[name] for name in model.names]
+            pairs = {name: zip(*(t[name] for t in trainings), strict=True) for name in trainings[0]}
             measured[model.name] = {
-                condition: [stack_trainings(group) for group in zip(*(t[condition] for t in trainings), strict=True)]
-                for condition in trainings[0]
+                name: [stack_trainings(group) for group in groups] for name, groups in pairs.items()
             }
     clusters = [example.cluster for fold in folds for example in fold.test]
     bootstrap = Bootstrap(clusters, settings.replicates, settings.seed)

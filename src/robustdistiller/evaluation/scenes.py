@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..audio.io import SAMPLE_RATE
-from ..audio.manifest import Recording
+from ..audio.manifest import SPLITS, Recording
 from ..errors import UserError
 from ..models.frames import GRID
 from ..randomness import fraction, generator
@@ -106,33 +106,31 @@ def _power(wave: Wave) -> float:
     return float(powers[len(powers) // 2 :].mean())
 
 
-def trimmed(wave: Wave, below_db: float = 30.0) -> Wave:
-    """A word (T,) without what is around it: from the first to the last 20 ms within `below_db` of the loudest."""
+def trimmed(wave: Wave) -> Wave:
+    """A word (T,) without what is around it: from the first to the last 20 ms within 30 dB of the loudest."""
     size = GRID.stride
     if len(wave) < size:
         return wave
     power = np.square(wave[: len(wave) // size * size].reshape(-1, size), dtype=np.float64).mean(1)
-    loud = np.flatnonzero(power >= power.max() * 10 ** (-below_db / 10))
+    loud = np.flatnonzero(power >= power.max() * 1e-3)
     return wave[int(loud[0]) * size : int(loud[-1] + 1) * size]
 
 
-def deal(
-    recordings: Sequence[Recording], parts: Sequence[str] = ("train", "valid", "test")
-) -> dict[str, list[Recording]]:
+def deal(recordings: Sequence[Recording]) -> dict[str, list[Recording]]:
     """Running speech by part: as its manifest says where that names all parts, else 3, 1 and 6 tenths of the speakers.
 
     Of fewer than four speakers the recordings are dealt.
     """
-    if {r.split for r in recordings} >= set(parts):
-        return {part: [r for r in recordings if r.split == part] for part in parts}
+    if {r.split for r in recordings} >= set(SPLITS):
+        return {part: [r for r in recordings if r.split == part] for part in SPLITS}
     few = len({r.speaker for r in recordings} - {None}) < 4
     units = sorted({_unit(r, few) for r in recordings}, key=lambda unit: fraction("negatives", unit))
     if len(units) < 3:
         raise UserError("The negatives of a detection task need at least three recordings: give more running speech.")
     ends = [0, max(1, round(0.3 * len(units))), 0, len(units)]
     ends[2] = max(ends[1] + 1, round(0.4 * len(units)))
-    part_of = {unit: part for k, part in enumerate(parts) for unit in units[ends[k] : ends[k + 1]]}
-    return {part: [r for r in recordings if part_of[_unit(r, few)] == part] for part in parts}
+    part_of = {unit: part for k, part in enumerate(SPLITS) for unit in units[ends[k] : ends[k + 1]]}
+    return {part: [r for r in recordings if part_of[_unit(r, few)] == part] for part in SPLITS}
 
 
 def _unit(recording: Recording, few: bool) -> str:

@@ -188,10 +188,8 @@ def _select(config: TaskConfig, name: str, read: Callable[[str, str | None], lis
     recordings = read(source, split.root or config.root)
     for field_name in where:
         if recordings and all(value_of(r, field_name) is None for r in recordings):
-            raise UserError(
-                f"No utterance of {source} has the field '{field_name}' that the {name} split of the task {config.name} "
-                "filters by: correct 'where'."
-            )
+            what = f"the field '{field_name}' that the {name} split of the task {config.name} filters by"
+            raise UserError(f"No utterance of {source} has {what}: correct 'where'.")
     kept = [r for r in recordings if matches(r, where) and r.seconds >= config.min_seconds]
     return kept if name == "negatives" else [_shaped(r, config) for r in kept]
 

@@ -197,8 +197,6 @@ def istft(spectrum: Tensor, frames: Tensor, lengths: Tensor, samples: int) -> Te
     window = torch.hann_window(WINDOW, dtype=spectrum.real.dtype, device=spectrum.device)
     if bool((lengths == samples).all()):
         return torch.istft(spectrum, N_FFT, HOP, WINDOW, window, center=True, length=samples)
-    rows = [
-        torch.istft(row[:, :count], N_FFT, HOP, WINDOW, window, center=True, length=length)
-        for row, count, length in zip(spectrum, frames.tolist(), lengths.tolist(), strict=True)
-    ]
+    each = zip(spectrum, frames.tolist(), lengths.tolist(), strict=True)
+    rows = [torch.istft(row[:, :n], N_FFT, HOP, WINDOW, window, center=True, length=size) for row, n, size in each]
     return torch.stack([functional.pad(row, (0, samples - row.shape[0])) for row in rows])

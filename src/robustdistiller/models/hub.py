@@ -46,9 +46,7 @@ def load_encoder(name: str | os.PathLike[str] | ModelFiles) -> Encoder:
     extractor = _read_extractor(files)
     kind = config.model_type
     if kind in FROM_LOG_MEL and extractor is None:
-        raise UserError(
-            f"{files.name} has no preprocessor_config.json, which its input needs: add that of its hub page."
-        )
+        raise UserError(f"{files.name} has no preprocessor_config.json, which its input needs: add its hub page's.")
     if extractor is None:
         logger.warning("%s has no preprocessor_config.json: its input is taken as it is, unnormalised", files.name)
     elif extractor.sampling_rate != 16_000:
@@ -56,7 +54,7 @@ def load_encoder(name: str | os.PathLike[str] | ModelFiles) -> Encoder:
     normalize = getattr(extractor, "do_normalize", False)
     if not isinstance(normalize, bool):
         raise UserError(
-            f"{files.name} has do_normalize: {normalize!r:.40} in its preprocessor config: write true or false."
+            f"{files.name} has do_normalize: {normalize!r:.40} in its extractor's config: write true or false."
         )
     model = _build(config, _open(files), files.name)
     with _one_sentence(files.name):

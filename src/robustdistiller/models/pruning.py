@@ -173,10 +173,8 @@ def _fit_front_end(
     their_outputs, their_inputs = reference.projection.weight.shape
     if inputs < their_inputs and outputs == their_outputs:  # another hidden size has nothing to be fitted to
         norm: Any = getattr(project, "layer_norm", None) or nn.Identity()
-        pairs = (
-            (norm(_convolved(student, mine, wave)[0].T), project_cnn(reference, _convolved(teacher, theirs, wave)[0].T))
-            for wave in speech
-        )
+        both = ((_convolved(student, mine, wave), _convolved(teacher, theirs, wave)) for wave in speech)
+        pairs = ((norm(own[0].T), project_cnn(reference, other[0].T)) for own, other in both)
         weight, bias = least_squares(pairs, True)
         project.projection.weight.copy_(weight)
         project.projection.bias.copy_(bias)

@@ -38,11 +38,8 @@ class SqueezedEncoder(SpeechEncoder):
         """As of `SpeechEncoder`."""
         output = super().forward(*inputs, **named)
         frames = output.states[-1].shape[1]
-        return EncoderOutput(
-            tuple(state[:, :frames] for state in output.states),
-            output.cnn[:, :frames],
-            torch.div(output.lengths, self.factor, rounding_mode="floor") * self.factor,
-        )
+        lengths = torch.div(output.lengths, self.factor, rounding_mode="floor") * self.factor
+        return EncoderOutput(tuple(state[:, :frames] for state in output.states), output.cnn[:, :frames], lengths)
 
     def transform(self, projected: Tensor, valid: Tensor | None) -> list[Tensor]:
         """Run the Transformer; the output of every layer at 20 ms. Padded frames must not be pooled with valid ones."""

@@ -62,11 +62,9 @@ def draw_chunking(config: StreamingConfig) -> Chunking | None:
     whole, chunk, ahead = torch.rand(3).tolist()
     if whole < config.whole:
         return None
-    return Chunking(
-        config.chunk_ms[int(chunk * len(config.chunk_ms))] // FRAME_MS,
-        config.look_ahead_ms[int(ahead * len(config.look_ahead_ms))] // FRAME_MS,
-        config.left_ms // FRAME_MS,
-    )
+    size, beyond = config.chunk_ms, config.look_ahead_ms
+    times = (size[int(chunk * len(size))], beyond[int(ahead * len(beyond))], config.left_ms)
+    return Chunking(*(ms // FRAME_MS for ms in times))
 
 
 def split_operating_point(name: str) -> tuple[str, tuple[int, int] | None]:

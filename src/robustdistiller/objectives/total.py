@@ -38,9 +38,8 @@ def total_loss(
     predictions, hidden = output.predictions[:, :, :frames].float(), target.hidden[:, :, :frames].float()
     weights: dict[str, float] = {name: getattr(config, name) for name in TERMS}
     # L1 and cosine are always told, so that runs with other weights can be compared.
-    terms = {
-        name: TERMS[name](predictions, hidden, lengths) for name in TERMS if weights[name] or name in ("l1", "cosine")
-    }
+    wanted = [name for name in TERMS if weights[name] or name in ("l1", "cosine")]
+    terms = {name: TERMS[name](predictions, hidden, lengths) for name in wanted}
     total = torch.stack([weights[name] * term.mean(1) for name, term in terms.items()]).sum(0)
     if twice:
         terms["consistency"] = consistency(predictions, lengths)

@@ -63,9 +63,7 @@ class _Model:
     def _windows(self, hop: float, left: float, right: float, stride: int, field: int) -> Windows:
         """Seconds → units, at least one unit of hop. Raises `AudioError` for times that are none."""
         if not (0 < hop < 1e6 and 0 <= left < 1e6 and 0 <= right < 1e6):
-            raise AudioError(
-                f"A stream needs a hop above 0 s and contexts from 0 s, not {hop}, {left} and {right}.", "hop"
-            )
+            raise AudioError(f"A stream needs a hop above 0 s and contexts from 0, not {hop}, {left}, {right}.", "hop")
         unit = self.rate / stride
         return Windows(round(left * unit), max(1, round(hop * unit)), round(right * unit), stride, field)
 

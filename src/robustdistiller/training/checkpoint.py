@@ -125,11 +125,8 @@ def _named(module: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[tupl
 
 
 def _moments(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{name}/{key}": torch.as_tensor(value).contiguous()
-        for name, parameter in _named(module, optimiser)
-        for key, value in optimiser.state.get(parameter, {}).items()
-    }
+    state = ((name, optimiser.state.get(parameter, {})) for name, parameter in _named(module, optimiser))
+    return {f"{name}/{k}": torch.as_tensor(v).contiguous() for name, values in state for k, v in values.items()}
 
 
 def _states(

@@ -173,9 +173,8 @@ class Distillation:
         )  # fmt: skip
         self.repeated = recipe.objectives.consistency > 0
         if recipe.objectives.units:
-            self.student.units = unit_head(
-                recipe, self.materials, self.teacher, self.student.hidden_size, found is None
-            )
+            size, new = self.student.hidden_size, found is None
+            self.student.units = unit_head(recipe, self.materials, self.teacher, size, new)
         self.module: nn.Module = self.student.to(self.device)
         if settings.compile:
             for encoder in (self.teacher.encoder, self.student.encoder):
@@ -186,9 +185,8 @@ class Distillation:
         self.accumulate = self.sampler.accumulate
         self.dataset, self._ready = open_speech(recipe, self.materials, self.sampler)
         resources.callback(self.dataset.activity.dismiss)
-        self.validator = Validator(
-            recipe, self.materials.valid, self.materials.valid_environment, self.teacher, self.device, context
-        )
+        held = (self.materials.valid, self.materials.valid_environment)
+        self.validator = Validator(recipe, *held, self.teacher, self.device, context)
 
     def learning_rate(self, step: int) -> float:
         return learning_rate(self.recipe.training, step)

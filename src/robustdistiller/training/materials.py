@@ -75,11 +75,8 @@ class Materials:
         """A digest of every list, so that two runs can be compared."""
         lists = {"speech": {"train": self.train, "valid": self.valid}, "noise": self.noise, "rooms": self.rooms}
         shards = {"speech-shards": digest([shard.digest for shard in self.shards])} if self.shards else {}
-        return shards | {
-            f"{kind}-{split}": digest([[r.id, r.seconds] for r in recordings])
-            for kind, splits in lists.items()
-            for split, recordings in splits.items()
-        }
+        parts = [(f"{kind}-{split}", part) for kind, splits in lists.items() for split, part in splits.items()]
+        return shards | {name: digest([[r.id, r.seconds] for r in part]) for name, part in parts}
 
 
 def gather(recipe: Recipe, run: Path, report: PartProgress | None = None, rank: int = 0, start: int = 0) -> Materials:
@@ -133,9 +130,7 @@ def gather(recipe: Recipe, run: Path, report: PartProgress | None = None, rank: 
     train = [r for r in splits["speech"]["train"] if r.seconds >= data.min_seconds]
     valid = _enough([r for r in splits["speech"]["valid"] if r.seconds >= data.min_seconds], recipe)
     if not train and not shards:
-        raise UserError(
-            f"No speech of {data.min_seconds:g} s is left to train on: add some, or lower data.min_seconds."
-        )
+        raise UserError(f"No speech of {data.min_seconds:g} s is left to train on: add some or lower data.min_seconds.")
     if not valid:
         raise UserError("No speech is held out for validation: give more recordings or raise data.valid_fraction.")
     for kind, parts in splits.items():

@@ -154,11 +154,8 @@ def _blame(row: dict[str, Any]) -> str:
 
 def _bad(values: Tensor) -> list[int]:
     """The rows of (B, …) that are not finite."""
-    return (
-        (~torch.isfinite(values.detach().flatten(1) if values.dim() > 1 else values[:, None]).all(1))
-        .nonzero()[:, 0]
-        .tolist()
-    )
+    rows = values.detach().flatten(1) if values.dim() > 1 else values[:, None]
+    return (~torch.isfinite(rows).all(1)).nonzero()[:, 0].tolist()
 
 
 def _some(names: list[str], most: int = 3) -> str:

@@ -51,9 +51,8 @@ def card(
     mix = ", ".join(f"{share / total:.0%} {kind}" for kind, share in shares.items() if share)
     enhancement = objectives.enhancement
     task = f"L1 on the spectrogram, tapped at {enhancement.tap}" if enhancement.enabled else "none"
-    teacher_name = (
-        teacher.name if teacher.name.count("/") < 2 and not teacher.name.startswith(".") else Path(teacher.name).name
-    )
+    place = teacher.name.count("/") > 1 or teacher.name.startswith(".")
+    teacher_name = Path(teacher.name).name if place else teacher.name
     init = recipe.student.init
     prior = f"- First weights: `{code(telling_name(init))}`, which had been trained before.\n"
     start = "" if init in ("teacher", "random") else prior

@@ -236,11 +236,8 @@ class Trainer:
             now |= {"loss_peak": float(taken[:, 0].max()), "grad_norm_peak": float(taken[:, -1].max())}
         if bool(torch.isfinite(rows[-1]).all()):
             now["grad_norm"] = float(rows[-1, -1])
-        now |= {
-            "learning_rate": self.task.learning_rate(self.progress.step - 1),
-            "seconds_per_step": elapsed / len(rows),
-            "skipped_steps": self.progress.skipped_steps,
-        }
+        now["learning_rate"] = self.task.learning_rate(self.progress.step - 1)
+        now |= {"seconds_per_step": elapsed / len(rows), "skipped_steps": self.progress.skipped_steps}
         self.history, self.clock = [], time.monotonic()
         if self.log is not None:
             self.log.write(self.progress.step, {f"train/{name}": value for name, value in now.items()})

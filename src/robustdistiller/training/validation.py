@@ -144,9 +144,8 @@ class Validator:
 
     def _means(self, sums: dict[str, float], counts: dict[str, float]) -> dict[str, float]:
         names = list(sums)
-        totals = self.context.reduce(
-            torch.tensor([[sums[n], counts[n]] for n in names], dtype=torch.float64, device=self.device)
-        )
+        found = [[sums[n], counts[n]] for n in names]
+        totals = self.context.reduce(torch.tensor(found, dtype=torch.float64, device=self.device))
         return {name: value / count for name, (value, count) in zip(names, totals.tolist(), strict=True) if count > 0}
 
 
