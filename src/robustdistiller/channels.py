@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-CANCELLED = (
-    0.25  # of the energy that the mean of independent channels has: below, they cancel (two at a correlation of -0.75)
-)
+# of the energy that the mean of independent channels has: below, they cancel (two at a correlation of -0.75)
+CANCELLED = 0.25
 ALIVE = 0.01  # of the energy of the loudest channel: below, a channel is dead
 
 
@@ -14,10 +13,8 @@ class Downmix:
     """Averages the channels of one file block by block, and finds out whether they cancel, as antiphase stereo does."""
 
     def __init__(self) -> None:
-        self._channels, self._mean = (
-            np.zeros(1),
-            0.0,
-        )  # energies of differences, in which a constant offset does not count
+        # energies of differences, in which a constant offset does not count
+        self._channels, self._mean = (np.zeros(1), 0.0)
 
     def __call__(self, block: np.ndarray) -> np.ndarray:
         """The mean of a block (T, C) over its channels, (T,) float32."""

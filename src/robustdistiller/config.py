@@ -63,9 +63,8 @@ class TeacherConfig(Section):
     model: str | None = None  # a hub name such as facebook/hubert-base-ls960, or a folder in the same layout
     layers: tuple[Depth, ...] | None = None  # 1-based; None: the paper's 4, 8, 12 scaled to the teacher's depth
     average: Depth = 1  # layers whose mean is a target: 4 makes of layer 8 the mean of 5 to 8 (SKILL, arXiv 2402.17133)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = (
-        "auto"  # of its forward pass; auto: bf16 where the processor or GPU has it
-    )
+    # of its forward pass; auto: bf16 where the processor or GPU has it
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # "layer" removes scale and mean of every frame of a target, which pre-norm teachers (large models, Whisper) need
     # because a few of their dimensions are a hundred times larger than the rest; "auto" does so for exactly those.
     target_norm: Literal["auto", "none", "layer"] = "auto"
@@ -134,9 +133,8 @@ class DataConfig(Section):
     crop_seconds: Positive = 15.625  # the official 250 000 samples
     batch_seconds: Positive = 96.0  # audio of a step, of all processes together, padding included
     microbatch_seconds: Positive = 96.0  # at most so much goes through the network of a process at once
-    max_trim: Annotated[Number, Field(ge=0, le=0.5)] = (
-        0.05  # a batch is cut to its shortest crop, which loses at most this
-    )
+    # a batch is cut to its shortest crop, which loses at most this
+    max_trim: Annotated[Number, Field(ge=0, le=0.5)] = 0.05
     # 0: crops of long recordings are drawn anew in every epoch; n: a recording has at most n crops, and always the same.
     fixed_crops: Annotated[Whole, Field(le=10**6)] = 0
     workers: Annotated[Whole, Field(le=64)] = 2  # processes that read and cut, for each process of the training

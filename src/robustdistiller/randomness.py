@@ -17,9 +17,8 @@ def generator(*key: int | str) -> np.random.Generator:
 
 def integer(*key: int | str, bits: int = 63) -> int:
     """A non-negative integer of at most `bits` bits (up to 512) that depends on `key` alone."""
-    parts = "\x1f".join(f"{type(k).__name__}:{k}" for k in key).encode(
-        errors="surrogatepass"
-    )  # a file name may be no text
+    # a file name may be no text
+    parts = "\x1f".join(f"{type(k).__name__}:{k}" for k in key).encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(parts).digest(), "little") >> (512 - bits)
 
 

@@ -21,6 +21,7 @@ import scipy.signal
 from ..channels import Downmix
 from ..errors import AudioError, UserError
 from ..files import StrPath, write_jsonl
+from ..process import usable_cores
 from .corpora import Role
 from .io import SAMPLE_RATE, UNKNOWN, mono_blocks, opened
 from .manifest import Recording
@@ -51,7 +52,7 @@ def check_all(recordings: Sequence[Recording], role: Role, workers: int | None =
     clipped samples as extra["clipped"].
     """
     check = partial(_check, role=role)
-    workers = min(workers or cores(), 32)
+    workers = min(workers or usable_cores(), 32)
     if workers == 1 or len(recordings) <= _IN_PROCESS:
         yield from map(check, recordings)
         return
@@ -152,9 +153,8 @@ def _decoded(recording: Recording, role: Role) -> Recording:
     if frames < MIN_SECONDS[role] * rate:
         raise AudioError(f"{path} lasts {frames} samples at {rate} Hz, less than {MIN_SECONDS[role]:g} s.", "too-short")
     recording = replace(recording, seconds=frames / rate, extra=extra)
-    infrasound = (
-        frames * (2 * math.pi * _LOWEST_HZ / rate * (high - low) / 2) ** 2 / 2
-    )  # how much `moved` it can explain
+    # how much `moved` it can explain
+    infrasound = frames * (2 * math.pi * _LOWEST_HZ / rate * (high - low) / 2) ** 2 / 2
     if high - low < _SILENCE or (moved < infrasound and not _audible(recording)):
         raise AudioError(f"{path} is silent.", "silent")
     if clipped > _CLIPPED * frames:
@@ -173,7 +173,3 @@ def _audible(recording: Recording) -> bool:
         if power > max((_SILENCE / 2) ** 2, 1e-8 * np.var(wave)):
             return True
     return False
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

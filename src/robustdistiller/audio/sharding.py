@@ -27,9 +27,10 @@ import soundfile
 
 from ..errors import AudioError, UserError
 from ..files import StrPath, digest, exclusive, read_json, replacing, write_json
+from ..process import usable_cores
 from ..progress import PartProgress
 from ..randomness import fraction
-from .checking import Skipped, cores, worker_pool, write_skipped
+from .checking import Skipped, worker_pool, write_skipped
 from .io import SAMPLE_RATE
 from .manifest import Recording
 from .prepare import prepare_all
@@ -104,7 +105,7 @@ def _write_all(
         rows[number] = _finished(out, number, _identity(part, audio)) or {}
         todo += [] if rows[number] else [number]
     done = kept = len(plan) - len(todo)
-    for number, row in _written(out, plan, todo, audio, min(workers or cores(), 32)):
+    for number, row in _written(out, plan, todo, audio, min(workers or usable_cores(), 32)):
         rows[number] = row
         done += 1
         if progress:

@@ -211,9 +211,8 @@ class Spool:
         for number in [*sorted(now), *sorted(soon)]:
             if number not in self._copies:
                 self._copies[number] = self._reader.submit(self._copy, number, step)
-            self._last[number] = max(
-                step, self._last.get(number, 0)
-            )  # the loop asks for a step that was dealt long ago
+            # the loop asks for a step that was dealt long ago
+            self._last[number] = max(step, self._last.get(number, 0))
         for number in now:
             self._copies[number].result()
         for number in [n for n, last in self._last.items() if last < step - linger]:

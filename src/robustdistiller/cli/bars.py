@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from ..errors import printable
@@ -32,9 +31,7 @@ class Bars:
     def __enter__(self) -> Bars:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._display is not None:
             if kind is None:
                 self._complete()
@@ -70,21 +67,12 @@ class Bars:
 
     def _started(self) -> Any:
         if self._display is None:
+            from rich import progress
             from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
 
-            columns = (
-                TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TextColumn("left"), TimeRemainingColumn(),
-            )  # fmt: skip
+            name, left = progress.TextColumn("{task.description}", markup=False), progress.TextColumn("left")
+            bar = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
             screen = Console(stderr=True, highlight=False, markup=False, emoji=False)
-            self._display = Progress(*columns, console=screen)
+            self._display = progress.Progress(name, *bar, left, progress.TimeRemainingColumn(), console=screen)
             self._display.start()
         return self._display

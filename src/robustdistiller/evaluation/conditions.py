@@ -54,9 +54,8 @@ class NoiseSource(Section):
     kind: str  # recorded, babble, or a made kind: white, pink, brown, hum, rain, …
     source: str | None = None  # recorded: None means --noise; babble: None means the other test utterances of the task
     root: str | None = None  # the folder that paths of a manifest start at
-    where: dict[str, Any] = Field(
-        default_factory=dict
-    )  # without it, the test part of a source that has splits, or else its valid part
+    # without it, the test part of a source that has splits, or else its valid part
+    where: dict[str, Any] = Field(default_factory=dict)
     by: str | None = None  # recorded: one type per value of this field, such as label
     seen: bool = False  # whether training had it
 

@@ -22,40 +22,13 @@ from safetensors.torch import save_file
 from ..errors import explained
 from ..files import replacing
 from ..randomness import generator
-from . import ctc
+from . import ctc, metrics, task_heads
 from .conditions import Condition
 from .detection import FRAME_RATE, THRESHOLDS, WINDOW, alarms, hits, pooled_scores
 from .features import StoredFeatures
-from .metrics import (
-    ACCURACY,
-    CER,
-    EER,
-    FRAMES,
-    PER,
-    RECALL,
-    SLOTS,
-    WER,
-    AnyScores,
-    DetectionScores,
-    Metric,
-    RankedTrials,
-    Scores,
-    TrialScores,
-    unit_errors,
-)  # fmt: skip
+from .metrics import AnyScores, DetectionScores, Metric, Scores, TrialScores
 from .task_file import Example, Task
-from .task_heads import (
-    HeadConfig,
-    SpeakerHead,
-    Tick,
-    Trained,
-    UtteranceHead,
-    embeddings,
-    fit_speaker_heads,
-    fit_utterance_heads,
-    load_head,
-    predict,
-)  # fmt: skip
+from .task_heads import HeadConfig, Tick, Trained, load_head
 from .verification import Trials, make_trials, trial_similarities
 
 Row = dict[str, Any]
@@ -105,12 +78,12 @@ class UtteranceProbe(Probe):
     def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
         targets, valid_targets = (self._targets(examples) for examples in (self.task.train, self.task.valid))
         sizes = list(map(len, self.task.classes))
-        return fit_utterance_heads(train, targets, valid, valid_targets, sizes, self.config, self.seed, tick)
+        return task_heads.fit_utterance_heads(train, targets, valid, valid_targets, sizes, self.config, self.seed, tick)
 
     def _codes(self, trained: Sequence[Trained], test: StoredFeatures) -> list[NDArray[np.int64]]:
         """The class of every row and slot, (N, slots), by each head."""
         shape, sizes = test.rows.shape[1:], list(map(len, self.task.classes))
-        return [predict(load_head(t, UtteranceHead, shape, sizes), test) for t in trained]
+        return [task_heads.predict(load_head(t, task_heads.UtteranceHead, shape, sizes), test) for t in trained]
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         classes = self.task.classes
@@ -125,7 +98,7 @@ class UtteranceProbe(Probe):
         ones = np.ones(len(rows))
         single = [Scores(Metric(f"slot:{slot}", f"Right, {slot}"), right[..., k], ones)
                   for k, slot in enumerate(self.task.slots)]  # fmt: skip
-        return [accuracy(rows), Scores(SLOTS, right.mean(2), ones), *single]
+        return [accuracy(rows), Scores(metrics.SLOTS, right.mean(2), ones), *single]
 
 
 class FrameProbe(UtteranceProbe):
@@ -149,7 +122,9 @@ class FrameProbe(UtteranceProbe):
     def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
         parts = self._labelled(self.task.train, train, "train"), self._labelled(self.task.valid, valid, "valid")
         config = replace(self.config, batch=512, epochs=min(5, self.config.epochs))
-        return fit_utterance_heads(*parts[0], *parts[1], [len(self.task.classes[0])], config, self.seed, tick)
+        return task_heads.fit_utterance_heads(
+            *parts[0], *parts[1], [len(self.task.classes[0])], config, self.seed, tick
+        )
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         names, cuts = self.task.classes[0], test.starts[1:-1]
@@ -161,7 +136,7 @@ class FrameProbe(UtteranceProbe):
     def score(self, rows: Sequence[Row]) -> list[AnyScores]:
         right = _by_head(rows, lambda found, target: sum(a == b != "" for a, b in zip(found, target, strict=True)))
         count = [sum(unit != "" for unit in row["target"]) for row in rows]
-        return [Scores(FRAMES, right, np.array(count, dtype=np.float64))]
+        return [Scores(metrics.FRAMES, right, np.array(count, dtype=np.float64))]
 
 
 class DetectionProbe(UtteranceProbe):
@@ -171,7 +146,7 @@ class DetectionProbe(UtteranceProbe):
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         shape, (labels,), config = test.rows.shape[1:], self.task.classes, self.task.config.detection
-        heads = [load_head(t, UtteranceHead, shape, [len(labels)]) for t in trained]
+        heads = [load_head(t, task_heads.UtteranceHead, shape, [len(labels)]) for t in trained]
         rows = []
         for k, example in enumerate(self.task.test):
             states = torch.from_numpy(np.asarray(test.rows[test.starts[k] : test.starts[k + 1]], np.float32))
@@ -192,7 +167,7 @@ class DetectionProbe(UtteranceProbe):
         none = [[None] * len(THRESHOLDS)] * heads
         late = np.array([row.get("late", none) for row in rows], dtype=np.float64).swapaxes(0, 1)
         counts = np.array([row.get("alarms", none) for row in rows], dtype=np.float64).swapaxes(0, 1)
-        metric = replace(RECALL, title=f"Recall at {config.alarms_per_hour:g} false alarms an hour")
+        metric = replace(metrics.RECALL, title=f"Recall at {config.alarms_per_hour:g} false alarms an hour")
         seconds = np.array([row.get("seconds", 0.0) for row in rows])
         return [DetectionScores(metric, late, np.nan_to_num(counts), seconds, THRESHOLDS, config.alarms_per_hour)]
 
@@ -234,8 +209,9 @@ class RecognitionProbe(Probe):
 
     def score(self, rows: Sequence[Row]) -> list[AnyScores]:
         if self.task.config.units == "phones":
-            return [_error_rate(PER, rows, list)]
-        return [_error_rate(WER, rows, lambda units: "".join(units).split()), _error_rate(CER, rows, list)]
+            return [_error_rate(metrics.PER, rows, list)]
+        words = _error_rate(metrics.WER, rows, lambda units: "".join(units).split())
+        return [words, _error_rate(metrics.CER, rows, list)]
 
 
 class VerificationProbe(Probe):
@@ -250,15 +226,15 @@ class VerificationProbe(Probe):
         left, right, same = self._trials(self.task.valid)
 
         def score(embeddings: torch.Tensor) -> float:
-            rate = RankedTrials(trial_similarities(embeddings, left, right), same).equal_error_rate()
+            rate = metrics.RankedTrials(trial_similarities(embeddings, left, right), same).equal_error_rate()
             return -1.0 if np.isnan(rate) else -rate
 
-        return fit_speaker_heads(train, targets, len(code), score, valid, self.config, self.seed, tick)
+        return task_heads.fit_speaker_heads(train, targets, len(code), score, valid, self.config, self.seed, tick)
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         left, right, same = self._trials(self.task.test)
         shape, sizes = test.rows.shape[1:], [len(self.task.classes[0])]
-        found = [embeddings(load_head(t, SpeakerHead, shape, sizes), test) for t in trained]
+        found = [task_heads.embeddings(load_head(t, task_heads.SpeakerHead, shape, sizes), test) for t in trained]
         values = np.stack([trial_similarities(each, left, right) for each in found])
         ids = [example.id for example in self.task.test]
         return [
@@ -268,7 +244,7 @@ class VerificationProbe(Probe):
 
     def score(self, rows: Sequence[Row]) -> list[AnyScores]:
         similarity = np.array([row["similarity"] for row in rows]).T
-        return [TrialScores(EER, similarity, *self._trials(self.task.test))]
+        return [TrialScores(metrics.EER, similarity, *self._trials(self.task.test))]
 
 
 PROBES: dict[str, type[Probe]] = {
@@ -283,7 +259,7 @@ def make_probe(task: Task, config: HeadConfig, seed: int, device: torch.device |
 
 def accuracy(rows: Sequence[Row]) -> Scores:
     """Whether every head answered every utterance right, all of its slots; `rows` are those of `UtteranceProbe.predict`."""
-    return Scores(ACCURACY, _by_head(rows, operator.eq), np.ones(len(rows)))
+    return Scores(metrics.ACCURACY, _by_head(rows, operator.eq), np.ones(len(rows)))
 
 
 def _about(example: Example) -> Row:
@@ -301,7 +277,7 @@ def _by_head(rows: Sequence[Row], judge: Callable[[Any, Any], Any]) -> NDArray[n
 
 
 def _error_rate(metric: Metric, rows: Sequence[Row], units: Callable[[Any], list[str]]) -> Scores:
-    total = _by_head(rows, lambda found, target: unit_errors(units(target), units(found))[0])
+    total = _by_head(rows, lambda found, target: metrics.unit_errors(units(target), units(found))[0])
     return Scores(metric, total, np.array([len(units(row["target"])) for row in rows], dtype=np.float64))
 
 

@@ -30,22 +30,19 @@ class Similarity:
     """Running sums over pairs of frames of one model and condition; memory is S·D², however long the audio."""
 
     count: int = 0
-    sums: Tensor | None = None  # (2, S, D)
-    products: Tensor | None = None  # (3, S, D, D): clean·clean, noisy·noisy, clean·noisy
+    sums: Tensor = torch.zeros(())  # (2, S, D)
+    products: Tensor = torch.zeros(())  # (3, S, D, D): clean·clean, noisy·noisy, clean·noisy
 
     def add(self, clean: Tensor, noisy: Tensor, frames: Tensor) -> None:
         """Add a batch of states (B, S, F, D) of both versions with the same valid `frames` (B,)."""
         valid = torch.arange(clean.shape[2], device=clean.device) < frames[:, None]  # (B, F)
         x, y = (states.transpose(1, 2)[valid].double().transpose(0, 1) for states in (clean, noisy))  # (S, ΣF, D)
-        sums = torch.stack([x.sum(1), y.sum(1)])
-        products = torch.stack([x.mT @ x, y.mT @ y, x.mT @ y])
-        self.sums = sums if self.sums is None else self.sums + sums
-        self.products = products if self.products is None else self.products + products
+        self.sums = self.sums + torch.stack([x.sum(1), y.sum(1)])
+        self.products = self.products + torch.stack([x.mT @ x, y.mT @ y, x.mT @ y])
         self.count += x.shape[1]
 
     def cka(self) -> list[float]:
         """Linear CKA per state."""
-        assert self.sums is not None and self.products is not None
         mean = self.sums / self.count
         pairs = ((0, 0), (1, 1), (0, 1))
         outer = torch.stack([torch.einsum("sd,se->sde", mean[i], mean[j]) for i, j in pairs])
@@ -59,7 +56,7 @@ class MeanCosine:
     """Running mean of frame cosines per state, around the clean mean (S, D)."""
 
     centre: Tensor
-    total: Tensor | None = None
+    total: Tensor = torch.zeros(())
     count: int = 0
 
     def add(self, clean: Tensor, noisy: Tensor, frames: Tensor) -> None:
@@ -67,13 +64,11 @@ class MeanCosine:
         centre = self.centre.to(clean.device)[:, None]  # (S, 1, D)
         cosine = torch.cosine_similarity(clean - centre, noisy - centre, dim=-1, eps=1e-8)  # (B, S, F)
         valid = torch.arange(clean.shape[2], device=clean.device) < frames[:, None]
-        total = (cosine.double() * valid[:, None]).sum((0, 2)).cpu()
-        self.total = total if self.total is None else self.total + total
+        self.total = self.total + (cosine.double() * valid[:, None]).sum((0, 2)).cpu()
         self.count += int(valid.sum())
 
     def value(self) -> list[float]:
         """The mean cosine per state."""
-        assert self.total is not None
         return (self.total / self.count).tolist()  # type: ignore[no-any-return]
 
 

@@ -54,9 +54,8 @@ class TaskConfig(Section):
     label: str = "label"  # classification, detection: the field with the class; dots enter nested fields
     slots: tuple[str, ...] = ()  # slots: one field each; a single field that holds a mapping stands for all its keys
     speaker: str = "speaker"  # the field that says who speaks: splits must not share it, and statistics resample it
-    text: str = (
-        "text"  # ctc: a string, a list of units, or a list of [start, end, unit]; frames: the latter, in seconds
-    )
+    # ctc: a string, a list of units, or a list of [start, end, unit]; frames: the latter, in seconds
+    text: str = "text"
     units: Literal["characters", "phones"] = "characters"  # ctc
     fold: str | None = None  # ctc, frames: a named folding of phones, such as timit39
     # Cross-validation: so many folds of speakers, or a field, each of whose values is the test part once; the others train.
@@ -70,9 +69,8 @@ class TaskConfig(Section):
     measures: tuple[Literal["si_sdr", "stoi", "pesq", "dnsmos"], ...] | None = None  # enhancement; None: all installed
     negatives: SplitConfig | None = None  # detection: running speech without any of the words, dealt to the three parts
     detection: DetectionConfig = DetectionConfig()  # detection: smoothing, refractory time, allowed false alarms
-    trials: Annotated[Count, Field(ge=10, le=10**8)] = (
-        20_000  # verification: pairs compared, half of them of one speaker if possible
-    )
+    # verification: pairs compared, half of them of one speaker if possible
+    trials: Annotated[Count, Field(ge=10, le=10**8)] = 20_000
 
     @field_validator("title")
     @classmethod

@@ -121,14 +121,12 @@ class EnhancementHead(nn.Module):
         # The LSTM and the spectrogram stay in float32: the losses compare magnitudes over a range of 80 dB.
         with torch.autocast(wave.device.type, enabled=False):
             if self.frame_rate == 50:
-                masks = (
-                    self.mask(self._run(at_least_single(features), frames)).unflatten(2, (2, BINS)).flatten(1, 2)
-                )  # (B, 2F, K)
+                # (B, 2F, K)
+                masks = self.mask(self._run(at_least_single(features), frames)).unflatten(2, (2, BINS)).flatten(1, 2)
                 masks = align_frames(masks, 2 * frames, MASK_GRID, SPECTRUM_GRID, spectrum.shape[-1])  # (B, N, K)
             else:
-                x = align_frames(
-                    at_least_single(features), frames, GRID, SPECTRUM_GRID, spectrum.shape[-1]
-                )  # (B, N, D)
+                # (B, N, D)
+                x = align_frames(at_least_single(features), frames, GRID, SPECTRUM_GRID, spectrum.shape[-1])
                 masks = self.mask(self._run(x, valid))
             mask = torch.sigmoid(masks).transpose(1, 2)  # (B, K, N)
         return Enhancement(mask, spectrum, valid, lengths)

@@ -10,10 +10,10 @@ from ..files import write_text
 from .reading import BenchmarkResult, Measure, read_result, size_text
 
 
-def write_summary(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Write the tables of the benchmark in `folder`, by default as its `summary.md`."""
+def write_summary(folder: str | Path) -> Path:
+    """Write the tables of the benchmark in `folder` as its `summary.md`."""
     result = read_result(folder)
-    path = Path(out) if out else result.folder / "summary.md"
+    path = result.folder / "summary.md"
     write_text(path, render_summary(result))
     return path
 

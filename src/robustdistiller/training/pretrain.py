@@ -193,9 +193,8 @@ class Pretraining:
         self.config, self.pools, self.teacher, self.context = config, pools, teacher, context
         self.device = next(teacher.parameters()).device
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(
-                integer(config.seed, "weights")
-            )  # layers have no other way to be told their initial values
+            # layers have no other way to be told their initial values
+            torch.manual_seed(integer(config.seed, "weights"))
             self.mini = Mini(config.model, teacher.hidden_size, max(config.crops.seconds)).to(self.device)
         self.mini.mask_vector.requires_grad_(config.mask > 0)
         self.module: nn.Module = self.mini

@@ -60,9 +60,8 @@ class TargetCache:
         identity = teacher_identity(teacher, device)
         self.folder = self.root / f"{_PREFIX}{digest(identity)}"
         self._prepare(identity)
-        self._index: dict[
-            bytes, tuple[_Segment, int, int, int | None]
-        ] = {}  # segment, offset, bytes, CRC until checked
+        # segment, offset, bytes, CRC until checked
+        self._index: dict[bytes, tuple[_Segment, int, int, int | None]] = {}
         self._segments: dict[str, _Segment] = {}
         self._own: _Segment | None = None
         self._closed = ""  # why nothing is stored any more
