@@ -11,26 +11,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 _WHERE = {
-    "UserError": "errors",
-    "Recipe": "config",
-    "load_recipe": "config",
-    "Recording": "audio.manifest",
-    "prepare": "audio.prepare",
-    "read_audio": "audio.io",
-    "write_audio": "audio.io",
-    "Contaminator": "acoustics.contaminator",
-    "Environment": "acoustics.scene",
-    "EnvironmentConfig": "config",
-    "contaminate": "acoustics.scene",
-    "contaminate_file": "acoustics.contamination",
-    "Student": "models.student",
-    "load_student": "models.student",
-    "Teacher": "models.teacher",
-    "load_teacher": "models.teacher",
-    "distill": "training.distill",
-    "extract_features": "apply",
-    "enhance_files": "apply",
-}
+    "UserError": "errors", "Recipe": "config", "load_recipe": "config", "Recording": "audio.manifest",
+    "prepare": "audio.prepare", "read_audio": "audio.io", "write_audio": "audio.io",
+    "Contaminator": "acoustics.contaminator", "Environment": "acoustics.scene", "EnvironmentConfig": "config",
+    "contaminate": "acoustics.scene", "contaminate_file": "acoustics.contamination", "Student": "models.student",
+    "load_student": "models.student", "Teacher": "models.teacher", "load_teacher": "models.teacher",
+    "distill": "training.distill", "extract_features": "apply", "enhance_files": "apply",
+}  # fmt: skip
 
 __all__ = ["__version__", *_WHERE]
 

@@ -174,11 +174,9 @@ def _enhancement(student: Student, held_out: list[Recording], folder: Path, seed
     """Clean, contaminated and enhanced speech of a few held-out sentences: files, and what the page shows of each."""
     mix = NoiseMix(recorded=0, white=0, babble=1, wind=1, alarm=1)
     environment = Environment.build(
-        EnvironmentConfig(clean=0, noise=1, reverb=0, both=0, noise_kinds=mix),
-        speech=held_out,
-        seed=seed,
+        EnvironmentConfig(clean=0, noise=1, reverb=0, both=0, noise_kinds=mix), speech=held_out, seed=seed,
         split="valid",
-    )
+    )  # fmt: skip
     excerpts = []
     for number, noise, snr in SHOWN:
         recording = held_out[number % len(held_out)]

@@ -80,15 +80,10 @@ def contaminate_file(
     if noise and snr_db is None:
         snr_db = snr_at(config, config.curriculum.steps, fraction(seed, utterance, "snr"))
     scene = fixed_scene(
-        environment,
-        utterance,
-        len(wave) / SAMPLE_RATE,
-        seed,
-        snr_db,
+        environment, utterance, len(wave) / SAMPLE_RATE, seed, snr_db,
         [*synthetic, *(["recorded"] if folders else [])] or None,
-        room_bank.draw(generator(seed, utterance, "room")) if rooms else None,
-        config.noise_in_room,
-    )
+        room_bank.draw(generator(seed, utterance, "room")) if rooms else None, config.noise_in_room,
+    )  # fmt: skip
     contaminated, scene = contaminate(wave, environment, utterance, scene=scene)
     write_audio(out, contaminated, comment=software("contaminate"))
     write_json(scene_file, scene.to_dict())

@@ -92,18 +92,9 @@ def examine(name: str) -> dict[str, Any]:
         command += ["--set", f"teacher.layers={list(teacher.layers)}"]
     command += ["--speech", "SPEECH/", "--noise", "NOISE/", "--rooms", "ROOMS/", "--out", f"runs/{telling_name(name)}"]
     return {
-        "kind": kind,
-        "parameters": teacher.num_parameters,
-        "layers": teacher.num_layers,
-        "width": teacher.hidden_size,
-        "source": files.source,
-        "folder": str(files.folder),
-        "targets": list(teacher.layers),
-        "target_norm": teacher.target_norm,
-        "input": "log-mel" if kind in FROM_LOG_MEL else "waveform",
-        "normalize": teacher.normalize,
-        "frame_ms": grid.stride / 16,
-        "centre_ms": grid.offset / 16,
-        "frames": int(frames),
-        "command": shlex.join(command),
-    }
+        "kind": kind, "parameters": teacher.num_parameters, "layers": teacher.num_layers, "width": teacher.hidden_size,
+        "source": files.source, "folder": str(files.folder), "targets": list(teacher.layers),
+        "target_norm": teacher.target_norm, "input": "log-mel" if kind in FROM_LOG_MEL else "waveform",
+        "normalize": teacher.normalize, "frame_ms": grid.stride / 16, "centre_ms": grid.offset / 16,
+        "frames": int(frames), "command": shlex.join(command),
+    }  # fmt: skip

@@ -177,12 +177,10 @@ def _export(
 
 def _model_row(path: Path, file: Exported) -> dict[str, Any]:
     return {
-        "path": f"models/{path.name}",
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "bytes": path.stat().st_size,
-        "precision": file.description.precision,
+        "path": f"models/{path.name}", "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "bytes": path.stat().st_size, "precision": file.description.precision,
         "labels": {slot: list(labels) for slot, labels in file.description.labels.items()},
-    }
+    }  # fmt: skip
 
 
 def _recorded(speech: Iterable[Recording]) -> Iterable[tuple[str, str, np.ndarray]]:

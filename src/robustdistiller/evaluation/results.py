@@ -24,13 +24,9 @@ ScoresByTask = Mapping[str, Mapping[str, AnyScores]]
 """Model → condition → scores of one metric."""
 
 AVERAGES = {
-    "noise": "all noise",
-    "reverb": "all reverberation",
-    "both": "all noise in rooms",
-    "contaminated": "all contaminated",
-    "seen": "seen in training",
-    "unseen": "unseen in training",
-}
+    "noise": "all noise", "reverb": "all reverberation", "both": "all noise in rooms",
+    "contaminated": "all contaminated", "seen": "seen in training", "unseen": "unseen in training",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,21 +60,14 @@ def task_summary(folds: Sequence[Task]) -> dict[str, Any]:
     """What a task is, before anything is measured on it."""
     task = folds[0]
     return {
-        "name": task.report_name,
-        "title": task.title,
-        "kind": task.config.kind,
-        "folds": len(folds),
+        "name": task.report_name, "title": task.title, "kind": task.config.kind, "folds": len(folds),
         "slots": list(task.slots),
         "classes": [list(classes) for classes in task.classes] if task.slots else [],
         "utterances": {
             "train": len(task.train), "valid": len(task.valid), "test": sum(len(fold.test) for fold in folds)
         },
         "speakers": len({e.recording.speaker for fold in folds for e in fold.test} - {None}),
-        "metrics": [],
-        "figures": [],
-        "heads": [],
-        "confusion": [],
-        "detection": [],
+        "metrics": [], "figures": [], "heads": [], "confusion": [], "detection": [],
     }  # fmt: skip
 
 

@@ -72,12 +72,10 @@ class Store:
     ) -> FeatureStream:
         """The features of a part of a task under a condition."""
         key = {
-            "model": model.digest,
-            "audio": task.fingerprints[part],
-            "condition": self.stage.digest(condition, task, part),
-            "pooled": pooled,
+            "model": model.digest, "audio": task.fingerprints[part],
+            "condition": self.stage.digest(condition, task, part), "pooled": pooled,
             "batch_seconds": self.settings.batch_seconds,
-        }
+        }  # fmt: skip
         return FeatureStream(self.out / "features", key, f"{model.name}, {task.name} {part}, {condition.title}")
 
     # Keys

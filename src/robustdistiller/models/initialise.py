@@ -163,11 +163,9 @@ def _prune_feed_forward(teacher: dict[str, Tensor], layer: int, units: Tensor) -
     inner, outer = (FEED_FORWARD.format(layer, part) for part in ("intermediate", "output"))
     output = teacher[f"{outer}.weight"]
     return {
-        f"{inner}.weight": teacher[f"{inner}.weight"][units],
-        f"{inner}.bias": teacher[f"{inner}.bias"][units],
-        f"{outer}.weight": _keep_energy(output, output[:, units]),
-        f"{outer}.bias": teacher[f"{outer}.bias"],
-    }
+        f"{inner}.weight": teacher[f"{inner}.weight"][units], f"{inner}.bias": teacher[f"{inner}.bias"][units],
+        f"{outer}.weight": _keep_energy(output, output[:, units]), f"{outer}.bias": teacher[f"{outer}.bias"],
+    }  # fmt: skip
 
 
 def _shorten_position(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, Tensor]:

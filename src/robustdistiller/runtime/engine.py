@@ -77,7 +77,8 @@ def open_graph(
         raise UserError(f"{threads} threads cannot work: give at least 1.")
     description = describe(path, verify)
     if description.kind != kind:
-        raise UserError(f"{path} holds an {description.kind}: open it with {KINDS[description.kind]}.")
+        right = f"{KINDS[description.kind]}, not {KINDS[kind]}"
+        raise UserError(f"{path} holds an {description.kind}: open it with {right}.")
     if engine == "openvino" and description.precision == "int8":
         # OpenVINO 2026.4 computes 8-bit grouped convolutions, such as the position convolution, wrongly.
         raise UserError(f"OpenVINO gives wrong numbers for {path} (int8): give the fp32 file, or use onnxruntime.")

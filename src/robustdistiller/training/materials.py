@@ -145,16 +145,10 @@ def gather(recipe: Recipe, run: Path, report: PartProgress | None = None, rank: 
         }
     )  # fmt: skip
     return Materials(
-        train,
-        valid,
-        _environment(environment, splits, "train", voices if shards else train, recipe),
-        _environment(judged, splits, "valid", valid, recipe),
-        splits["noise"],
-        splits["rooms"],
-        len(skipped),
-        shards,
+        train, valid, _environment(environment, splits, "train", voices if shards else train, recipe),
+        _environment(judged, splits, "valid", valid, recipe), splits["noise"], splits["rooms"], len(skipped), shards,
         spool,
-    )
+    )  # fmt: skip
 
 
 def _environment(
@@ -165,14 +159,9 @@ def _environment(
     recipe: Recipe,
 ) -> Environment:
     return Environment.build(
-        config,
-        noise=splits["noise"][split],
-        rooms=splits["rooms"][split],
-        speech=speech,
-        seed=recipe.training.seed,
-        split=split,
-        cache_mb=recipe.data.noise_cache_mb,
-    )
+        config, noise=splits["noise"][split], rooms=splits["rooms"][split], speech=speech, seed=recipe.training.seed,
+        split=split, cache_mb=recipe.data.noise_cache_mb,
+    )  # fmt: skip
 
 
 def _list_skipped(file: Path, scanned: list[Any], start: int) -> None:

@@ -103,10 +103,7 @@ The exact recipe is in `recipe.yaml`; the speakers, noises and rooms of training
 _ROWS = (
     ("distillation loss, clean speech", "distillation/clean"),
     ("distillation loss, contaminated speech", "distillation/contaminated"),
-    ("SI-SDR of the contaminated speech (dB)", "si_sdr/in"),
-    ("SI-SDR after enhancement (dB)", "si_sdr/out"),
-    ("STOI of the contaminated speech", "stoi/in"),
-    ("STOI after enhancement", "stoi/out"),
-    ("PESQ of the contaminated speech", "pesq/in"),
-    ("PESQ after enhancement", "pesq/out"),
-)
+    ("SI-SDR of the contaminated speech (dB)", "si_sdr/in"), ("SI-SDR after enhancement (dB)", "si_sdr/out"),
+    ("STOI of the contaminated speech", "stoi/in"), ("STOI after enhancement", "stoi/out"),
+    ("PESQ of the contaminated speech", "pesq/in"), ("PESQ after enhancement", "pesq/out"),
+)  # fmt: skip

@@ -289,13 +289,8 @@ def teacher_identity(model: Teacher, device: torch.device) -> dict[str, Any]:
         weights.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     config = {k: v for k, v in model.encoder.model.config.to_dict().items() if k != "_name_or_path"}
     return {
-        "teacher": weights.hexdigest(),
-        "config": digest(json.loads(json.dumps(config, default=str))),
-        "normalize": model.normalize,
-        "layers": list(model.layers),
-        "average": model.average,
-        "target_norm": model.target_norm,
-        "precision": pick_precision(model.precision, device, model.encoder),
-        "device": device.type,
-        "versions": {"format": FORMAT, "transformers": transformers.__version__},
-    }
+        "teacher": weights.hexdigest(), "config": digest(json.loads(json.dumps(config, default=str))),
+        "normalize": model.normalize, "layers": list(model.layers), "average": model.average,
+        "target_norm": model.target_norm, "precision": pick_precision(model.precision, device, model.encoder),
+        "device": device.type, "versions": {"format": FORMAT, "transformers": transformers.__version__},
+    }  # fmt: skip
