@@ -81,7 +81,7 @@ def checked_batch(wave: Tensor, lengths: Tensor | Sequence[int] | None) -> tuple
     """
     if not isinstance(wave, Tensor) or wave.ndim != 2 or not wave.is_floating_point() or not wave.numel():
         what = f"{wave.dtype} of shape {tuple(wave.shape)}" if isinstance(wave, Tensor) else type(wave).__name__
-        raise UserError(f"A wave is a tensor (batch, samples) in ±1 (16-bit samples divided by 32768), not {what}.")
+        raise UserError(f"Waveforms are tensors (batch, samples) in ±1 (16-bit samples divided by 32768), not {what}.")
     if not bool(torch.isfinite(wave).all()):
         raise UserError("The waveforms hold samples that are not numbers: repair or leave out those recordings.")
     if lengths is None:

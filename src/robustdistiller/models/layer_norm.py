@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ..randomness import generator
 from .encoder import SpeechEncoder, normalize_wave
-from .pruning import conv_patches, least_squares, project_cnn
+from .pruning import conv_patches, evaluating, fit_projection, least_squares
 
 PATTERN = 3.0
 SECONDS = 90  # of speech at most: the front end alone has a million of its frames in that
@@ -34,9 +34,13 @@ def fit_layer_norm(
         speech: clips (T,) of clean speech on the device of both.
         channels: the source's channels that each thinner convolution keeps; empty where all have the source's width.
     """
-    modes = student.training, source.training
-    student.eval()
-    source.eval()
+    with evaluating(student), evaluating(source):
+        _fit_all(student, source, speech, channels)
+
+
+def _fit_all(
+    student: SpeechEncoder, source: SpeechEncoder, speech: Sequence[Tensor], channels: Sequence[Tensor]
+) -> None:
     kept = _some(speech)
     xs = ys = [wave[None, None] for wave in kept]  # what the next convolutions of student and source read, (1, C, F)
     if source.normalize:
@@ -47,15 +51,7 @@ def fit_layer_norm(
         chosen = channels[number] if channels else slice(None)
         _fit_layer(mine, xs, [z[0, chosen].T for z in wanted], number)
         xs, ys = [mine(x) for x in xs], [theirs.activation(z) for z in wanted]
-    project, reference = student.model.feature_projection, source.model.feature_projection
-    norm: Any = getattr(project, "layer_norm", None) or nn.Identity()
-    if project.projection.weight.shape[0] == reference.projection.weight.shape[0]:
-        pairs = ((norm(x[0].T), project_cnn(reference, y[0].T)) for x, y in zip(xs, ys, strict=True))
-        weight, bias = least_squares(pairs, True)
-        project.projection.weight.copy_(weight)
-        project.projection.bias.copy_(bias)
-    student.train(modes[0])
-    source.train(modes[1])
+    fit_projection(student.model.feature_projection, source.model.feature_projection, zip(xs, ys, strict=True))
 
 
 def _fit_layer(layer: Any, inputs: Sequence[Tensor], wanted: Sequence[Tensor], number: int) -> None:

@@ -42,7 +42,7 @@ def plan_pruning(
     """
     kept = strongest(student.model.state_dict(), copyable_state(source, origins))
     layers = source.model.feature_extractor.conv_layers
-    with _evaluating(source):
+    with evaluating(source):
         for position, channels in enumerate(kept.channels):
             covariance, _ = _moments(_convolved(source, layers[: position + 1], wave)[0].T for wave in speech)
             last = position + 1 == len(layers)
@@ -75,7 +75,7 @@ def fit(
     the second half of each pruned feed-forward part become the linear maps with the least squared error.
     """
     if kept.channels:
-        with _evaluating(student), _evaluating(source):
+        with evaluating(student), evaluating(source):
             _fit_front_end(student, source, kept.channels, speech)
     for layer, units in enumerate(kept.units):
         if units is not None:
@@ -168,16 +168,20 @@ def _fit_front_end(
         conv.weight.copy_(weight.unflatten(1, (-1, conv.kernel_size[0])))
         if conv.bias is not None:
             conv.bias.copy_(bias)
-    project, reference = (encoder.model.feature_projection for encoder in (student, teacher))
-    outputs, inputs = project.projection.weight.shape
-    their_outputs, their_inputs = reference.projection.weight.shape
-    if inputs < their_inputs and outputs == their_outputs:  # another hidden size has nothing to be fitted to
-        norm: Any = getattr(project, "layer_norm", None) or nn.Identity()
+    own, reference = (encoder.model.feature_projection for encoder in (student, teacher))
+    if own.projection.weight.shape[1] < reference.projection.weight.shape[1]:
         both = ((_convolved(student, mine, wave), _convolved(teacher, theirs, wave)) for wave in speech)
-        pairs = ((norm(own[0].T), project_cnn(reference, other[0].T)) for own, other in both)
-        weight, bias = least_squares(pairs, True)
-        project.projection.weight.copy_(weight)
-        project.projection.bias.copy_(bias)
+        fit_projection(own, reference, both)
+
+
+def fit_projection(project: Any, reference: Any, cnn: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Fit a projection to another of the same width, from what both read: pairs of (1, C, F) and (1, C', F)."""
+    if project.projection.weight.shape[0] != reference.projection.weight.shape[0]:
+        return  # another hidden size has nothing to be fitted to
+    norm: Any = getattr(project, "layer_norm", None) or nn.Identity()
+    weight, bias = least_squares(((norm(x[0].T), project_cnn(reference, y[0].T)) for x, y in cnn), True)
+    project.projection.weight.copy_(weight)
+    project.projection.bias.copy_(bias)
 
 
 def _convolved(encoder: SpeechEncoder, layers: Any, wave: Tensor) -> Tensor:
@@ -214,7 +218,7 @@ def least_squares(pairs: Any, offset: bool) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _evaluating(encoder: nn.Module) -> Iterator[None]:
+def evaluating(encoder: nn.Module) -> Iterator[None]:
     """In evaluation mode for a while."""
     mode = encoder.training
     encoder.eval()
