@@ -27,14 +27,10 @@ def check_exposure(
         made = sorted(subject.exposure.noise_kinds & stage.synthetic_noises())
         if made:
             notes.append(f"{subject.name} was trained on {', '.join(made)} noise, which the conditions call unseen.")
-        pairs = [
-            (
-                f"speaker(s) of the task {task.name}",
-                subject.exposure.speakers,
-                {e.recording.speaker or "" for e in task.test} - {""},
-            )
-            for task in tasks
-        ]
+        pairs = []
+        for task in tasks:
+            said = {e.recording.speaker or "" for e in task.test} - {""}
+            pairs.append((f"speaker(s) of the task {task.name}", subject.exposure.speakers, said))
         pairs.append(("noise recording(s) marked unseen", subject.exposure.noise_groups, stage.groups("noise")))
         pairs.append(("room(s) marked unseen", subject.exposure.room_groups, stage.groups("rooms")))
         for what, trained, tested in pairs:

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ..acoustics.noise import KINDS
 from ..config import Count, EnvironmentConfig, Number, Section, Seed, validated
@@ -39,12 +39,24 @@ Decibels = Annotated[Number, Field(ge=-30, le=60)]
 Bin = tuple[Annotated[Number, Field(ge=0.05)], Annotated[Number, Field(le=10)]]  # of T60, seconds
 
 
-def once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """`values`, none of which may come twice: conditions are told apart, and named, by them."""
     twice = next((value for k, value in enumerate(values) if value in values[:k]), None)
     if twice is not None:
         raise ValueError(f"{twice} stands in it twice: name it once")
     return values
+
+
+def _rising(bins: tuple[Bin, ...]) -> tuple[Bin, ...]:
+    for low, high in bins:
+        if low >= high:
+            raise ValueError(f"a T60 bin must be [lowest, highest], not {[low, high]}")
+    return bins
+
+
+Names = Annotated[tuple[str, ...], AfterValidator(_once)]
+Levels = Annotated[tuple[Decibels, ...], AfterValidator(_once)]
+Bins = Annotated[tuple[Bin, ...], AfterValidator(_rising), AfterValidator(_once)]
 
 
 class NoiseSource(Section):
@@ -88,41 +100,23 @@ class NoiseGrid(Section):
     """Every noise source at every SNR (dB, against the speech as it arrives, reverberation included)."""
 
     sources: tuple[NoiseSource, ...] = ()  # types of noise
-    snr_db: tuple[Decibels, ...] = ()  # every source at each of them
-
-    @field_validator("snr_db")
-    @classmethod
-    def _once(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        return once(values)
+    snr_db: Levels = ()  # every source at each of them
 
 
 class RoomGrid(Section):
     """Every room source in every bin of T60 (seconds, measured; lower end included)."""
 
     sources: tuple[RoomSource, ...] = ()  # sets of rooms
-    t60: tuple[Bin, ...] = ()  # bins [lowest, highest], seconds
-
-    @model_validator(mode="after")
-    def _check(self) -> RoomGrid:
-        for low, high in self.t60:
-            if low >= high:
-                raise ValueError(f"a T60 bin must be [lowest, highest], not {[low, high]}")
-        once(self.t60)
-        return self
+    t60: Bins = ()  # bins [lowest, highest], seconds
 
 
 class BothGrid(Section):
     """Noise in a room: names of sources (None: all), SNRs and T60 bins (None: those of `rooms`)."""
 
-    noise: tuple[str, ...] | None = None  # names of sources; None: all
-    rooms: tuple[str, ...] | None = None  # names of sources; None: all
-    snr_db: tuple[Decibels, ...] = ()  # dB
-    t60: tuple[Bin, ...] | None = None  # bins; None: those of rooms
-
-    @field_validator("noise", "rooms", "snr_db", "t60")
-    @classmethod
-    def _once(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        return once(values) if values else values
+    noise: Names | None = None  # names of sources; None: all
+    rooms: Names | None = None  # names of sources; None: all
+    snr_db: Levels = ()  # dB
+    t60: Bins | None = None  # bins; None: those of rooms
 
 
 class ConditionsConfig(Section):
