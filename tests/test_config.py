@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from robustdistiller.config import Recipe, load_recipe, recipe_from_dict
+from robustdistiller.config import Recipe, load_recipe, validated
 from robustdistiller.errors import UserError
 from robustdistiller.evaluation.conditions import ConditionsConfig
 from robustdistiller.evaluation.task_file import TaskConfig
@@ -208,8 +208,8 @@ def test_a_recipe_of_the_version_before_opens_or_says_so():
     old = load_recipe("mini-robust").to_dict()
     del old["data"]["microbatch_seconds"]
     old["data"]["batch_seconds"], old["training"]["accumulate"] = 120.0, 1
-    data = recipe_from_dict(old).data
+    data = validated(Recipe, old, "it").data
     assert (data.batch_seconds, data.microbatch_seconds) == (120.0, 120.0)
     old["training"]["accumulate"] = 4
     with pytest.raises(UserError, match=r"accumulate is of the version before: data\.batch_seconds"):
-        recipe_from_dict(old)
+        validated(Recipe, old, "it")

@@ -7,7 +7,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from robustdistiller.assets import asset, shipped
 from robustdistiller.models.student import load_student
-from robustdistiller.objectives.enhancement import si_sdr
+from robustdistiller.objectives.quality import si_sdr
 
 STUDENTS = [name for name in shipped() if (asset(name) / "heads.json").is_file()]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import Recipe, recipe_from_dict
+from ..config import Recipe, validated
 from ..errors import UserError
 from ..files import read_json, read_mapping, write_json
 from ..models.teacher import Teacher
@@ -51,7 +51,7 @@ def check_resumable(run: Path, recipe: Recipe, resume: bool, started: bool) -> N
         raise UserError(f"{run} already holds a run: add --resume to go on with it, or choose another --out.")
     if not (started and (run / RECIPE).is_file()):
         return
-    before = recipe_from_dict(read_mapping(run / RECIPE, "recipe of the run"), str(run / RECIPE)).to_dict()
+    before = validated(Recipe, read_mapping(run / RECIPE, "recipe of the run"), str(run / RECIPE)).to_dict()
     changes = list(_changes(before, recipe.to_dict()))
     fatal = [c for c in changes if c[0].startswith(STRUCTURAL) and c[0] not in NOT_STRUCTURAL]
     if fatal:
