@@ -127,7 +127,8 @@ def _scan(stream: BinaryIO, path: Path) -> tuple[int, str]:
     value, begin = _varint(tail, at + len(_KEY_FIELD))
     end = begin + value
     if at < 0 or end > len(tail):
-        raise UserError(f"{path} is cut short or not one that `robustdistiller export` wrote: copy it again.")
+        what = "cut short, no ONNX file, or not one that `robustdistiller export` wrote"
+        raise UserError(f"{path} is {what}: copy it again, or export the student.")
     head = 1 + max(1, -(-(end - at).bit_length() // 7))  # tag and length of the entry
     return (size - len(tail) + at - head if end == len(tail) else -1), tail[begin:end].decode("utf-8", "replace")
 
