@@ -29,7 +29,7 @@ from robustdistiller.cli.deployment import print_latency
 from robustdistiller.config import load_recipe
 from robustdistiller.deployment.latency import FORMATS, Latency, LatencyResult, measure_latency, quick_export
 from robustdistiller.files import write_json
-from robustdistiller.models.student import build_student
+from robustdistiller.models.building import build_student
 from robustdistiller.models.teacher import load_teacher
 from robustdistiller.runtime import SAMPLE_RATE, Encoder
 

@@ -64,9 +64,10 @@ from robustdistiller.config import (
     TrainingConfig,
     load_recipe,
 )
+from robustdistiller.models.building import build_student
 from robustdistiller.models.encoder import SpeechEncoder
 from robustdistiller.models.precision import autocast, pick_precision
-from robustdistiller.models.student import Student, build_student
+from robustdistiller.models.student import Student
 from robustdistiller.models.teacher import Teacher, load_teacher
 from robustdistiller.objectives.total import total_loss
 from robustdistiller.process import keep_freed_memory

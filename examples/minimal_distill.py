@@ -27,8 +27,8 @@ from torch.nn.functional import cosine_similarity
 from robustdistiller import Contaminator, EnvironmentConfig, Recording, Student, Teacher, load_teacher
 from robustdistiller.audio.prepare import prepare_all
 from robustdistiller.config import EnhancementConfig, StudentConfig
+from robustdistiller.models.building import build_student
 from robustdistiller.models.frames import mask_from_lengths
-from robustdistiller.models.student import build_student
 from robustdistiller.objectives.distillation import l1, log_sigmoid_cosine
 from robustdistiller.objectives.enhancement import enhancement_loss
 from robustdistiller.synthetic.spoken import Size, build_corpus

@@ -12,7 +12,7 @@ from robustdistiller.apply import enhance_files, enhanced, extract_features, fea
 from robustdistiller.audio.io import read_audio, write_audio
 from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.errors import UserError
-from robustdistiller.models.student import build_student
+from robustdistiller.models.building import build_student
 from robustdistiller.models.teacher import load_teacher
 from robustdistiller.runtime import streaming
 

@@ -87,7 +87,7 @@ def test_links_are_followed_not_replaced(tmp_path):
 
 def test_a_student_is_not_saved_over_a_folder_with_other_things(tmp_path, checkpoint):
     from robustdistiller.config import EnhancementConfig, StudentConfig
-    from robustdistiller.models.student import build_student
+    from robustdistiller.models.building import build_student
     from robustdistiller.models.teacher import load_teacher
 
     teacher = load_teacher(str(checkpoint("hubert")), precision="fp32")

@@ -13,7 +13,7 @@ from robustdistiller.deployment.parity import voice_like
 from robustdistiller.evaluation.evaluated import open_models
 from robustdistiller.evaluation.probes import save_heads
 from robustdistiller.evaluation.task_heads import Trained, UtteranceHead
-from robustdistiller.models.student import build_student
+from robustdistiller.models.building import build_student
 from robustdistiller.models.teacher import load_teacher
 
 LABELS = {"action": ("off", "on"), "room": ("bath", "hall", "kitchen")}

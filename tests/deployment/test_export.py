@@ -14,7 +14,8 @@ from robustdistiller.deployment.export import ExportOptions, export_student
 from robustdistiller.deployment.parity import Measured, compare, fidelity, varied_audio
 from robustdistiller.deployment.task_head import read_head
 from robustdistiller.errors import UserError
-from robustdistiller.models.student import build_student, load_student
+from robustdistiller.models.building import build_student
+from robustdistiller.models.student import load_student
 from robustdistiller.models.teacher import load_teacher
 from robustdistiller.runtime import Classifier, Encoder, Enhancer, describe
 

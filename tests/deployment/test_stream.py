@@ -19,8 +19,9 @@ from robustdistiller.errors import AudioError, UserError
 from robustdistiller.evaluation.evaluated import open_models
 from robustdistiller.evaluation.probes import save_heads
 from robustdistiller.evaluation.task_heads import Trained, UtteranceHead
+from robustdistiller.models.building import build_student
 from robustdistiller.models.streaming import Chunking
-from robustdistiller.models.student import build_student, load_student
+from robustdistiller.models.student import load_student
 from robustdistiller.models.teacher import load_teacher
 from robustdistiller.runtime import Detector, Stream, Trigger
 

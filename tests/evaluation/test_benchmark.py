@@ -22,7 +22,7 @@ from robustdistiller.evaluation.features import FeatureStream
 from robustdistiller.evaluation.task_heads import HeadConfig
 from robustdistiller.evaluation.tasks import TaskConfig, load_folds
 from robustdistiller.files import read_jsonl
-from robustdistiller.models.student import build_student
+from robustdistiller.models.building import build_student
 from robustdistiller.models.teacher import load_teacher
 
 FAST = Settings(

@@ -210,7 +210,8 @@ def test_a_cache_that_holds_a_part_is_no_model_offline(hub, checkpoint, monkeypa
 def test_a_student_goes_to_the_hub_and_comes_back_by_its_name(hub, checkpoint, tmp_path, monkeypatch):
     from robustdistiller.config import EnhancementConfig, StudentConfig
     from robustdistiller.deployment.publish import push_to_hub
-    from robustdistiller.models.student import build_student, load_student
+    from robustdistiller.models.building import build_student
+    from robustdistiller.models.student import load_student
     from robustdistiller.models.teacher import load_teacher
 
     teacher = load_teacher(str(checkpoint("hubert")), precision="fp32")

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustdistiller.config import EnhancementConfig, StudentConfig
+from robustdistiller.models.building import build_student
 from robustdistiller.models.pruning import select_channels
-from robustdistiller.models.student import build_student
 from robustdistiller.models.teacher import load_teacher
 
 

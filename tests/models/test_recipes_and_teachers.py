@@ -5,7 +5,8 @@ import torch
 
 from robustdistiller.config import EnhancementConfig, load_recipe
 from robustdistiller.errors import UserError
-from robustdistiller.models.student import build_student, load_student
+from robustdistiller.models.building import build_student
+from robustdistiller.models.student import load_student
 from robustdistiller.models.teacher import load_teacher
 from robustdistiller.presets import shipped_names
 

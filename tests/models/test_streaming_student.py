@@ -6,8 +6,9 @@ from transformers import AutoModel
 
 from robustdistiller.config import EnhancementConfig, StreamingConfig, StudentConfig, load_recipe
 from robustdistiller.errors import UserError
+from robustdistiller.models.building import build_student
 from robustdistiller.models.streaming import Chunking, draw_chunking
-from robustdistiller.models.student import build_student, load_student
+from robustdistiller.models.student import load_student
 from robustdistiller.models.teacher import load_teacher
 
 CHUNKED = StreamingConfig(chunk_ms=(40, 80), look_ahead_ms=(0, 60), left_ms=100)

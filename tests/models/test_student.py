@@ -16,10 +16,11 @@ from transformers import AutoFeatureExtractor, AutoModel
 from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.errors import UserError
 from robustdistiller.models import pruning
+from robustdistiller.models.building import build_student
 from robustdistiller.models.heads import EnhancementHead, stft
 from robustdistiller.models.hub import SUPPORTED
 from robustdistiller.models.initialise import PruningPlan
-from robustdistiller.models.student import build_student, load_student
+from robustdistiller.models.student import load_student
 from robustdistiller.models.teacher import load_teacher
 
 SMALL = EnhancementConfig(hidden=16, layers=2)

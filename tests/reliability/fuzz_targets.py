@@ -476,7 +476,7 @@ def _make_student(folder: Path) -> None:
     from small_runs import shared
 
     from robustdistiller.config import EnhancementConfig, StudentConfig
-    from robustdistiller.models.student import build_student
+    from robustdistiller.models.building import build_student
     from robustdistiller.models.teacher import load_teacher
 
     with contextlib.ExitStack() as stack:

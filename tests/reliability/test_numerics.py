@@ -16,8 +16,8 @@ from robustdistiller.audio.io import SAMPLE_RATE, write_audio
 from robustdistiller.audio.manifest import Recording
 from robustdistiller.config import EnhancementConfig, EnvironmentConfig, ObjectivesConfig, StudentConfig
 from robustdistiller.errors import AudioError, UserError
+from robustdistiller.models.building import build_student
 from robustdistiller.models.precision import autocast
-from robustdistiller.models.student import build_student
 from robustdistiller.models.teacher import load_teacher
 from robustdistiller.objectives.total import total_loss
 from robustdistiller.training.distill import distill

@@ -19,7 +19,8 @@ from robustdistiller.config import EnhancementConfig, StudentConfig, load_recipe
 from robustdistiller.errors import UserError, printable
 from robustdistiller.evaluation.conditions import load_conditions
 from robustdistiller.evaluation.tasks import load_task
-from robustdistiller.models.student import build_student, load_student
+from robustdistiller.models.building import build_student
+from robustdistiller.models.student import load_student
 from robustdistiller.models.teacher import load_teacher
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="names that only Linux allows")

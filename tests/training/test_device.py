@@ -7,7 +7,7 @@ import torch
 
 from robustdistiller.config import EnhancementConfig, ObjectivesConfig, StudentConfig, load_recipe
 from robustdistiller.distributed import Distributed
-from robustdistiller.models.student import build_student
+from robustdistiller.models.building import build_student
 from robustdistiller.models.teacher import load_teacher
 from robustdistiller.objectives.total import total_loss
 from robustdistiller.training.distill import distill

@@ -25,10 +25,11 @@ from torch import Tensor
 from .. import __version__
 from ..errors import UserError, closest, code, explained, markdown
 from ..files import StrPath
+from ..models.building import NO_MASKING
 from ..models.encoder import SpeechEncoder
 from ..models.frames import GRID
 from ..models.heads import PredictionHeads
-from ..models.student import NO_MASKING, Student
+from ..models.student import Student
 from ..models.weights import check_archive
 
 # their name → ours, inside the encoder; {i} counts convolutions or layers

@@ -21,10 +21,10 @@ from ..config import Recipe
 from ..distributed import Distributed
 from ..errors import UserError
 from ..files import exclusive, write_json
+from ..models.building import build_student
 from ..models.encoder import SpeechEncoder
 from ..models.frames import beside
 from ..models.precision import autocast, pick_precision
-from ..models.student import build_student
 from ..models.teacher import Teacher, TeacherOutput, load_teacher
 from ..models.units import UnitHead, k_means
 from ..objectives.total import total_loss

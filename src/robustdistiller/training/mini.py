@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from ..audio.io import SAMPLE_RATE
 from ..config import Depth, Section, Whole, Width
+from ..models.building import NO_MASKING
 from ..models.frames import GRID
-from ..models.student import NO_MASKING
 
 
 class MiniConfig(Section):
