@@ -2,13 +2,15 @@
 
     python benchmarks/study/table.py HuBERT=RESULTS WavLM=RESULTS … > docs/results/study.csv
 
-A folder of RESULTS holds `plain.csv` and `teacher.csv`: its results.csv with that `--reference`.
-A line for each task and model: per cent right, and paired differences with 95 % intervals over speakers, trainings and heads.
+A teacher may have several folders, of different tasks. A folder of RESULTS holds benchmark.json, and as `plain.csv` and
+`teacher.csv` its results.csv with that `--reference`. A line for each task and model: per cent right, and paired differences
+with 95 % intervals over speakers, trainings and heads.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -23,10 +25,11 @@ MODELS = {
     "deep-robust": "robust, 4 × 256", "log-mel": "log-mel",
 }  # fmt: skip
 MEANS = ("clean", "mean:noise", "mean:reverb", "mean:both", "mean:contaminated")
-HEADER = ["task", "teacher", "model", "clean", "noise", "rooms", "noise in rooms", "contaminated", "95 %",
+HEADER = ["task", "teacher", "model", "seeds", "clean", "noise", "rooms", "noise in rooms", "contaminated", "95 %",
           *(f"{part} − {other}" for other in ("ordinary", "teacher") for part in ("clean", "contaminated"))]  # fmt: skip
 
 Row = dict[str, str]
+Key = tuple[str, str, str, str]  # task, metric, model, condition
 
 
 def percent(value: str, sign: bool = False) -> str:
@@ -34,7 +37,7 @@ def percent(value: str, sign: bool = False) -> str:
     return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
-def read(file: Path) -> dict[tuple[str, str, str, str], Row]:
+def read(file: Path) -> dict[Key, Row]:
     with file.open(encoding="utf-8", newline="") as stream:
         return {(r["task"], r["metric"], r["model"], r["condition"]): r for r in csv.DictReader(stream)}
 
@@ -49,9 +52,15 @@ def difference(row: Row | None) -> str:
 def main() -> None:
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(HEADER)
-    found = {}
+    found: dict[str, tuple[dict[Key, Row], dict[Key, Row]]] = {}
+    seeds: dict[tuple[str, str, str], str] = {}
     for name, folder in (given.split("=", 1) for given in sys.argv[1:]):
-        found[name] = [read(Path(folder) / f"{reference}.csv") for reference in ("plain", "teacher")]
+        for table, reference in zip(found.setdefault(name, ({}, {})), ("plain", "teacher"), strict=True):
+            table.update(read(Path(folder) / f"{reference}.csv"))
+        told = json.loads((Path(folder) / "benchmark.json").read_text(encoding="utf-8"))
+        for task, model in ((task["name"], model) for task in told["tasks"] for model in told["models"]):
+            trainings = model.get("trainings", ())
+            seeds[name, task, model["name"]] = " ".join(t.rsplit("-", 1)[1] for t in trainings)
     for (task, metric), title in TASKS.items():
         for number, (teacher, tables) in enumerate(found.items()):
             for model, about in MODELS.items():
@@ -65,7 +74,17 @@ def main() -> None:
                 gaps = [
                     difference(t.get((task, metric, model, part))) for t in tables for part in (MEANS[0], MEANS[-1])
                 ]
-                out.writerow([title, "" if model == "log-mel" else teacher, about, *values, interval, *gaps])
+                out.writerow(
+                    [
+                        title,
+                        "" if model == "log-mel" else teacher,
+                        about,
+                        seeds[teacher, task, model],
+                        *values,
+                        interval,
+                        *gaps,
+                    ]
+                )
 
 
 if __name__ == "__main__":
