@@ -19,7 +19,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import yaml
 
 from .errors import UserError
 
@@ -253,6 +252,8 @@ def read_mapping(path: StrPath, what: str) -> dict[str, Any]:
 
 def parse_yaml(text: str) -> Any:
     """Plain YAML → plain values. Raises `ValueError` with the fault in one line, whatever PyYAML stumbled over."""
+    import yaml  # not needed for --help
+
     try:
         value = yaml.safe_load(text)
         _unfold(value)
