@@ -19,7 +19,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-
 from .errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ precision.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -60,11 +61,10 @@ class Validator:
         context: Distributed,
     ):
         self.objectives: ObjectivesConfig = recipe.objectives
-        self.device, self.context = device, context
+        self.device, self.context, self.teacher, self.environment = device, context, teacher, environment
         self.layers = teacher.layers
         mine = sorted(recordings, key=lambda r: (-r.seconds, r.id))[context.rank :: context.world]
-        self.kept: list[Kept] = []
-        items: list[Any] = []
+        self._items = items = list[Any]()
         for index, recording in enumerate(mine):
             seconds = min(recording.seconds, recipe.data.crop_seconds)
             crop = Crop(index, 0, 0, int(seconds * SAMPLE_RATE + 1e-3))
@@ -77,15 +77,21 @@ class Validator:
             items.append((wave, scene, environment.fetch(scene, len(wave)), environment.responses(scene), []))
         if not items and context.world == 1:
             raise UserError("No validation recording can be read: check the files of the valid split.")
-        start = 0
+
+    @functools.cached_property
+    def kept(self) -> list[Kept]:
+        """The batches; the teacher, which takes a while over them, is asked when they are first needed."""
+        kept, start, items = [], 0, self._items
         while start < len(items):
             size = len(items[start][0])  # the longest comes first, so it bounds the batch
             count = max(1, int(BATCH_SECONDS * SAMPLE_RATE / size))
-            batch = collate(items[start : start + count]).to(device)
-            noisy = batch.contaminated(environment)
-            targets = teacher(batch.clean, batch.lengths)
-            self.kept.append(Kept(batch, noisy, TeacherOutput(targets.hidden.half(), targets.lengths)))
+            batch = collate(items[start : start + count]).to(self.device)
+            noisy = batch.contaminated(self.environment)
+            targets = self.teacher(batch.clean, batch.lengths)
+            kept.append(Kept(batch, noisy, TeacherOutput(targets.hidden.half(), targets.lengths)))
             start += count
+        self._items = []
+        return kept
 
     @torch.no_grad()
     def __call__(self, student: Student, precision: str) -> dict[str, float]:
