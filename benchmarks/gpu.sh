@@ -5,7 +5,7 @@
 set -u
 out=$1 limit=${2:-160}
 mkdir -p "$out"
-gpu=(--device cuda --batch-seconds 94 --recordings 96 --steps 4 --rounds 3 --workers 8 --microbatches 376 752 31.25 188)
+gpu=(--device cuda --batch-seconds 94 --recordings 160 --steps 4 --rounds 3 --workers 8 --microbatches 376 752 31.25 188)
 if [ "$limit" = tiny ]; then
     limit=3600 gpu=(--device cpu --batch-seconds 8 --crop-seconds 2 --recordings 12 --steps 1 --rounds 1 --workers 1 --microbatches 4)
 fi

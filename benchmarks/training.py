@@ -132,7 +132,9 @@ class Ours:
                  options: argparse.Namespace, device: torch.device, objectives: ObjectivesConfig):  # fmt: skip
         self.teacher, self.student, self.environment, self.device = teacher, student, environment, device
         self.objectives = objectives
-        self.sampler = LengthBucketSampler([r.seconds for r in speech], options.batch_seconds, options.crop_seconds)
+        self.sampler = LengthBucketSampler(  # few lengths, as in the recipes of base size
+            [r.seconds for r in speech], options.batch_seconds, options.crop_seconds, frame_multiple=8
+        )
         self.dataset = CropDataset(speech, environment)
         self.precision = pick_precision("auto", device, student.encoder)
         self.optimiser: torch.optim.Optimizer = build_optimiser(student, TrainingConfig(), device)

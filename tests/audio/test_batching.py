@@ -38,6 +38,22 @@ def test_nothing_is_padded_in_any_microbatch(seconds, batch, trim, world, accumu
         assert len(whole) * max(crop.samples for crop in whole) <= world * accumulate * batch * SAMPLE_RATE + 1
 
 
+def test_crops_of_a_multiple_of_frames_have_few_lengths_and_lose_less_than_a_multiple():
+    seconds = np.random.default_rng(0).gamma(4, 3, size=3000).clip(0.3, 30)
+    free, cut = (LengthBucketSampler(seconds, 60, 15.625, 0.3, seed=2, frame_multiple=count) for count in (1, 8))
+    lengths = set()
+    for step in range(free.steps_per_plan):
+        planned = cut.batch(step)
+        for crop, other in zip(planned.parts[0], free.batch(step).parts[0], strict=True):
+            assert (crop.index, crop.epoch) == (other.index, other.epoch)
+            assert 0 <= other.samples - crop.samples < 8 * 320
+            assert crop.start + crop.samples <= seconds[crop.index] * SAMPLE_RATE
+            lengths.add(crop.samples)
+            assert ((crop.samples - 400) // 320 + 1) % 8 == 0
+        assert planned.planned_frames == sum((crop.samples - 400) // 320 + 1 for crop in planned.parts[0])
+    assert len(lengths) <= 97 < len({free.batch(step).parts[0][0].samples for step in range(free.steps_per_plan)})
+
+
 @few
 @given(corpora, st.floats(4, 60))
 def test_every_recording_is_visited_once_per_epoch(seconds, batch):

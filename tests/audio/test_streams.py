@@ -48,6 +48,7 @@ def test_a_step_is_the_same_however_it_is_reached_and_in_every_process(tmp_path)
         assert plan(shards, step, slots=2) == batches[step]
         assert pickle.loads(pickle.dumps(straight)).batch(step) == batches[step]
     assert plan(shards, 5, slots=2) != plan(shards, 6, slots=2)
+    assert all((crop.samples - 400) % (8 * 320) == 7 * 320 for crop in plan(shards, 5, frame_multiple=8).parts[0])
 
 
 @pytest.mark.parametrize("count", [1, 3, 9])

@@ -77,6 +77,7 @@ class LengthBucketSampler:
         microbatch_seconds: Bounds one microbatch of one process, rounded up to a whole recording where the crops do not divide
             it evenly.
         fixed_crops: How many crops a recording has; 0: any.
+        frame_multiple: Crops that are not fixed are cut to a multiple of so many frames, so that there are few lengths; 1: not.
 
     Raises:
         UserError: Nothing is left, or there is not one crop for every microbatch.
@@ -94,6 +95,7 @@ class LengthBucketSampler:
         world: int = 1,
         microbatch_seconds: float = math.inf,
         fixed_crops: int = 0,
+        frame_multiple: int = 1,
     ):
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world} does not exist")
@@ -109,7 +111,7 @@ class LengthBucketSampler:
         self.crop_samples = np.minimum(self.whole, round(crop_seconds * SAMPLE_RATE))
         if self.crop_samples[usable].max() < shortest:
             raise UserError(f"data.crop_seconds ({crop_seconds:g}) is below data.min_seconds: raise the first.")
-        self.fixed_crops = fixed_crops
+        self.fixed_crops, self.frame_multiple = fixed_crops, frame_multiple
         if fixed_crops:
             self.crop_samples = _on_grid(self.crop_samples, round(crop_seconds * SAMPLE_RATE), max_trim)
         self.capacity = round(batch_seconds * SAMPLE_RATE)  # samples of a global batch
@@ -144,13 +146,19 @@ class LengthBucketSampler:
         index, visit = self._usable[entries % len(self._usable)], plan * self.passes + entries // len(self._usable)
         samples = self.crop_samples[index]
         if not self.fixed_crops:
-            samples = np.full(len(index), min(limit, int(samples.min())))
+            samples = np.full(len(index), self._whole_multiple(min(limit, int(samples.min()))))
         visits = zip(index.tolist(), visit.tolist(), samples.tolist(), strict=True)
         crops = [Crop(i, epoch, self.start(i, epoch, kept), kept) for i, epoch, kept in visits]
         frames = int(((samples - RECEPTIVE_FIELD) // STRIDE + 1).sum())
         shares = range(rank * self.accumulate, (rank + 1) * self.accumulate)
         parts = tuple(tuple(crops[share :: self.microbatches]) for share in shares)
         return Microbatches(step, plan * self.passes, parts, frames)
+
+    def _whole_multiple(self, samples: int) -> int:
+        """The length of the largest multiple of `frame_multiple` frames within `samples`; where there is none, `samples`."""
+        frames = (samples - RECEPTIVE_FIELD) // STRIDE + 1
+        kept = frames - frames % self.frame_multiple
+        return samples if self.frame_multiple == 1 or kept == 0 else (kept - 1) * STRIDE + RECEPTIVE_FIELD
 
     def start(self, index: int, epoch: int, kept: int) -> int:
         """Where the crop of `kept` samples of a recording begins in its visit `epoch`."""

@@ -79,6 +79,7 @@ class ShardSampler:
         world: int = 1,
         microbatch_seconds: float = math.inf,
         fixed_crops: int = 0,
+        frame_multiple: int = 1,
         window_mb: float = 1024.0,
     ):
         self.shards, self.seed, self.rank, self.world = shards, seed, rank, world
@@ -88,7 +89,7 @@ class ShardSampler:
         self.pieces = self.microbatches // self.slots  # of each slot
         self.batch_seconds, self.slot_seconds = batch_seconds, batch_seconds / self.slots
         self._options = (self.slot_seconds, crop_seconds, min_seconds, max_trim)
-        self._fixed_crops = fixed_crops
+        self._crops = {"fixed_crops": fixed_crops, "frame_multiple": frame_multiple}
         self.seconds = [shard.usable_seconds(crop_seconds, min_seconds) for shard in shards]
         self._usable = [number for number, seconds in enumerate(self.seconds) if seconds > 0]
         if not self._usable:
@@ -170,7 +171,7 @@ class ShardSampler:
             lengths = [self.shards[shard].samples() for shard, _ in shards]
             sampler = LengthBucketSampler(
                 np.concatenate(lengths) / SAMPLE_RATE, *self._options, integer(self.seed, "window", slot, number),
-                fixed_crops=self._fixed_crops,
+                **self._crops,
             )  # fmt: skip
             offsets = np.cumsum([0, *(len(part) for part in lengths[:-1])])
             self._windows[key] = _Window(self._starts[slot][number], shards, offsets, sampler)

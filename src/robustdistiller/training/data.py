@@ -260,7 +260,7 @@ def plan_batches(recipe: Recipe, materials: Materials, rank: int, world: int) ->
     data, settings = recipe.data, recipe.training
     options = (
         data.batch_seconds, data.crop_seconds, data.min_seconds, data.max_trim, settings.seed, rank, world,
-        data.microbatch_seconds, data.fixed_crops,
+        data.microbatch_seconds, data.fixed_crops, data.frame_multiple,
     )  # fmt: skip
     if materials.shards:
         return ShardSampler(materials.shards, *options, data.window_mb)
