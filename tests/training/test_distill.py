@@ -232,9 +232,13 @@ def test_mistakes_stop_before_any_work_with_one_sentence(checkpoint, speech, str
         distill(
             recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"model": None})}), tmp_path / "b"
         )
+    with pytest.raises(UserError, match="needs two utterances in a microbatch"):
+        distill(
+            make_recipe(checkpoint, speech, "objectives.consistency=1", "data.microbatch_seconds=1"), tmp_path / "p"
+        )
     with pytest.raises(UserError, match="3 layers, not 9"):
         distill(make_recipe(checkpoint, speech, "teacher.layers=[9]"), tmp_path / "c")
-    with pytest.raises(UserError, match="do not fit"):
+    with pytest.raises(UserError, match="layers=2, now it is 1"):
         distill(make_recipe(checkpoint, speech, "student.layers=1"), straight[0], resume=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):

@@ -95,11 +95,10 @@ class Student(nn.Module):
         if lengths is None:
             lengths = torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
         chunking = draw_chunking(self.streaming) if self.training and self.streaming is not None else self.chunking
-        hidden, masking = None, None
+        hidden = None
         if self.units is not None and self.training and predict:
             hidden = self.units.draw(len(wave), int(GRID.count(torch.tensor(wave.shape[1]))))
-            masking = (hidden, self.units.vector)
-        encoded = self.encoder(wave, lengths, chunking, masking)
+        encoded = self.encoder(wave, lengths, chunking, hidden)
         predictions = self.heads(encoded.states) if predict and self.heads is not None else None
         enhancement = None
         if enhance and self.enhancer is not None:

@@ -41,14 +41,14 @@ class UnitHead(nn.Module):
         self.vector = nn.Parameter(torch.zeros(hidden))
         self.register_buffer("centroids", centroids)
 
-    def draw(self, rows: int, frames: int) -> Tensor:
-        """Frames to hide, (B, F), in spans; about half of all."""
+    def draw(self, rows: int, frames: int) -> tuple[Tensor, Tensor]:
+        """Frames to hide, (B, F), in spans, about half of all; and the vector (D,) that is seen in their place."""
         starts = (torch.rand(rows, 1, frames, device=self.vector.device) < self.SHARE).float()
-        return functional.max_pool1d(functional.pad(starts, (self.SPAN - 1, 0)), self.SPAN, 1)[:, 0] > 0
+        return functional.max_pool1d(functional.pad(starts, (self.SPAN - 1, 0)), self.SPAN, 1)[:, 0] > 0, self.vector
 
-    def forward(self, states: Tensor, hidden: Tensor | None) -> UnitPrediction:
-        """The student's last states (B, F, D) → logits."""
-        return UnitPrediction(self.output(states), hidden, self.centroids)
+    def forward(self, states: Tensor, hidden: tuple[Tensor, Tensor] | None) -> UnitPrediction:
+        """The student's last states (B, F, D), made with what was `draw`n, → logits."""
+        return UnitPrediction(self.output(states), None if hidden is None else hidden[0], self.centroids)
 
 
 def nearest(states: Tensor, centroids: Tensor) -> Tensor:

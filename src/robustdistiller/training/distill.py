@@ -184,6 +184,11 @@ class Distillation:
         self.precision = pick_precision(settings.precision, self.device, self.student.encoder)
         self.sampler = plan_batches(recipe, self.materials, context.rank, context.world)
         self.accumulate = self.sampler.accumulate
+        if self.repeated and all(len(part) < 2 for part in self.sampler.batch(0).parts):
+            raise UserError(
+                "objectives.consistency needs two utterances in a microbatch: raise data.microbatch_seconds and "
+                "data.batch_seconds, or lower data.crop_seconds."
+            )
         self.dataset, self._ready = open_speech(recipe, self.materials, self.sampler)
         resources.callback(self.dataset.activity.dismiss)
         held = (self.materials.valid, self.materials.valid_environment)
