@@ -13,20 +13,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tarfile
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import AudioError, UserError
 from ..files import StrPath, digest, parse_json, read_json
 from .io import SAMPLE_RATE, read_audio
-from .manifest import SPLITS, Recording, recording_from_row
+from .manifest import Recording, recording_from_row
 
 INDEX, FORMAT = "shards.json", 1
 # Seconds: the lower bounds of the bins of a histogram. Round ones where `data.min_seconds` may lie.
@@ -38,19 +38,25 @@ DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowE
 """What reading values of a stranger's making may raise."""
 
 
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")]
+Number = Annotated[int, Field(gt=0, lt=_MOST)]
+Seconds = Annotated[float, Field(ge=0, lt=_MOST)]
+Bins = dict[Annotated[int, Field(ge=0, lt=len(EDGES))], tuple[Number, Seconds]]
+
+
 @dataclass(frozen=True)
 class Shard:
     """What the index says of one shard. histogram: bin of `EDGES` → recordings and seconds in it."""
 
     path: str
-    bytes: int
-    digest: str
-    recordings: int
-    seconds: float
-    lengths: str  # the digest of the recordings' lengths
-    split: str | None
+    bytes: Number
+    digest: Digest
+    recordings: Number
+    seconds: Annotated[Seconds, Field(gt=0)]
+    lengths: Digest  # the digest of the recordings' lengths
+    split: Literal["train", "valid", "test"] | None
     speakers: tuple[str, ...]
-    histogram: dict[int, tuple[int, float]]
+    histogram: Annotated[Bins, Field(min_length=1)]
 
     def usable_seconds(self, crop_seconds: float, min_seconds: float) -> float:
         """Seconds of one crop of each of its recordings, without those that are too short. Never too many."""
@@ -78,6 +84,9 @@ class Shard:
         ):
             raise UserError(f"{file} does not belong to the index of its folder: copy the whole folder again.")
         return np.array(lengths, dtype=np.int64)
+
+
+_SHARD = TypeAdapter(Shard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,28 +153,14 @@ def read_shards(folder: StrPath) -> list[Shard]:
 
 def entry(folder: Path, row: dict[str, Any]) -> Shard:
     """What an index says of one shard, of which every value is checked. Raises one of `DAMAGE`."""
-    name, split = row["name"], row["split"]
+    name = row["name"]
     if os.path.basename(name) != name or not name.endswith(".tar") or not name.isprintable():
         raise ValueError(f"{name!r:.40} is no name of a shard")
-    if not all(isinstance(row[key], str) and re.fullmatch("[0-9a-f]{8,64}", row[key]) for key in ("digest", "lengths")):
-        raise ValueError(f"the digests of {name}")
-    if not all(isinstance(speaker, str) for speaker in row["speakers"]):
-        raise ValueError(f"the speakers of {name}")
-    if split is not None and split not in SPLITS:
-        raise ValueError(f"{split!r:.40} is no split")
-    bins = {int(number): (int(count), float(seconds)) for number, (count, seconds) in row["histogram"].items()}
-    if not bins or not all(
-        0 <= number < len(EDGES) and 0 < count < _MOST and 0 <= seconds < _MOST
-        for number, (count, seconds) in bins.items()
-    ):
-        raise ValueError(f"the histogram of {name}")
-    counts = int(row["bytes"]), int(row["recordings"]), float(row["seconds"])
-    if not all(0 < value < _MOST for value in counts):
-        raise ValueError(f"the size of {name}")
-    return Shard(
-        str(folder / name), counts[0], str(row["digest"]), counts[1], counts[2], str(row["lengths"]), split,
-        tuple(map(str, row["speakers"])), bins,
-    )  # fmt: skip
+    try:
+        return _SHARD.validate_python({**row, "path": str(folder / name)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{first['loc'][0]} of {name}: {first['msg']}") from error
 
 
 def copy_shard(shard: Shard, target: Path) -> None:
