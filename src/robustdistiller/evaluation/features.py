@@ -159,10 +159,12 @@ class FeatureStream:
 
     def open(self) -> StoredFeatures:
         """The finished stream, mapped, not read."""
-        advice = "delete that folder and run the same command again."
-        with explained(f"The features in {self.folder} are damaged", advice):
+        try:
             rows = np.load(self.folder / "features.npy", mmap_mode="r", allow_pickle=False)
             return StoredFeatures(rows, np.load(self.folder / "frames.npy", allow_pickle=False))
+        except (ValueError, OSError, EOFError) as error:  # NumPy's words are advice to load it unsafely
+            advice = "delete that folder and run the same command again"
+            raise UserError(f"The features in {self.folder} are damaged: {advice}.") from error
 
 
 Render = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
