@@ -56,7 +56,9 @@ def check_resumable(run: Path, recipe: Recipe, resume: bool, started: bool) -> N
     fatal = [c for c in changes if c[0].startswith(STRUCTURAL) and c[0] not in NOT_STRUCTURAL]
     if fatal:
         name, old, new = fatal[0]
-        raise UserError(f"The run in {run} was started with {name}={old}, now it is {new}: choose another --out.")
+        raise UserError(
+            f"The run in {run} was started with {name}={old}, now {new}, which do not fit: choose another --out."
+        )
     for name, old, new in changes:
         meaning = "does not touch the result" if name in HARMLESS else _meaning(name)
         logger.warning("resuming with %s=%s instead of %s (%s)", name, new, old, meaning)
