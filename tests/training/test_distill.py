@@ -247,7 +247,9 @@ def test_mistakes_stop_before_any_work_with_one_sentence(checkpoint, speech, str
 
 def test_a_harmless_change_on_resume_is_named_and_accepted(checkpoint, speech, straight, caplog):
     before = weights(straight[0])
-    distill(make_recipe(checkpoint, speech, "training.log_every=2"), straight[0], resume=True)
+    changed = "training.log_every=2", "objectives.enhancement.window_seconds=0"
+    distill(make_recipe(checkpoint, speech, *changed), straight[0], resume=True)
+    assert "objectives.enhancement.window_seconds=0.0 instead of 1.28 (another loss" in caplog.text
     assert "training.log_every=2 instead of 1 (does not touch the result)" in caplog.text
     assert_same(weights(straight[0]), before)
 

@@ -29,6 +29,7 @@ MEANINGS = {
     "training.seed": "other batches, crops, contaminations and dropout from here on, and perhaps other held-out speakers",
     "training.valid_every": "the same steps, but the best of other validations becomes the student",
     "training.precision": "other rounding from here on",
+    "training.compile": "other rounding from here on",
     "teacher.cache": "targets in half precision or no longer: the last bits differ from here on",
     "data.microbatch_seconds": "other shares of a batch, and so other dropout from here on",
     "training.": "another optimisation from here on",
@@ -39,7 +40,8 @@ MEANINGS = {
 }
 STRUCTURAL = ("teacher.", "student.", "objectives.enhancement.")
 NOT_STRUCTURAL = ("teacher.precision", "teacher.cache", "teacher.cache_gb", "student.dropout", "student.feature_grad_mult",
-                  "objectives.enhancement.weight", "objectives.enhancement.dropout")  # fmt: skip
+                  "objectives.enhancement.weight", "objectives.enhancement.dropout",
+                  "objectives.enhancement.window_seconds")  # fmt: skip
 
 
 def check_resumable(run: Path, recipe: Recipe, resume: bool, started: bool) -> None:
