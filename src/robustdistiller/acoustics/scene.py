@@ -143,10 +143,8 @@ class Environment:
         effects = draw_effects(config.effects, self._generator(epoch, utterance, "effects"))
         scene = Scene(utterance, self.seed, epoch, effects=effects)
         if reverb:
-            if self.rooms is None:
-                raise UserError("Reverberation needs rooms: pass --rooms, or set environment.reverb and .both to 0.")
             rng = self._generator(epoch, utterance, "room")
-            scene = self._in_room(scene, self.rooms.draw(rng), rng.random(), config.noise_in_room and noisy)
+            scene = self._in_room(scene, self._room_bank().draw(rng), rng.random(), config.noise_in_room and noisy)
         if noisy:
             low, high = config.noises
             count = low + int(count_u * (high - low + 1))

@@ -28,6 +28,7 @@ NEEDED = re.compile(
 """All that a pickled state dict has to name."""
 
 PICKLE_BYTES = 1 << 26
+ADVICE = "copy or download config.json and weights again from one place."
 COMPUTED = ("masked_spec_embed", "num_batches_tracked", "inv_freq")
 """Ends of names that a file may lack: unused without masking, or known without the file."""
 
@@ -143,23 +144,17 @@ def match(module: nn.Module, weights: Weights, where: str) -> dict[str, StoredTe
     missing = [name for name in wanted if name not in mine and not name.endswith(COMPUTED)]
     if missing:
         some = ", ".join(list(weights)[:2]) or "nothing"
-        raise UserError(
-            f"The weights of {where} lack {len(missing)} of the {len(wanted)} tensors that its config describes (such as "
-            f"{missing[0]}; they hold {some}, …): copy or download config.json and weights again from one place."
-        )
+        lack = f"lack {len(missing)} of the {len(wanted)} tensors that its config describes"
+        raise UserError(f"The weights of {where} {lack} (such as {missing[0]}; they hold {some}, …): {ADVICE}")
     wrong = [name for name in wanted if name in mine and mine[name].shape != wanted[name]]
     if wrong:
-        raise UserError(
-            f"The config of {where} describes {wrong[0]} as {_by(wanted[wrong[0]])}, its weights hold "
-            f"{_by(mine[wrong[0]].shape)}: copy or download config.json and weights again from one place."
-        )
+        theirs, ours = _by(wanted[wrong[0]]), _by(mine[wrong[0]].shape)
+        raise UserError(f"The config of {where} describes {wrong[0]} as {theirs}, its weights hold {ours}: {ADVICE}")
     parts = {name.split(".")[0] for name in wanted}
     surplus = [n for n in mine if n not in wanted and n.split(".")[0] in parts and not n.endswith((*COMPUTED, ".pe"))]
     if surplus:
-        raise UserError(
-            f"The weights of {where} hold {len(surplus)} tensors that its config does not know (such as {surplus[0]}): copy or "
-            "download config.json and weights again from one place."
-        )
+        more = f"{len(surplus)} tensors that its config does not know (such as {surplus[0]})"
+        raise UserError(f"The weights of {where} hold {more}: {ADVICE}")
     return {name: mine[name] for name in wanted if name in mine}
 
 
