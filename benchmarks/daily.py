@@ -3,9 +3,10 @@
     python benchmarks/daily.py WORK [--trees old=OLD/src new=NEW/src] [--what help plan export …] [--repeats 3] [--out FILE.csv]
 
 Every figure is a process of its own; its processor seconds count and those of its children, since wall time tells more of what
-else runs. `plan` is `distill` up to its plan, with a base-size teacher of random weights, on
-speech that was scanned before; `evaluate` the quickstart's thirteen conditions on a part of its keywords; `export` the
-shipped student of 2.4 M parameters in fp32 and int8. WORK holds speech and teacher, which are made once (two minutes).
+else runs. `plan` is `distill` up to its plan, with a base-size teacher of random weights, on speech that was scanned
+before; `evaluate` the quickstart's thirteen conditions on a part of its keywords; `export` the shipped student of 2.4 M
+parameters in fp32 and int8. WORK holds speech and teacher, which are made once (two minutes). Rows of --out that are not
+measured anew stay.
 
     python benchmarks/daily.py --threads [--repeats 5]
 
@@ -32,6 +33,7 @@ import time
 from pathlib import Path
 
 WHAT = ["help", "verb help", "plan", "export", "export enhance", "evaluate", "latency"]
+HEADER = ["what", "version", "processor s, least", "median", "wall s, least", "times faster", "runs"]
 STEP = """
 import sys, time
 if {prepared}:
@@ -131,13 +133,13 @@ def compare(trees: dict[str, str], whats: list[str], repeats: int, work: Path, o
             rows.append([what, name, min(cpu), statistics.median(cpu), min(wall), f"{factor:.1f}", repeats])
             print(*rows[-1], sep="\t", flush=True)
     if out is not None:
-        with out.open("w", newline="") as file:
-            csv.writer(file).writerows(
-                [["what", "version", "processor s, least", "median", "wall s, least", "times faster", "runs"], *rows]
-            )
+        before = list(csv.reader(out.read_text(encoding="utf-8").splitlines()))[1:] if out.is_file() else []
+        kept = [row for row in before if row[0] not in whats]
+        with out.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([HEADER, *kept, *rows])
 
 
-def threads(repeats: int, steps: int = 40) -> None:
+def threads(repeats: int, steps: int = 15) -> None:
     """A step with and without the threads' settings, on the machine as it is and beside one busy process."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "KMP_", "MKL_"))}
     found: dict[tuple[str, str], list[list[float]]] = {}

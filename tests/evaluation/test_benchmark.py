@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.errors import UserError
-from robustdistiller.evaluation.benchmark import Settings, evaluate
+from robustdistiller.evaluation.baselines import LogMel
+from robustdistiller.evaluation.benchmark import Settings, _Benchmark, evaluate
 from robustdistiller.evaluation.evaluated import open_models
-from robustdistiller.evaluation.features import FeatureStream
+from robustdistiller.evaluation.features import FeatureStream, reduce_states
 from robustdistiller.evaluation.task_heads import HeadConfig
 from robustdistiller.evaluation.tasks import TaskConfig, load_folds
 from robustdistiller.files import read_jsonl
@@ -236,6 +237,34 @@ def test_folds_are_scored_together(words, conditions, tmp_path):
     assert len(rows) == result["tasks"][0]["utterances"]["test"] == 108
     right = np.mean([[answer == row["target"] for answer in row["predictions"]] for row in rows])
     assert figures(result)["log-mel", "clean"]["value"] == pytest.approx(right)
+
+
+def test_folds_share_the_clean_features_of_their_utterances(words, conditions, tmp_path, monkeypatch):
+    """Each utterance is computed once a condition, and each fold gets those of its own."""
+    counted, checked, extract = [], [], _Benchmark._extract
+
+    class Counting(LogMel):
+        name, digest, num_parameters, state_names = "counting", "counting", 0, ("mel",)
+
+        def states(self, wave, lengths):
+            counted.append(len(wave))
+            return super().states(wave, lengths)
+
+    def spy(self, models, task, part, condition, pooled):
+        found = extract(self, models, task, part, condition, pooled)
+        if task.fold_of and condition.kind == "clean" and found:
+            (features,) = found.values()
+            assert len(features) == len(task.part(part))
+            states, frames = LogMel().states(*self.stage.load(task.part(part)[-3:], task))
+            np.testing.assert_allclose(features.rows[-3:], reduce_states(states, frames, True)[0], atol=1e-5)
+            checked.append(part)
+        return found
+
+    monkeypatch.setattr(_Benchmark, "_extract", spy)
+    config = TaskConfig(name="words", kind="classification", source=str(words / "manifest.jsonl"), folds=3)
+    result = evaluate([Counting()], [config], conditions, tmp_path, settings=replace(FAST, similarity=0, save_audio=0))
+    assert sorted(checked) == sorted(["train", "valid", "test"] * 3)
+    assert sum(counted[1:]) == 108 * len(result["conditions"])  # the first was asked when the model was opened
 
 
 def test_speakers_are_dealt_into_folds_and_every_sentence_is_tested_once(words, conditions, tmp_path):

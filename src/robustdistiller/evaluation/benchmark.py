@@ -226,6 +226,9 @@ class _Benchmark:
         self, models: Sequence[EvaluatedModel], task: Task, part: str, condition: Condition, pooled: bool | int
     ) -> dict[str, StoredFeatures]:
         """The features of some models, computed where they are missing."""
+        folds = next((folds for folds in self.tasks if task in folds), [])
+        if len(folds) > 1 and condition.kind == "clean" and pooled is True:
+            return self._of_folds(models, task, part, condition, folds)
         streams = {model.name: self.store.stream(model, task, part, condition, pooled) for model in models}
         missing = [model for model in models if not streams[model.name].finished]
         if missing:
@@ -234,6 +237,17 @@ class _Benchmark:
                 self.stage.render(condition, task, part, task.part(part)), pooled, self.device, self._tick,
             )  # fmt: skip
         return {name: stream.open() for name, stream in streams.items()}
+
+    def _of_folds(
+        self, models: Sequence[EvaluatedModel], task: Task, part: str, condition: Condition, folds: list[Task]
+    ) -> dict[str, StoredFeatures]:
+        """Clean features of a part of a fold, out of those of all folds: most utterances are in most of them."""
+        every = {_place(e): e for fold in folds for name in ("train", "valid", "test") for e in fold.part(name)}
+        number = {place: k for k, place in enumerate(sorted(every))}
+        whole = replace(task, train=tuple(every[place] for place in number), fold_of=None)
+        found = self._extract(models, whole, "train", condition, True)
+        chosen = [number[_place(e)] for e in task.part(part)]
+        return {name: StoredFeatures(f.rows[chosen], f.frames[chosen]) for name, f in found.items()}
 
     def _plan(self, examples: Sequence[Example]) -> Plan:
         return make_plan([example.recording.seconds for example in examples], self.settings.batch_seconds)
@@ -393,6 +407,10 @@ def _head_summary(model: ReportedModel, trained: Trained) -> dict[str, Any]:
         "weights": [round(weight, 4) for weight in trained.state["mix.weights"].softmax(0).tolist()],
         "learning_rate": trained.learning_rate, "weight_decay": trained.weight_decay, "validation": trained.validation,
     }  # fmt: skip
+
+
+def _place(example: Example) -> tuple[str, str, float]:
+    return example.id, example.recording.path, example.recording.start
 
 
 def _spread(examples: Sequence[Example], count: int) -> list[Example]:

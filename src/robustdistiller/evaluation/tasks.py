@@ -304,10 +304,10 @@ def _classes(config: TaskConfig, train: list[Example], slots: int) -> tuple[tupl
 
 
 def families(folds: Sequence[Task]) -> list[list[Task]]:
-    """Tasks that share a list of audio together, since they share its features, which two processes must not write at once."""
+    """Tasks that share audio together, since they share its features, which two processes must not write at once."""
     found: list[tuple[set[str], list[Task]]] = []
     for task in folds:
-        known = {str(value) for value in task.fingerprints.values()}
+        known = {*task.fingerprints.values(), *([f"folds of {task.fold_of}"] if task.fold_of else ())}
         related = [family for family in found if family[0] & known]
         found = [family for family in found if family not in related]
         found.append((known.union(*(f[0] for f in related)), [*(t for f in related for t in f[1]), task]))
