@@ -238,7 +238,7 @@ def test_mistakes_stop_before_any_work_with_one_sentence(checkpoint, speech, str
         )
     with pytest.raises(UserError, match="3 layers, not 9"):
         distill(make_recipe(checkpoint, speech, "teacher.layers=[9]"), tmp_path / "c")
-    with pytest.raises(UserError, match="layers=2, now it is 1"):
+    with pytest.raises(UserError, match="layers=2, now 1"):
         distill(make_recipe(checkpoint, speech, "student.layers=1"), straight[0], resume=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
