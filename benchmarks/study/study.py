@@ -82,7 +82,7 @@ DETECTION = {"name": "running-keywords", "title": "Ten keywords in running speec
 SENTENCES = ("Kids are talking by the door", "Dogs are sitting by the door")
 FOLDS = {"emotion": 6, "phones": 6}  # where the test is all that there is, every sentence once
 LIMIT = 80  # test utterances of the tasks whose utterances are long
-CONDITIONS = {"all": "conditions.yaml", "few": "few.yaml", "main": "main.yaml"}
+CONDITIONS = {"all": "conditions.yaml", "few": "few.yaml", "main": "main.yaml", "detection": "detection.yaml"}
 
 
 def prepare(data: Path, out: Path, espeak: Path | None = None) -> None:
