@@ -11,6 +11,7 @@ Shape legend: B utterances, T samples, F frames, C convolution channels, D hidde
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -197,6 +198,8 @@ class SpeechEncoder(nn.Module):
         # do conformers, whose layers end in a norm of their own.
         self.pre_norm = bool(getattr(config, "do_stable_layer_norm", False))
         self.final_norm = self.pre_norm or config.model_type == "wav2vec2-conformer"
+        if config.model_type == "wavlm":  # `transformers` gives PyTorch masks of two types, which it adds as it should
+            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
 
     def _stack(self) -> tuple[Any, str]:
         """Where the layers are: a module and the name of its list."""
