@@ -1,7 +1,7 @@
 """Teachers at their real sizes: load, plan, train, save, reopen, export, with the memory and time of each; run by hand.
 
     python benchmarks/teacher_sizes.py                                # five layouts, one after another
-    python benchmarks/teacher_sizes.py hubert-base --batch-seconds 16 --accumulate 24
+    python benchmarks/teacher_sizes.py hubert-base --batch-seconds 16 --accumulate 24  # a step of 24 microbatches
     python benchmarks/teacher_sizes.py --hub --speech S --noise N --rooms R   # from a hub on the loopback, killed and resumed
 
 Weights are random, in the layout that the hub serves: one `pytorch_model.bin` with the old names of weight normalisation.
