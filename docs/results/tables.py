@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PAGES = (HERE.parents[1] / "README.md", *(HERE.parent / f"{page}.md" for page in ("results", "scaling", "streaming", "teachers")))
+DRAWN = ("results", "scaling", "streaming", "teachers")
+PAGES = (HERE.parents[1] / "README.md", *(HERE.parent / f"{page}.md" for page in DRAWN))
 BLOCK = re.compile(r"(<!-- table: ([\w-]+\.csv) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
