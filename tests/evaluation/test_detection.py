@@ -213,3 +213,15 @@ def test_a_detection_task_is_measured_like_the_others(words, speech, tmp_path):
 def test_negatives_are_asked_for():
     with pytest.raises(ValueError, match="needs negatives"):
         TaskConfig(name="x", kind="detection", source="words.jsonl")
+
+
+def test_a_word_in_a_pause_is_as_loud_as_the_speech_that_pauses(tmp_path, voice):
+    quiet = np.concatenate([np.full(48_000, 1e-4, np.float32), voice(5.0).astype(np.float32)])
+    write_audio(tmp_path / "late.wav", quiet)
+    write_audio(tmp_path / "word.wav", 0.01 * voice(0.6, 3).astype(np.float32))
+    flow = Recording("late", str(tmp_path / "late.wav"), 8.0)
+    word = Recording("word", str(tmp_path / "word.wav"), 0.6)
+    clip = scenes.Montage("clip", word.path, 2.0, form="inside", word=word, flow=(flow,))
+    begin, end = (round(t * 16_000) for t in clip.marks())
+    ratio = np.square(clip.load()[begin:end]).mean() / np.square(quiet[48_000:]).mean()
+    assert abs(10 * np.log10(ratio)) < 6

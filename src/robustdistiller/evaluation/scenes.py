@@ -82,8 +82,11 @@ class Montage(Recording):
                 part = max(GRID.stride, int(len(word) * rng.uniform(0.2, 0.5)))
                 word, begin = (word[:part], size - part) if rng.random() < 0.5 else (word[-part:], size - SAMPLE_RATE)
             end = begin + len(word)
-            if self.flow:  # as loud as the speech around it, so that an SNR of the whole is one of the word
-                word = word * np.sqrt(_power(running) / max(_power(word), 1e-12))
+            if (
+                self.flow
+            ):  # as loud as the speech around it, which may pause just there, so that an SNR is one of the word too
+                around = max(_power(running), *(_power(recording.load(0.0, 10.0)) for recording in self.flow))
+                word = word * np.sqrt(around / max(_power(word), 1e-12))
             wave[begin:end] = word
         return wave, (begin / SAMPLE_RATE, end / SAMPLE_RATE)
 
