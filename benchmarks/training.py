@@ -71,7 +71,7 @@ from robustdistiller.models.student import Student
 from robustdistiller.models.teacher import Teacher, load_teacher
 from robustdistiller.objectives.total import total_loss
 from robustdistiller.process import keep_freed_memory
-from robustdistiller.training.data import Batch, CropDataset, StepSampler, collate, load_crop, read_batches
+from robustdistiller.training.dataset import Batch, CropDataset, StepSampler, collate, load_crop, read_batches
 from robustdistiller.training.optimiser import build_optimiser
 from robustdistiller.training.target_cache import TargetCache, audio_key
 

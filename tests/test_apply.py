@@ -14,7 +14,7 @@ from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.errors import UserError
 from robustdistiller.models.building import build_student
 from robustdistiller.models.teacher import load_teacher
-from robustdistiller.runtime import streaming
+from robustdistiller.runtime import windows
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def student(checkpoint):
 def test_windows_cover_every_unit_once_with_their_context(total, size, context, grid):
     stride, field = grid
     wave, kept = np.arange((total - 1) * stride + field + stride - 1), []
-    with mock.patch.multiple(streaming, WINDOW_SECONDS=size, CONTEXT_SECONDS=context):
-        for window in streaming.windows(wave, stride, field, stride):
+    with mock.patch.multiple(windows, WINDOW_SECONDS=size, CONTEXT_SECONDS=context):
+        for window in windows.windows(wave, stride, field, stride):
             assert window.wave[0] == window.begin * stride == max(0, window.first - context) * stride
             units = (len(window.wave) - field) // stride + 1
             assert window.begin + units == min(total, window.last + context)
@@ -59,7 +59,7 @@ def test_features_in_files_equal_the_states_of_the_model(student, voice, tmp_pat
 def test_a_long_recording_has_every_frame_and_sample(student, voice, monkeypatch):
     wave = torch.tensor(voice(7.3))
     whole_states, whole_wave = features_of(student, wave), enhanced(student, wave)
-    monkeypatch.setattr(streaming, "WINDOW_SECONDS", 2)
+    monkeypatch.setattr(windows, "WINDOW_SECONDS", 2)
     states, clean = features_of(student, wave), enhanced(student, wave)
     assert states.shape == whole_states.shape and clean.shape == whole_wave.shape == wave.shape
     # GroupNorm over time and attention see a window instead of the whole, so equality is approximate.

@@ -26,7 +26,7 @@ from .models.frames import GRID
 from .models.student import Student
 from .outputs import claim_file, is_audio_of, is_npz_of, software
 from .progress import Progress
-from .runtime.streaming import windows
+from .runtime.windows import windows
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from robustdistiller.apply import enhanced, features_of
 from robustdistiller.deployment.onnx_file import write_model
 from robustdistiller.errors import AudioError, UserError
 from robustdistiller.models.student import load_student
-from robustdistiller.runtime import Classifier, Encoder, Enhancer, describe, read_wave, streaming
+from robustdistiller.runtime import Classifier, Encoder, Enhancer, describe, read_wave, windows
 
 FOLDER = Path(robustdistiller.runtime.__file__).parent
 
@@ -183,8 +183,8 @@ def test_audio_files_are_read_as_they_are_or_refused(tmp_path, voice):
 def test_the_device_and_pytorch_cut_a_long_recording_the_same_way(
     exported, student_folder, voice, monkeypatch, seconds
 ):
-    monkeypatch.setattr(streaming, "WINDOW_SECONDS", 1)
-    monkeypatch.setattr(streaming, "CONTEXT_SECONDS", 0.5)
+    monkeypatch.setattr(windows, "WINDOW_SECONDS", 1)
+    monkeypatch.setattr(windows, "CONTEXT_SECONDS", 0.5)
     wave, student = voice(seconds), load_student(student_folder)
     features = Encoder(exported[0] / "encoder.onnx", threads=1)(wave)
     assert features.states.shape[1] == len(features.times) == (len(wave) - 400) // 320 + 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from robustdistiller.errors import AudioError
 from robustdistiller.runtime import Classifier, Encoder, Enhancer
-from robustdistiller.runtime.streaming import Cutter, WindowedStream, Windows
+from robustdistiller.runtime.windows import Cutter, WindowedStream, Windows
 
 rules = st.builds(
     Windows,

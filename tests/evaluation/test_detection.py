@@ -13,7 +13,14 @@ from robustdistiller.audio.manifest import Recording, write_manifest
 from robustdistiller.errors import UserError
 from robustdistiller.evaluation import scenes
 from robustdistiller.evaluation.benchmark import Settings, evaluate
-from robustdistiller.evaluation.detection import FRAME_RATE, THRESHOLDS, alarms, detection_curves, hits, pooled_scores
+from robustdistiller.evaluation.false_alarms import (
+    FRAME_RATE,
+    THRESHOLDS,
+    alarms,
+    detection_curves,
+    hits,
+    pooled_scores,
+)
 from robustdistiller.evaluation.features import reduce_states
 from robustdistiller.evaluation.metrics import RECALL, DetectionScores
 from robustdistiller.evaluation.statistics import Bootstrap, interval

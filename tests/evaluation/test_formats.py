@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustdistiller.evaluation import enhancement, features, rendering, similarity, task_heads
+from robustdistiller.evaluation import enhancement_scores, features, rendering, similarity, task_heads
 from robustdistiller.evaluation.conditions import ConditionsConfig
 from robustdistiller.evaluation.evaluated import open_models
 
@@ -60,7 +60,7 @@ def test_scores_without_labels_are_what_their_formats_say():
     alignment, cosine = similarity.Similarity(), similarity.MeanCosine(torch.zeros(1, 5))
     for score in (alignment, cosine):
         score.add(clean, clean + noisy, torch.tensor([30, 20]))
-    assert (similarity.FORMAT, enhancement.FORMAT) == (1, 2)
+    assert (similarity.FORMAT, enhancement_scores.FORMAT) == (1, 2)
     assert [*alignment.cka(), *cosine.value()] == pytest.approx(SCORES, rel=1e-4)
 
 

@@ -18,7 +18,7 @@ from robustdistiller.errors import UserError
 from robustdistiller.evaluation.benchmark import evaluate
 from robustdistiller.files import exclusive
 from robustdistiller.training import checkpoint as checkpoints
-from robustdistiller.training import data
+from robustdistiller.training import dataset as data
 from robustdistiller.training import distill as task
 from robustdistiller.training.distill import distill
 from robustdistiller.training.metrics_log import validation_at

@@ -19,7 +19,7 @@ from robustdistiller.errors import UserError
 from robustdistiller.models.student import load_student
 from robustdistiller.provenance import read_provenance
 from robustdistiller.training import checkpoint as checkpoints
-from robustdistiller.training.data import CropDataset, twice
+from robustdistiller.training.dataset import CropDataset, twice
 from robustdistiller.training.distill import distill
 from robustdistiller.training.metrics_log import MetricsLog, append_rows, replaced_noises, validation_at
 from robustdistiller.training.observer import Observer

@@ -22,14 +22,14 @@ from ..process import prepare_process
 from . import signals
 from .audio import contaminate, enhance, features, listen
 from .bars import is_main_process
-from .data import prepare, shard
+from .corpora import prepare, shard
 from .demo import demo
 from .deployment import export, import_, latency, push_to_hub
-from .distillation import distill, pretrain, quickstart, recipes
 from .evaluation import evaluate
 from .options import option
 from .output import Notes, complain
 from .teachers import teachers
+from .training import distill, pretrain, quickstart, recipes
 
 app = typer.Typer(
     name="robustdistiller",

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import UserError
-from ..evaluation.detection import pooled_scores
 from ..evaluation.evaluated import open_models
+from ..evaluation.false_alarms import pooled_scores
 from ..models.frames import GRID
 from ..models.streaming import ENDLESS
 from ..models.student import Student, load_student

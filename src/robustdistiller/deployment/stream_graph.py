@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import UserError
-from ..evaluation.detection import WINDOW
+from ..evaluation.false_alarms import WINDOW
 from ..models.frames import GRID
 from ..models.streaming import MASKED, Chunking, check_streamable
 from ..models.student import Student

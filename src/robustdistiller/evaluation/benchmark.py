@@ -34,7 +34,7 @@ from ..objectives.quality import available_quality
 from ..progress import Progress
 from .checks import check_exposure
 from .conditions import CLEAN, Condition, load_conditions
-from .enhancement import UNPROCESSED, enhance_and_score, score_enhancement
+from .enhancement_scores import UNPROCESSED, enhance_and_score, score_enhancement
 from .evaluated import EvaluatedModel, ReportedModel, open_reported
 from .features import FeatureModel, Plan, StoredFeatures, extract, make_plan, require_space
 from .metrics import AnyScores, join_scores

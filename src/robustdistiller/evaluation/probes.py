@@ -24,7 +24,7 @@ from ..files import replacing
 from ..randomness import generator
 from . import ctc, metrics, task_heads
 from .conditions import Condition
-from .detection import FRAME_RATE, THRESHOLDS, WINDOW, alarms, hits, pooled_scores
+from .false_alarms import FRAME_RATE, THRESHOLDS, WINDOW, alarms, hits, pooled_scores
 from .features import StoredFeatures
 from .metrics import AnyScores, DetectionScores, Metric, Scores, TrialScores
 from .task_file import Example, Task
@@ -140,7 +140,7 @@ class FrameProbe(UtteranceProbe):
 
 
 class DetectionProbe(UtteranceProbe):
-    """Keywords in running speech: a head that learns from seconds runs over every frame (detection.py)."""
+    """Keywords in running speech: a head that learns from seconds runs over every frame (false_alarms.py)."""
 
     pooled, pooled_test = WINDOW, False
 

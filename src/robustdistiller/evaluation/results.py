@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from .conditions import Condition
-from .detection import detection_curves
 from .evaluated import ReportedModel
+from .false_alarms import detection_curves
 from .metrics import AnyScores, DetectionScores, Metric, TrialScores, by_head, stack_trainings
 from .rendering import ConditionRenderer
 from .settings import Settings

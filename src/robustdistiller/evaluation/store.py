@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import digest, read_json, read_jsonl, unique_name, write_json, write_jsonl
-from . import enhancement, similarity, task_heads
+from . import enhancement_scores, similarity, task_heads
 from .conditions import CLEAN, Condition
 from .evaluated import EvaluatedModel
 from .features import FeatureStream
@@ -101,7 +101,7 @@ class Store:
     ) -> str:
         """`model`: None for the input itself."""
         audio = [task.fingerprints["test"], self.stage.digest(condition, task, "test")]
-        return digest([enhancement.FORMAT, audio, list(wanted), model.digest if model else None])
+        return digest([enhancement_scores.FORMAT, audio, list(wanted), model.digest if model else None])
 
     def similarity_key(
         self, model: EvaluatedModel, task: Task, examples: Sequence[Example], conditions: Sequence[Condition]

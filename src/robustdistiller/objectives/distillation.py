@@ -78,7 +78,8 @@ def vicreg(predictions: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
 def consistency(predictions: Tensor, lengths: Tensor) -> Tensor:
     """Mean absolute difference of predictions (B, L, F, D) under two contaminations of one utterance, (B, L).
 
-    The batch is one of `training.data.twice`: its last B // 2 utterances are its first ones again. One that comes once has 0.
+    The batch is one of `training.dataset.twice`: its last B // 2 utterances are its first ones again. One that comes once
+    has 0.
     """
     half = len(predictions) // 2
     apart = l1(predictions[:half], predictions[len(predictions) - half :], lengths[:half])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import AudioError
 from .engine import open_graph
 from .sound import Wave, check_wave
-from .streaming import Window, WindowedStream, Windows, windows
+from .windows import Window, WindowedStream, Windows, windows
 
 Floats = NDArray[np.float32]
 

@@ -31,7 +31,7 @@ from ..objectives.total import total_loss
 from ..provenance import inherited
 from . import checkpoint
 from .checkpoint import TrainingProgress
-from .data import Batch, StepSampler, open_speech, plan_batches, read_batches, some_speech
+from .dataset import Batch, StepSampler, open_speech, plan_batches, read_batches, some_speech
 from .materials import SKIPPED, Materials, gather
 from .metrics_log import append_rows, validation_at
 from .observer import Observer

@@ -30,7 +30,7 @@ from ..models.student import Student
 from ..models.teacher import Teacher, TeacherOutput
 from ..objectives.quality import available_quality, si_sdr, speech_quality
 from ..objectives.total import total_loss
-from .data import Batch, collate, load_crop
+from .dataset import Batch, collate, load_crop
 
 logger = logging.getLogger(__name__)
 
