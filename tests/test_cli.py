@@ -382,6 +382,7 @@ def test_every_verb_that_computes_can_be_told_where(call, speech, tmp_path):
         ["features", "mini-robust", speech, "--out", tmp_path / "a"],
         ["enhance", "mini-robust", speech, tmp_path / "b"],
         ["evaluate", "log-mel", "--speech", speech, "--out", tmp_path / "c"],
+        ["distill", "mini-robust", "--speech", speech, "--out", tmp_path / "d"],
     ):
         for device in ("gpu", "cuda:99", "meta"):
             _, error = call(*words, "--device", device, expect=2)

@@ -112,8 +112,8 @@ class Distributed:
         """`module`, whose gradients become the means over all processes."""
         if self.world == 1:
             return module
-        devices = [self.local_rank] if torch.cuda.is_available() else None
-        return DistributedDataParallel(module, devices, broadcast_buffers=False)
+        device = next(module.parameters()).device
+        return DistributedDataParallel(module, [device] if device.type == "cuda" else None, broadcast_buffers=False)
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
         """Gradients of a `wrap`ped module are only added up in here, not exchanged."""

@@ -36,7 +36,11 @@ def distill(
     ] = None,
     resume: Annotated[bool, option("Go on with the run in --out from its newest checkpoint.", "--resume")] = False,
     tensorboard: Annotated[bool, option("Also write TensorBoard events.", "--tensorboard")] = False,
-    overrides: Annotated[list[str] | None, option("Set a field; repeatable.", "--set", metavar="FIELD=VALUE")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        option("Set a field of the recipe, as in `data.crop_seconds=6`; repeatable.", "--set", metavar="FIELD=VALUE"),
+    ] = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Distil a robust student from a teacher, speech, noise and rooms.
@@ -53,6 +57,7 @@ def distill(
         recipe, overrides or [], teacher__model=teacher, data__speech=speech, data__noise=noise, data__rooms=rooms,
         training__steps=steps, training__seed=seed,
     )  # fmt: skip
+    where = None if device == "auto" else pick_device(device)
     data, models = chosen.data, (chosen.student.init, chosen.teacher.model or "")
     read = [recipe, *data.speech, *data.noise, *data.rooms, *models]
     claim_workplace(out, "distill", RUN_FILES, ("run.json",), read)
@@ -61,7 +66,7 @@ def distill(
 
     with Bars() as bars:
         watch = Watch(bars, f"distilling {chosen.name}")
-        result = run(chosen, out, resume, watch, tensorboard)
+        result = run(chosen, out, resume, watch, tensorboard, device=where)
     if not is_main_process():
         return
     metrics, progress = result.metrics, result.progress

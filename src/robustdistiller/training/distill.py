@@ -71,6 +71,7 @@ def distill(
     observer: Observer | None = None,
     tensorboard: bool = False,
     teacher: Teacher | None = None,
+    device: str | torch.device | None = None,
 ) -> Result:
     """Run a recipe and leave ``out/student``, a folder that `load_student` and `transformers` open.
 
@@ -83,6 +84,7 @@ def distill(
         observer: told about every step.
         tensorboard: also write TensorBoard events.
         teacher: one that is loaded already, instead of `recipe.teacher.model`.
+        device: where it is computed; the GPU of this process, or the processor, by default.
 
     Returns:
         Where the student is, and the metrics of its validation.
@@ -112,7 +114,8 @@ def distill(
         if context.main and resume:
             checkpoint.sweep(run)
         check_resumable(run, recipe, resume, bool(found))
-        task = Distillation(recipe, run, context, watch, found[-1] if found else None, teacher, resources)
+        where = torch.device(device or context.device)
+        task = Distillation(recipe, run, context, where, watch, found[-1] if found else None, teacher, resources)
         trainer = Trainer(task, recipe.training, run, context, watch, tensorboard)
         if found:
             trainer.resume(found[-1])
@@ -137,6 +140,7 @@ class Distillation:
         recipe: every choice of the run.
         run: the run folder.
         context: the processes that share the work.
+        device: where it is computed.
         observer: told about long preparation.
         found: the checkpoint that the run goes on from.
         teacher: one that is loaded already.
@@ -150,12 +154,13 @@ class Distillation:
         recipe: Recipe,
         run: Path,
         context: Distributed,
+        device: torch.device,
         observer: Observer,
         found: Path | None,
         teacher: Teacher | None,
         resources: ExitStack,
     ):
-        self.recipe, self.run, self.context, self.device = recipe, run, context, context.device
+        self.recipe, self.run, self.context, self.device = recipe, run, context, device
         settings = recipe.training
         self.teacher = (load_named(recipe) if teacher is None else teacher).stop_at_highest().to(self.device)
         self.earlier = inherited(recipe)
