@@ -1,5 +1,6 @@
 """Laws of detection: counted as the device counts, intervals around the point, words where and as loud as a scene says."""
 
+import base64
 import csv
 from dataclasses import replace
 
@@ -209,7 +210,9 @@ def test_a_detection_task_is_measured_like_the_others(words, speech, tmp_path):
     assert any("1 of 16 negatives hold a keyword" in note for note in result["notes"])
     points = list(csv.DictReader((tmp_path / "out" / "detection.csv").open()))
     assert len(points) == 2 * len(THRESHOLDS)
-    assert "DET curves" in write_page(tmp_path / "out").read_text()
+    picture = write_page(tmp_path / "out").read_text().split('" alt="DET curves"')[0].rsplit("base64,", 1)[1]
+    ticks = base64.b64decode(picture).decode()
+    assert ">100</text>" in ticks and "mathdefault" not in ticks  # numbers, not what matplotlib would typeset
     again = evaluate(["log-mel"], [task], grid, tmp_path / "out", settings=settings)
     assert again == result
     task.write_text(task.read_text().replace("negatives", "nonsense"))

@@ -134,6 +134,8 @@ def detection(rows: Sequence[dict[str, Any]], result: BenchmarkResult) -> str:
             axis.plot(x, missed, label=row["model"], **{**style, "markersize": 3})
             axis.fill_between(x, low, high, color=style["color"], alpha=0.14, linewidth=0)
         axis.set_xscale("symlog", linthresh=0.5)
+        axis.set_xticks(ticks := (0, 1, 10, 100, 1000), [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
         axis.set(title=titles.get(name, name), xlabel="false alarms an hour", ylim=(0, 100))
     for axis in axes[::3]:
         axis.set_ylabel("keywords missed (%)")
