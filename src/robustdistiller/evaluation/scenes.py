@@ -56,39 +56,41 @@ class Montage(Recording):
         return self.speaker if self.word and self.speaker else f"utterance {self.id}"
 
     def load(self, offset: float = 0.0, seconds: float | None = None) -> Wave:
-        wave = self._make()[0]
+        wave, word, begin = self._silence_and_word()
+        if self.flow:
+            running = self._running(len(wave))
+            wave[: len(running)] += running
+            if self.word is not None:
+                # As loud as the speech around it, which may pause just there, so that an SNR is one of the word too.
+                around = max(_power(running), *(_power(recording.load(0.0, 10.0)) for recording in self.flow))
+                word = word * np.sqrt(around / max(_power(word), 1e-12))
+        wave[begin : begin + len(word)] = word
         start = round(offset * SAMPLE_RATE)
         return wave[start:] if seconds is None else wave[start : start + round(seconds * SAMPLE_RATE)]
 
     def marks(self) -> tuple[float, float]:
         """Seconds in which the word begins and ends."""
-        return self._make()[1]
+        _, word, begin = self._silence_and_word()
+        return begin / SAMPLE_RATE, (begin + len(word)) / SAMPLE_RATE
 
-    def _make(self) -> tuple[Wave, tuple[float, float]]:
+    def _silence_and_word(self) -> tuple[Wave, Wave, int]:
+        """What stands for silence (T,), the word as it is cut (nothing without one), and the sample at which it begins."""
         size, rng = round(self.seconds * SAMPLE_RATE), generator("montage", self.id)
-        wave = (FAINT * rng.standard_normal(size)).astype(np.float32)
-        running = self._running(size) if self.flow else np.zeros(0, np.float32)
-        wave[: len(running)] += running
-        begin = end = 0
-        if self.word is not None:
-            word = trimmed(self.word.load())[: round(LONGEST_WORD * SAMPLE_RATE)]
-            if self.form == "keyword":
-                begin = round(WORD_AT * SAMPLE_RATE)
-            else:
-                late = int(rng.uniform(0, 0.3) * SAMPLE_RATE)  # the decision may come a little after the word's end
-                word = word[: size - late]
-                begin = size - late - len(word)
-            if self.form == "shifted":  # at most half of it: the end is missing, or the beginning
-                part = max(GRID.stride, int(len(word) * rng.uniform(0.2, 0.5)))
-                word, begin = (word[:part], size - part) if rng.random() < 0.5 else (word[-part:], size - SAMPLE_RATE)
-            end = begin + len(word)
-            if (
-                self.flow
-            ):  # as loud as the speech around it, which may pause just there, so that an SNR is one of the word too
-                around = max(_power(running), *(_power(recording.load(0.0, 10.0)) for recording in self.flow))
-                word = word * np.sqrt(around / max(_power(word), 1e-12))
-            wave[begin:end] = word
-        return wave, (begin / SAMPLE_RATE, end / SAMPLE_RATE)
+        silence = (FAINT * rng.standard_normal(size)).astype(np.float32)
+        if self.word is None:
+            return silence, np.zeros(0, np.float32), 0
+        word = trimmed(self.word.load())[: round(LONGEST_WORD * SAMPLE_RATE)]
+        if self.form == "keyword":
+            return silence, word, round(WORD_AT * SAMPLE_RATE)
+        late = int(rng.uniform(0, 0.3) * SAMPLE_RATE)  # the decision may come a little after the word's end
+        word = word[: size - late]
+        if self.form != "shifted":
+            return silence, word, size - late - len(word)
+        # At most half of it: the end is missing, or the beginning.
+        part = max(GRID.stride, int(len(word) * rng.uniform(0.2, 0.5)))
+        if rng.random() < 0.5:
+            return silence, word[:part], size - part
+        return silence, word[-part:], size - SAMPLE_RATE
 
     def _running(self, size: int) -> Wave:
         pieces, offset, missing = [], self.offset, size
@@ -100,23 +102,27 @@ class Montage(Recording):
         return np.concatenate(pieces)
 
 
+def _frame_powers(wave: Wave) -> NDArray[np.float64]:
+    """The mean square of every whole frame of 20 ms."""
+    frames = wave[: len(wave) // GRID.stride * GRID.stride].reshape(-1, GRID.stride)
+    return np.square(frames, dtype=np.float64).mean(1)
+
+
 def _power(wave: Wave) -> float:
     """Mean square of the louder half of 20 ms frames: pauses do not count."""
-    frames = wave[: len(wave) // GRID.stride * GRID.stride].reshape(-1, GRID.stride)
-    if not len(frames):
+    powers = np.sort(_frame_powers(wave))
+    if not len(powers):
         return float(np.square(wave, dtype=np.float64).mean()) if len(wave) else 0.0
-    powers = np.sort(np.square(frames, dtype=np.float64).mean(1))
     return float(powers[len(powers) // 2 :].mean())
 
 
 def trimmed(wave: Wave) -> Wave:
     """A word (T,) without what is around it: from the first to the last 20 ms within 30 dB of the loudest."""
-    size = GRID.stride
-    if len(wave) < size:
+    power = _frame_powers(wave)
+    if not len(power):
         return wave
-    power = np.square(wave[: len(wave) // size * size].reshape(-1, size), dtype=np.float64).mean(1)
     loud = np.flatnonzero(power >= power.max() * 1e-3)
-    return wave[int(loud[0]) * size : int(loud[-1] + 1) * size]
+    return wave[int(loud[0]) * GRID.stride : int(loud[-1] + 1) * GRID.stride]
 
 
 def deal(recordings: Sequence[Recording]) -> dict[str, list[Recording]]:
