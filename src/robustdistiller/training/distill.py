@@ -124,7 +124,7 @@ def distill(
             started = start if found else None
             record_run(run, recipe, task.materials, task.teacher, task.precision, context.world, started)
         watch.plan(task.plan(), start, recipe.training.steps)
-        task.validator.kept  # noqa: B018  # what it lacks in memory or data is to be known before the first step
+        task.validator.prepare()  # what it lacks in memory or data is to be known before the first step
         with name_dead_worker(task.dataset.activity, task.dataset.name, "then go on with --resume."):
             progress = trainer.train()
     report = task.cache.report() if task.cache is not None else None

@@ -7,7 +7,6 @@ precision.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -64,6 +63,7 @@ class Validator:
         self.device, self.context, self.teacher, self.environment = device, context, teacher, environment
         self.layers = teacher.layers
         mine = sorted(recordings, key=lambda r: (-r.seconds, r.id))[context.rank :: context.world]
+        self.kept: list[Kept] = []
         self._items = items = list[Any]()
         for index, recording in enumerate(mine):
             seconds = min(recording.seconds, recipe.data.crop_seconds)
@@ -78,24 +78,23 @@ class Validator:
         if not items and context.world == 1:
             raise UserError("No validation recording can be read: check the files of the valid split.")
 
-    @functools.cached_property
-    def kept(self) -> list[Kept]:
-        """The batches; the teacher, which takes a while over them, is asked when they are first needed."""
-        kept, start, items = [], 0, self._items
+    def prepare(self) -> None:
+        """Make the batches, over which the teacher takes a while; the first validation does where nobody has."""
+        start, items = 0, self._items
         while start < len(items):
             size = len(items[start][0])  # the longest comes first, so it bounds the batch
             count = max(1, int(BATCH_SECONDS * SAMPLE_RATE / size))
             batch = collate(items[start : start + count]).to(self.device)
             noisy = batch.contaminated(self.environment)
             targets = self.teacher(batch.clean, batch.lengths)
-            kept.append(Kept(batch, noisy, TeacherOutput(targets.hidden.half(), targets.lengths)))
+            self.kept.append(Kept(batch, noisy, TeacherOutput(targets.hidden.half(), targets.lengths)))
             start += count
         self._items = []
-        return kept
 
     @torch.no_grad()
     def __call__(self, student: Student, precision: str) -> dict[str, float]:
         """Metrics by name: loss/…, l1/…/layer, cosine/…/layer, si_sdr, stoi, pesq; "clean" or "contaminated" speech."""
+        self.prepare()
         was_training = student.training
         student.eval()
         # Every rank reports the same names in the same order, also those for which it has no utterance.
