@@ -73,3 +73,8 @@ def pick_device(text: str) -> torch.device:
     if not have.get(device.type, False) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"This machine has no device '{text}' that PyTorch can use: give --device cpu.")
     return device
+
+
+def pick_training_device(text: str) -> torch.device | None:
+    """The same for a job of one or several processes: None for `auto`, where each of them takes a GPU of its own."""
+    return None if text == "auto" else pick_device(text)

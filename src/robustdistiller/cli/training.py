@@ -10,7 +10,7 @@ from ..outputs import claim_workplace
 from ..training.observer import Observer
 from .bars import Bars, is_main_process
 from .evaluation import show_averages
-from .options import LARGEST_SEED, Device, Seed, Sources, argument, option, pick_device, source
+from .options import LARGEST_SEED, Device, Seed, Sources, argument, option, pick_training_device, source
 from .output import Json, answer, say, say_json
 
 RUN_FILES = (
@@ -57,7 +57,7 @@ def distill(
         recipe, overrides or [], teacher__model=teacher, data__speech=speech, data__noise=noise, data__rooms=rooms,
         training__steps=steps, training__seed=seed,
     )  # fmt: skip
-    where = None if device == "auto" else pick_device(device)
+    where = pick_training_device(device)
     data, models = chosen.data, (chosen.student.init, chosen.teacher.model or "")
     read = [recipe, *data.speech, *data.noise, *data.rooms, *models]
     claim_workplace(out, "distill", RUN_FILES, ("run.json",), read)
@@ -122,7 +122,7 @@ def pretrain(
     config = load_pretrain_config(recipe, teacher=teacher, steps=steps, architecture=architecture, seed=seed)
     with Bars() as bars:
         watch = Watch(bars, f"pretraining {config.name}")
-        done = run(config, out, data, device=pick_device(device), observer=watch)
+        done = run(config, out, data, device=pick_training_device(device), observer=watch)
     if is_main_process():
         say(f"model: {done}")
 
