@@ -51,6 +51,7 @@ import scipy.signal
 import soundfile
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from robustdistiller.acoustics.scene import Environment
 from robustdistiller.audio.batching import Crop, LengthBucketSampler
@@ -64,6 +65,7 @@ from robustdistiller.config import (
     TrainingConfig,
     load_recipe,
 )
+from robustdistiller.models import encoder
 from robustdistiller.models.building import build_student
 from robustdistiller.models.encoder import SpeechEncoder
 from robustdistiller.models.precision import autocast, pick_precision
@@ -140,7 +142,7 @@ class Ours:
         self.optimiser: torch.optim.Optimizer = build_optimiser(student, TrainingConfig(), device)
         self.clock, self.audio, self.padded = Clock(device), 0.0, 0.0
         self.batches: list[Batch] = []
-        self.trials = False
+        self.trials, self.products = False, True
 
     def read(self, step: int) -> Batch:
         return collate([self.dataset[(step, crop)] for crop in self.sampler.batch(step).parts[0]])  # type: ignore[misc]
@@ -417,7 +419,7 @@ class Lab:
 
     def ours(self, robust: bool = True, precision: str = "auto", attention: str = "", fused: bool = True,
              compile: bool = False, seconds: float = 0.0, window: float | None = None,
-             trials: bool = False) -> Ours:  # fmt: skip
+             trials: bool = False, products: bool = True) -> Ours:  # fmt: skip
         """Our step with one measure off or one more on, and batches of `seconds` that are in memory."""
         loss = self.robust if robust else self.plain
         if window is not None:
@@ -432,7 +434,7 @@ class Lab:
         seconds = seconds or self.options.batch_seconds
         few = argparse.Namespace(**{**vars(self.options), "batch_seconds": seconds})
         ours = Ours(teacher, student, self.environments[robust], self.speech, few, self.device, loss)
-        ours.clock.waits, ours.trials = False, trials
+        ours.clock.waits, ours.trials, ours.products = False, trials, products
         ours.precision = pick_precision(precision, self.device, student.encoder)
         if not fused:
             ours.optimiser = torch.optim.AdamW(student.parameters(), 2e-4, fused=False, foreach=False)
@@ -452,7 +454,16 @@ def variants(group: str, options: argparse.Namespace, gpu: bool) -> Iterator[dic
             "enhancement over whole utterances": {"window": 0.0},
             "fp32": {"precision": "fp32"},
             "attention without SDPA": {"attention": "eager"},
-            **({"AdamW not fused": {"fused": False}, "convolutions by trial": {"trials": True}} if gpu else {}),
+            **(
+                {
+                    "AdamW not fused": {"fused": False},
+                    "convolutions by trial": {"trials": True},
+                    "position convolution by cuDNN": {"products": False},
+                    "position convolution by cuDNN, by trial": {"products": False, "trials": True},
+                }
+                if gpu
+                else {}
+            ),
         }
         yield {name: case for name, case in cases.items() if not options.cases or name in options.cases}
     if group == "microbatches":
@@ -464,12 +475,16 @@ def variants(group: str, options: argparse.Namespace, gpu: bool) -> Iterator[dic
                "plain distillation, compiled": {"robust": False, "compile": True}}  # fmt: skip
 
 
+def _by_cudnn(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, groups: int) -> Tensor:
+    return functional.conv1d(x, weight, bias, padding=padding, groups=groups)
+
+
 def in_turns(lab: Lab, cases: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rates, memory and FLOPs of a group of variants, which take `rounds` turns of `steps` steps.
 
     In turns, so that what is measured first is not the worse for it.
     """
-    options, device = lab.options, lab.device
+    options, device, by_products = lab.options, lab.device, encoder.convolve_by_products
     made: dict[str, Ours] = {}
     times: dict[str, list[float]] = defaultdict(list)
     numbers: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -484,6 +499,7 @@ def in_turns(lab: Lab, cases: dict[str, dict[str, Any]]) -> Iterator[tuple[str, 
                     before = torch.cuda.memory_allocated()
                     torch.cuda.reset_peak_memory_stats()
                 torch.backends.cudnn.benchmark = made[name].trials
+                encoder.convolve_by_products = by_products if made[name].products else _by_cudnn
                 _wait(device)
                 begin = time.perf_counter()
                 for step in range(2 if turn == 0 else options.steps):
@@ -501,7 +517,7 @@ def in_turns(lab: Lab, cases: dict[str, dict[str, Any]]) -> Iterator[tuple[str, 
             if device.type == "cuda":
                 above = torch.cuda.max_memory_allocated() - before + _bytes(made[name])
                 numbers[name]["peak memory, GB"] = round(above / 1e9, 2)
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark, encoder.convolve_by_products = False, by_products
     for name, ours in made.items():
         took, audio = statistics.median(times[name]), statistics.mean(batch.seconds for batch in ours.batches)
         numbers[name]["audio hours an hour"] = round(1000 * audio / took, 1)

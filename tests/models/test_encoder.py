@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoFeatureExtractor, AutoModel
 
-from robustdistiller.models.encoder import SpeechEncoder, conv_grid, normalize_wave
+from robustdistiller.models.encoder import SpeechEncoder, conv_grid, convolve_by_products, normalize_wave
 from robustdistiller.models.frames import GRID, FrameGrid, align_frames
 from robustdistiller.models.hub import load_encoder
 
@@ -18,6 +18,29 @@ FAMILIES = [
     ("wav2vec2-bert", {"position_embeddings_type": "relative"}), ("sew", {}), ("sew", {"conv_dim": (32,) * 12 + (64,)}),
     ("sew-d", {}),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("size", "taps", "padding", "groups"), [(37, 128, 64, 4), (40, 8, 4, 1), (5, 5, 2, 2), (64, 3, 0, 8)]
+)
+def test_a_convolution_by_products_equals_the_convolution(size, taps, padding, groups):
+    draw = torch.Generator().manual_seed(0)
+    tensors = [
+        torch.randn(shape, generator=draw, dtype=torch.float64)
+        for shape in ((3, 16, size), (24, 16 // groups, taps), (24,))
+    ]
+    results = []
+    for convolve in (convolve_by_products, torch.nn.functional.conv1d):
+        x, weight, bias = (tensor.clone().requires_grad_() for tensor in tensors)
+        out = convolve(x, weight, bias, padding=padding, groups=groups)
+        out.sin().sum().backward()
+        results.append([out, x.grad, weight.grad, bias.grad])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = convolve_by_products(*(tensor.float() for tensor in tensors), padding, groups)
+    assert rough.dtype == torch.bfloat16
+    torch.testing.assert_close(rough.double(), results[0][0].detach(), atol=0.3, rtol=0.05)
 
 
 @pytest.mark.parametrize(("kind", "fields"), FAMILIES)
