@@ -1,5 +1,6 @@
 """Laws of the exact stream: equal to the chunk-masked offline pass for any cut, constant in memory, unharmed by bad input."""
 
+import copy
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ from robustdistiller.config import EnhancementConfig, StreamingConfig, StudentCo
 from robustdistiller.deployment.export import ExportOptions, export_student
 from robustdistiller.deployment.parity import voice_like
 from robustdistiller.deployment.stream_export import StreamJob, open_detector, open_stream, streamed
-from robustdistiller.deployment.stream_graph import DetectorGraph, StreamGraph
+from robustdistiller.deployment.stream_graph import DetectorGraph, LayerNormBlock, StreamGraph
 from robustdistiller.deployment.task_head import TaskHead
 from robustdistiller.errors import AudioError, UserError
 from robustdistiller.evaluation.evaluated import open_models
@@ -88,6 +89,21 @@ def test_the_file_computes_what_pytorch_computes(folder, exported, precision):
         assert cosine.mean() > 0.99
     else:
         np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_a_bias_that_the_norm_takes_away_costs_no_digits(folder):
+    student = load_student(folder)
+    layer = student.encoder.model.feature_extractor.conv_layers[1]
+    torch.manual_seed(0)
+    with torch.no_grad():  # as a fitted front end has it: a pattern stronger than the signal, and a shift against it
+        layer.conv.bias.copy_(30 * torch.randn(len(layer.conv.bias)))
+        layer.layer_norm.bias.copy_(-layer.conv.bias / layer.conv.bias.std())
+        x = torch.randn(1, layer.conv.in_channels, 500)
+        exact = copy.deepcopy(layer).double()(x.double())
+        plain = (layer(x) - exact).square().mean().sqrt()
+        block = LayerNormBlock(copy.deepcopy(layer).double())
+        torch.testing.assert_close(block(x.double()), exact, rtol=1e-12, atol=1e-12)
+        assert (LayerNormBlock(layer)(x) - exact).square().mean().sqrt() < 0.3 * plain
 
 
 def test_times_and_latency_are_kept(exported):

@@ -26,6 +26,40 @@ from .graph import graph_states, prepare_encoder
 from .task_head import TaskHead
 
 
+class LayerNormBlock(nn.Module):
+    """A convolution, the LayerNorm over its channels and the activation, (1, C, F) → (1, C', F'), without cancellation.
+
+    A front end that was fitted (models/layer_norm.py) adds a bias b much larger than the signal y, which the norm's shift takes
+    away again: in float32 the features lose a digit, in 8 bits all of them. With y and b free of their means over the
+    channels, in units of s = √(mean b² + ε), the deviation is r = √(1 + v), v = mean(y · (2b + y)), and the norm
+    (y + b) / r = y / r - b v / (r (1 + r)) + b, whose last term goes into the shift.
+    """
+
+    bias: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, layer: Any):
+        super().__init__()
+        norm, weight = layer.layer_norm, layer.conv.weight.detach().double()
+        bias = weight.new_zeros(len(weight)) if layer.conv.bias is None else layer.conv.bias.detach().double()
+        bias = bias - bias.mean()
+        deviation = (bias.square().mean() + norm.eps).sqrt()
+        bias, scale = bias / deviation, norm.weight.detach().double()
+        with torch.no_grad():
+            layer.conv.weight.copy_((weight - weight.mean(0)) / deviation)
+        layer.conv.bias = None
+        self.conv, self.activation = layer.conv, layer.activation
+        for name, value in (("bias", bias), ("scale", scale), ("shift", scale * bias + norm.bias.detach().double())):
+            self.register_buffer(name, value.to(layer.conv.weight.dtype)[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        v = (y * (2 * self.bias + y)).mean(1, keepdim=True)
+        r = (1 + v).sqrt()
+        return self.activation(self.scale * (y / r - self.bias * (v / (r * (1 + r)))) + self.shift)  # type: ignore[no-any-return]
+
+
 class StreamGraph(nn.Module):
     """wave (1, C · 320), end (1,), state → states (1, S, C, D) of the frames [position - R, position - R + C), next state.
 
@@ -44,7 +78,7 @@ class StreamGraph(nn.Module):
         self.names = graph_states(student, predictions)
         self.heads = student.heads if predictions else None
         self.chunking = chunking
-        first, *others = self.encoder.model.feature_extractor.conv_layers
+        first, *others = map(LayerNormBlock, self.encoder.model.feature_extractor.conv_layers)
         self.first, self.convolutions = first, nn.ModuleList(others)
         network = self.encoder.model.encoder
         self.before = network.pos_conv_embed.conv.kernel_size[0] // 2
