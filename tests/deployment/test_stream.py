@@ -123,49 +123,101 @@ def test_the_state_stays_as_small_as_it_was_and_goes_on_elsewhere(exported):
     sizes = []
     for start in range(0, 48_000, 1600):
         stream.push(wave[start : start + 1600])
-        sizes.append(sum(value.nbytes for name, value in stream.state.items() if name not in ("waiting", "file")))
+        sizes.append(sum(value.nbytes for name, value in stream.state.items() if name not in ("waiting", "model")))
     assert len(set(sizes)) == 1
     other = Stream(exported / "encoder.stream.onnx", state=stream.state)
     np.testing.assert_array_equal(stream.push(wave[48_000:]).states, other.push(wave[48_000:]).states)
     np.testing.assert_array_equal(stream.close().states, other.close().states)
 
 
-def test_bad_input_is_one_sentence_and_harms_nothing(exported, folder, tmp_path):
-    path = exported / "encoder.stream.onnx"
-    stream, other, wave = Stream(path), Stream(path), voice_like(20_000, 5)
+NOT_CHUNKS = (
+    ([], "0 samples"),
+    (np.zeros(0, np.float32), "0 samples"),
+    (np.full(100, np.nan, np.float32), "not numbers"),
+    (np.array([0.1, np.inf]), "not numbers"),
+    (np.full(9000, 1e30), "too loud"),  # finite, and infinite once it is squared
+    (np.zeros(9, np.int16), "int16"),
+    (np.zeros(9, bool), "bool"),
+    (np.zeros(9, complex), "complex"),
+    (np.zeros((2, 9)), "shape"),
+    ([[0.1], [0.1, 0.2]], "shape"),
+    ("speech.wav", "shape"),
+    (None, "shape"),
+)
+
+
+@pytest.mark.parametrize(("bad", "told"), NOT_CHUNKS)
+def test_what_is_no_chunk_is_one_sentence_and_harms_nothing(exported, bad, told):
+    stream, wave = Stream(exported / "encoder.stream.onnx"), voice_like(20_000, 5)
     stream.push(wave[:8000], time=5.0)
-    other.push(wave[:8000])
-    nan = np.full(100, np.nan, np.float32)
-    for bad, told in (
-        ([], "floats|samples"),
-        (nan, "not numbers"),
-        (np.zeros(9, np.int16), "int16"),
-        (np.zeros((2, 9)), "shape"),
-    ):
-        with pytest.raises(AudioError, match=told):
-            stream.push(np.array(bad) if isinstance(bad, list) else bad)
-    for time in (5.9, 4.0, float("nan")):
-        with pytest.raises(AudioError, match="was due at"):
-            stream.push(wave[8000:], time=time)
+    before = stream.state
+    with pytest.raises(AudioError, match=told):
+        stream.push(bad, time=5.5)
+    for name, value in stream.state.items():
+        np.testing.assert_array_equal(value, before[name])
+    other = Stream(exported / "encoder.stream.onnx", state=before)
     np.testing.assert_array_equal(stream.push(wave[8000:], time=5.51).states, other.push(wave[8000:]).states)
-    state = stream.state
+
+
+def test_a_clock_that_jumps_is_refused(exported):
+    stream, wave = Stream(exported / "encoder.stream.onnx"), voice_like(8000, 5)
+    for time in (float("inf"), float("nan"), "noon", np.zeros(2)):
+        with pytest.raises(AudioError, match="seconds of a clock"):
+            stream.push(wave, time=time)
+    stream.push(wave, time=5.0)
+    stream.push(wave)  # half a second without a time
+    before = stream.state
+    for time in (5.5, 6.2, 5.0, -6.0, 1e12):
+        with pytest.raises(AudioError, match=r"was due at 6\.00 s"):
+            stream.push(wave, time=time)
+    np.testing.assert_array_equal(stream.state["samples"], before["samples"])
+    stream.push(wave, time=6.05)
+
+
+def test_a_closed_stream_and_another_rate_are_refused(exported, folder, tmp_path):
+    path, wave = exported / "encoder.stream.onnx", voice_like(8000, 5)
+    stream = Stream(path)
+    stream.push(wave)
     stream.close()
-    for act in (stream.close, lambda: stream.push(wave)):
+    for act in (stream.close, lambda: stream.push(wave), lambda: stream.state):
         with pytest.raises(AudioError, match="closed"):
             act()
-    with pytest.raises(AudioError, match="8000 samples a second"):
-        Stream(path, rate=8000)
-    with pytest.raises(UserError, match="another file"):
-        Stream(exported / "encoder.stream.int8.onnx", state=state)
-    with pytest.raises(UserError, match="another file"):
-        Stream(path, state={"keys": state["keys"]})
-    with pytest.raises(UserError, match="damaged"):
-        Stream(path, state={**state, "keys": state["keys"][:, :1]})
+    for rate in (8000, 0, "16000"):
+        with pytest.raises(AudioError, match=f"{rate} samples a second"):
+            Stream(path, rate=rate)
     student = load_student(folder)
     student.streaming = None
     student.save(tmp_path / "plain")
     with pytest.raises(UserError, match="was not trained to stream"):
         export_student(f"{tmp_path / 'plain'}@80+40", tmp_path / "out")
+
+
+def test_a_state_of_another_file_or_version_or_a_damaged_one_is_refused(exported, tmp_path):
+    path, wave = exported / "encoder.stream.onnx", voice_like(8000, 5)
+    stream = Stream(path)
+    stream.push(wave)
+    state = stream.state
+    np.savez(tmp_path / "state.npz", **state)  # as a device would keep it
+    other = Stream(path, state=dict(np.load(tmp_path / "state.npz")))
+    np.testing.assert_array_equal(stream.push(wave).states, other.push(wave).states)
+    with pytest.raises(UserError, match="another file"):
+        Stream(exported / "encoder.stream.int8.onnx", state=state)
+    described = json.loads(str(state["model"]))
+    described[2]["left"] += 1
+    older = {**state, "model": np.array(json.dumps(described, sort_keys=True))}
+    for bad in (older, {"keys": state["keys"]}, {}, 3, "state.npz", [state]):
+        with pytest.raises(UserError, match="another file or version"):
+            Stream(path, state=bad)
+    keys, waiting = state["keys"], state["waiting"]
+    assert len(waiting)
+    for name, value in (
+        ("keys", keys[:, :1]), ("keys", keys.astype(np.float64)), ("keys", np.full_like(keys, np.nan)),
+        ("waiting", waiting[:-1]), ("waiting", np.full_like(waiting, np.inf)), ("waiting", np.array(["a"])),
+        ("samples", state["samples"] + 1), ("samples", np.array(-8000)), ("samples", np.array("a")), ("samples", waiting),
+        ("position", state["position"] + 1), ("position", state["position"] - (1 << 40)),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="damaged"):
+            Stream(path, state={**state, name: value})
 
 
 def test_a_detector_scores_the_last_second(folder):

@@ -51,7 +51,10 @@ def read_wave(path: str | os.PathLike[str], sampling_rate: int = SAMPLE_RATE) ->
 
 def check_wave(wave: Any, shortest: int = 1, what: str = "The audio") -> Wave:
     """A waveform as a model wants it: one axis, floats, finite, at least `shortest` samples. Raises `AudioError`."""
-    wave = np.asarray(wave)
+    try:
+        wave = np.asarray(wave)
+    except ValueError as error:
+        raise AudioError(f"{what} has no shape: give one channel as a flat array of samples.", "shape") from error
     if wave.ndim != 1:
         raise AudioError(f"{what} has the shape {wave.shape}: give one channel as a flat array of samples.", "shape")
     if not np.issubdtype(wave.dtype, np.floating):

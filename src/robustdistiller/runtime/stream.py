@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -86,25 +86,33 @@ class Stream:
     @property
     def state(self) -> State:
         """Everything that another stream of the same file needs to go on here; plain arrays, for `numpy.savez`."""
+        self._check_open()
         return {
             **{name: value.copy() for name, value in self._state.items()},
             "waiting": self._waiting[: self._filled].copy(),
-            "samples": np.array(self._samples),
-            "file": np.array(self._file),
+            "samples": np.array(self._samples, np.int64),
+            "model": np.array(self._file),
         }
 
     def _restore(self, state: State) -> None:
-        mine = self.state
-        if set(state) != set(mine) or str(state["file"]) != str(mine["file"]):
+        known = isinstance(state, Mapping) and set(state) == set(self.state)
+        if not known or str(state["model"]) != self._file:
             raise UserError("This state is of another file or version: start a new stream.")
-        items = ((state[name], shape, kind) for name, (shape, kind) in self._shapes.items())
-        fits = all(np.shape(v) == shape and v.dtype == kind and np.isfinite(v).all() for v, shape, kind in items)
-        if not fits or state["waiting"].ndim != 1 or len(state["waiting"]) >= self._step:
+        given = {name: np.asarray(value) for name, value in state.items()}
+        samples = given["samples"].item() if given["samples"].ndim == 0 else -1
+        samples = samples if isinstance(samples, int) else -1
+        # The samples so far tell how many steps were taken, and how many samples wait.
+        steps, filled = divmod(int(self.description.stream["silence"]) + samples, self._step)
+        shapes = {**self._shapes, "waiting": ((filled,), np.dtype(np.float32))}
+        fits = all(
+            given[name].shape == shape and given[name].dtype == kind and np.isfinite(given[name]).all()
+            for name, (shape, kind) in shapes.items()
+        )
+        start = int(self._state["position"][0])
+        if not fits or samples < 0 or int(given["position"][0]) != start + self.chunk * steps:
             raise UserError("This state is damaged: start a new stream.")
-        self._state = {name: np.array(state[name]) for name in self._shapes}
-        self._filled = len(state["waiting"])
-        self._waiting[: self._filled] = state["waiting"]
-        self._samples = int(state["samples"])
+        self._state = {name: given[name].copy() for name in self._shapes}
+        self._waiting[:filled], self._filled, self._samples = given["waiting"], filled, samples
 
     def push(self, chunk: Any, time: float | None = None) -> Features:
         """Hear the next samples and give the frames that they complete, possibly none.
@@ -119,15 +127,24 @@ class Stream:
         self._check_open()
         chunk = check_wave(chunk, 1, "The chunk")
         if time is not None:
+            if not isinstance(time, int | float | np.number) or not np.isfinite(time):
+                raise AudioError(f"The time of a chunk is {time!r:.20}: give seconds of a clock.", "clock")
             if self._clock is not None and not abs(time - self._clock) <= JUMP_SECONDS:
                 raise AudioError(
                     f"The chunk begins at {time:.2f} s and was due at {self._clock:.2f} s: samples are missing or came "
                     "twice; push silence for what was lost, or open a new stream.",
                     "clock",
                 )
-            self._clock = time + len(chunk) / self.rate
+        before = self._state, self._waiting.copy(), self._filled
+        try:
+            features = self._joined(list(self._steps(chunk, ENDLESS)))
+        except BaseException:  # Ctrl-C among them
+            self._state, self._waiting, self._filled = before
+            raise
         self._samples += len(chunk)
-        return self._joined(list(self._steps(chunk, ENDLESS)))
+        begun = self._clock if time is None else time
+        self._clock = None if begun is None else begun + len(chunk) / self.rate
+        return features
 
     def close(self) -> Features:
         """Say that the audio ends here, and give the frames that were waiting for their look-ahead."""
@@ -168,6 +185,8 @@ class Stream:
                 first = self._next
                 feeds = {"wave": self._waiting[None], "end": np.array([end]), **self._state}
                 states, *state = self._engine.run(feeds)
+                if not all(np.isfinite(value).all() for value in (states, *state)):
+                    raise AudioError("The chunk is too loud to compute with: give floats in ±1.", "level")
                 self._state, self._filled = dict(zip(self._shapes, state, strict=True)), 0
                 inner = slice(max(0, -first), max(0, min(self.chunk, end - first)))
                 if inner.start < inner.stop:
