@@ -2,8 +2,8 @@
 
     python benchmarks/study/answers.py ARGUMENTS OF `robustdistiller evaluate`
 
-The folder named by --out holds predictions/ as `evaluate` left them there. Nothing is computed: the answers are scored, joined over
-folds and compared as `evaluate` does, and the report says nothing of heads and label-free scores.
+The folder named by --out holds predictions/ as `evaluate` left them there. Nothing is computed: the answers are scored, joined
+over folds and compared as `evaluate` does, and the report says nothing of heads and label-free scores.
 """
 
 from __future__ import annotations
@@ -48,6 +48,5 @@ class Answers(benchmark._Benchmark):
 if __name__ == "__main__":
     benchmark._Benchmark = Answers  # type: ignore[misc]
     benchmark._head_summary = lambda model, trained: {"model": model.name, "states": [], "weights": []}
-
     sys.argv[0] = "robustdistiller"
     main()
