@@ -1,27 +1,31 @@
 """Laws of the heads: they agree with an independent computation, find the telling state, and repeat themselves exactly."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.nn import functional
 
 from robustdistiller.evaluation.ctc import CTCHead, decode, fit_ctc_heads, frames_of
 from robustdistiller.evaluation.features import StoredFeatures
 from robustdistiller.evaluation.metrics import RankedTrials
 from robustdistiller.evaluation.task_heads import (
+    MIX_RATE,
     HeadConfig,
     Mix,
+    SpeakerHead,
     UtteranceHead,
+    builder,
     embeddings,
+    fit_averaged,
     fit_speaker_heads,
     fit_utterance_heads,
     load_head,
     predict,
+    shuffled,
     train_heads,
 )
 from robustdistiller.evaluation.verification import make_trials, trial_similarities
+from robustdistiller.randomness import integer
 
 FAST = HeadConfig(learning_rates=(1e-3,), weight_decays=(1e-2,), epochs=10, steps=120, seeds=2)
 
@@ -113,8 +117,6 @@ def test_unseen_speakers_can_be_told_apart():
         return RankedTrials(trial_similarities(values, left, right), same).equal_error_rate()
 
     trained = fit_speaker_heads(voices[0], targets, 20, lambda values: -rate(values, 0), voices[1], FAST, 0)
-    from robustdistiller.evaluation.task_heads import SpeakerHead
-
     assert rate(embeddings(load_head(trained[0], SpeakerHead, (1, 16), [20]), voices[2]), 1) < 0.15
 
 
@@ -154,26 +156,78 @@ def test_ctc_learns_to_spell(recurrent):
 
 @pytest.mark.parametrize("counts", [[3, 5, 4], [4, 4, 4]])
 def test_the_learning_rate_falls_to_nothing_and_never_below(counts):
-    """However many batches an epoch has."""
-    rates = []
+    """However many batches an epoch has; while the gradient is the same, Adam moves a weight by the rate."""
+    seen = []
 
-    def build():
-        return UtteranceHead(1, 4, [2])
+    def losses(head, weights, batch):
+        seen.append(weights["project.bias"][0, 0].item())
+        return weights["project.bias"].sum(1)
 
-    def step(head, batch):
-        return head(torch.ones(len(batch), 1, 4))[0].square().mean()
+    def validate(head):
+        return head.project.bias[0].item(), 0.0
 
     def batches(seed, epoch):
         return [np.arange(2)] * counts[epoch]
 
     config = HeadConfig(learning_rates=(1e-2,), weight_decays=(0.0,), epochs=3, steps=0, seeds=1)
-    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
-    try:
-        train_heads(build, step, batches, lambda head: (0.0, 0.0), config, 0)
-    finally:
-        hook.remove()
-    assert len(rates) == sum(counts) and rates[0] == 1e-2 and rates[-1] == pytest.approx(1e-2 / sum(counts))
-    assert all(a > b > 0 for a, b in itertools.pairwise(rates))
+    (trained,) = train_heads(lambda: UtteranceHead(1, 4, [2]), losses, batches, validate, config, 0)
+    rates = -np.diff([*seen, trained.validation])
+    np.testing.assert_allclose(rates, 1e-2 * (1 - np.arange(sum(counts)) / sum(counts)), rtol=1e-3)
+
+
+def trained_alone(kind, loss, train, targets, classes, seed, rate, decay, config):
+    """A head by itself, with what torch has for it."""
+    torch.manual_seed(seed)
+    head = builder(kind, train, classes)()
+    rest = [p for name, p in head.named_parameters() if name != "mix.weights"]
+    mix = {"params": [head.mix.weights], "lr": MIX_RATE * rate, "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([{"params": rest}, mix], lr=rate, weight_decay=decay)
+    batches = shuffled(len(train), config.batch)
+    steps = [batch for epoch in range(config.epochs) for batch in batches(seed, epoch)]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / len(steps))
+    for batch in steps:
+        optimizer.zero_grad()
+        loss(head, torch.from_numpy(train.rows[batch]), torch.from_numpy(targets[batch])).backward()
+        torch.nn.utils.clip_grad_norm_(rest, 5.0)
+        optimizer.step()
+        schedule.step()
+    return head
+
+
+def slots_loss(head, rows, targets):
+    return sum(functional.cross_entropy(x, targets[:, k]) for k, x in enumerate(head(rows))) / targets.shape[1]
+
+
+def margin_loss(head, rows, targets):
+    cosine = head.embed(rows) @ functional.normalize(head.answers[0].weight, dim=-1).T
+    right = functional.one_hot(targets[:, 0], cosine.shape[1])
+    return functional.cross_entropy(30 * (cosine - 0.2 * right), targets[:, 0])
+
+
+@pytest.mark.parametrize("kind, loss, classes", [
+    (UtteranceHead, slots_loss, [4]), (UtteranceHead, slots_loss, [4, 2]), (UtteranceHead, slots_loss, [70]),
+    (SpeakerHead, margin_loss, [4]),
+])  # fmt: skip
+def test_heads_that_learn_side_by_side_learn_what_each_learns_alone(kind, loss, classes):
+    """The cells of the grid, which share seed and batches, and the other seeds, which do not."""
+    train, labels = material(states=3, count=100)
+    targets = np.concatenate([labels % n for n in classes], 1)
+    config = HeadConfig(learning_rates=(1e-3, 1e-2), weight_decays=(1e-2, 1.0), epochs=8, steps=0, seeds=3)
+    found = []
+
+    def validate(head):
+        found.append(head)
+        return -len(found), 0.0  # the first cell is the best
+
+    fit_averaged(kind, train, targets, classes, validate, config, 5, None, "cpu")
+    cells = [(0, 1e-3, 1e-2), (0, 1e-3, 1.0), (0, 1e-2, 1e-2), (0, 1e-2, 1.0), (1, 1e-3, 1e-2), (2, 1e-3, 1e-2)]
+    for head, (number, rate, decay) in zip(found, cells, strict=True):
+        alone = trained_alone(kind, loss, train, targets, classes, integer(5, "head", number), rate, decay, config)
+        start = builder(kind, train, classes)()
+        for name, value in alone.named_parameters():
+            if kind is not SpeakerHead or name != "answers.0.bias":  # which it does not use
+                assert not torch.equal(value, start.get_parameter(name))
+                torch.testing.assert_close(head.get_parameter(name), value, rtol=1e-3, atol=1e-5)
 
 
 def test_frames_come_back_in_the_order_asked():

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ..randomness import generator
 from .features import StoredFeatures
 from .metrics import unit_errors
-from .task_heads import WIDTH, Batches, HeadConfig, Mix, Tick, Trained, builder, train_heads
+from .task_heads import WIDTH, Batches, HeadConfig, Mix, Tick, Trained, Weights, builder, train_heads
 
 BLANK = 0
 BATCH_FRAMES = 2500  # padding included: 50 s
@@ -63,11 +63,11 @@ def fit_ctc_heads(
     tick: Tick = None,
 ) -> list[Trained]:
     """CTC heads on all frames; targets are indices from 1 to `units` per utterance. Chosen by the unit error rate."""
-    build = builder(CTCHead, train, units, recurrent)
+    build = builder(CTCHead, train, units, recurrent, device=device)
 
-    def step(head: nn.Module, batch: NDArray[np.int64]) -> Tensor:
-        states, frames = frames_of(train, batch)
-        return head.loss(states.to(device), frames, [targets[i] for i in batch])  # type: ignore[operator]
+    def losses(head: nn.Module, weights: Weights, batch: NDArray[np.int64]) -> Tensor:
+        states, frames = frames_of(train, batch[0])
+        return head.loss(states.to(device), frames, [targets[i] for i in batch[0]])  # type: ignore[operator]
 
     def validate(head: nn.Module) -> tuple[float, float]:
         wrong = total = 0
@@ -76,7 +76,8 @@ def fit_ctc_heads(
             wrong, total = wrong + errors, total + count
         return -wrong / max(total, 1), 0.0
 
-    return train_heads(lambda: build().to(device), step, _batches(train.frames), validate, config, seed, tick)
+    # Its steps are long enough, and of other lengths for every seed.
+    return train_heads(build, losses, _batches(train.frames), validate, config, seed, tick, stacked=False)
 
 
 @torch.no_grad()

@@ -78,7 +78,9 @@ class UtteranceProbe(Probe):
     def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
         targets, valid_targets = (self._targets(examples) for examples in (self.task.train, self.task.valid))
         sizes = list(map(len, self.task.classes))
-        return task_heads.fit_utterance_heads(train, targets, valid, valid_targets, sizes, self.config, self.seed, tick)
+        return task_heads.fit_utterance_heads(
+            train, targets, valid, valid_targets, sizes, self.config, self.seed, tick, self.device
+        )
 
     def _codes(self, trained: Sequence[Trained], test: StoredFeatures) -> list[NDArray[np.int64]]:
         """The class of every row and slot, (N, slots), by each head."""
@@ -123,7 +125,7 @@ class FrameProbe(UtteranceProbe):
         parts = self._labelled(self.task.train, train, "train"), self._labelled(self.task.valid, valid, "valid")
         config = replace(self.config, batch=512, epochs=min(5, self.config.epochs))
         return task_heads.fit_utterance_heads(
-            *parts[0], *parts[1], [len(self.task.classes[0])], config, self.seed, tick
+            *parts[0], *parts[1], [len(self.task.classes[0])], config, self.seed, tick, self.device
         )
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
@@ -229,7 +231,9 @@ class VerificationProbe(Probe):
             rate = metrics.RankedTrials(trial_similarities(embeddings, left, right), same).equal_error_rate()
             return -1.0 if np.isnan(rate) else -rate
 
-        return task_heads.fit_speaker_heads(train, targets, len(code), score, valid, self.config, self.seed, tick)
+        return task_heads.fit_speaker_heads(
+            train, targets, len(code), score, valid, self.config, self.seed, tick, self.device
+        )
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         left, right, same = self._trials(self.task.test)

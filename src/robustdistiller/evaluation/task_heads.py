@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import stack_module_state
 from torch.nn import functional
 
 from ..randomness import generator, integer
@@ -28,6 +29,7 @@ from .features import StoredFeatures
 FORMAT = 1  # raise it when the same features would give another head, or other predictions
 WIDTH = 256
 MARGIN, SCALE = 0.2, 30.0  # of the additive-margin softmax
+BETAS = 0.9, 0.999  # of AdamW
 
 
 # The state weights get a larger learning rate than the rest. A linear head fits the training data from any mixture of
@@ -77,8 +79,12 @@ class Mix(nn.Module):
         """The softmax weights of the states, (S,)."""
         return self.weights.softmax(0)
 
+    def standardised(self, states: Tensor) -> Tensor:
+        """(…, S, D) → (…, S, D)."""
+        return (states - self.mean) / self.deviation
+
     def forward(self, states: Tensor) -> Tensor:
-        return torch.einsum("...sd,s->...d", (states - self.mean) / self.deviation, self.shares())
+        return torch.einsum("...sd,s->...d", self.standardised(states), self.shares())
 
 
 class UtteranceHead(nn.Module):
@@ -94,28 +100,69 @@ class UtteranceHead(nn.Module):
         hidden = self.project(self.mix(states))
         return [answer(hidden) for answer in self.answers]
 
-    def loss(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy, averaged over utterances and slots; targets (B, slots)."""
-        logits = self(states)
-        return torch.stack([functional.cross_entropy(x, targets[:, k]) for k, x in enumerate(logits)]).mean()
-
     def embed(self, states: Tensor) -> Tensor:
         """Unit-length embeddings (B, 256)."""
         return functional.normalize(self.project(self.mix(states)), dim=-1)
+
+    def losses(self, weights: Weights, states: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of C heads that share this one's standardisation, averaged over utterances and slots.
+
+        Args:
+            weights: The parameters of the heads, each stacked to (C, …).
+            states: (C, B, S, D), or (1, B, S, D) for all heads.
+            targets: Class indices (C, B, slots) or (1, B, slots).
+
+        Returns:
+            (C,)
+        """
+        mixed, project, bias = self._stacked(weights, states)
+        answers, offsets = ([weights[f"answers.{k}.{name}"] for k in range(len(self.answers))]
+                            for name in ("weight", "bias"))  # fmt: skip
+        answer, offset = torch.cat(answers, 1), torch.cat(offsets, 1)[:, None]
+        # Nothing stands between the two layers, so whichever product is the smaller one comes first.
+        few = answer.shape[1] < mixed.shape[1]
+        logits = mixed @ (answer @ project).mT if few else (mixed @ project.mT) @ answer.mT  # (C, B, all classes)
+        parts = (logits + bias @ answer.mT + offset).split([answer.shape[1] for answer in answers], -1)
+        return torch.stack([_cross_entropy(x, targets[..., k]) for k, x in enumerate(parts)]).mean(0)
+
+    def _stacked(self, weights: Weights, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mixed states (C, B, D), and weight (C, 256, D) and bias (C, 1, 256) of the first layer."""
+        shares = weights["mix.weights"].softmax(1)
+        states = self.mix.standardised(states)
+        if len(states) == 1:  # (B, C, S) · (B, S, D): einsum would copy the states
+            mixed = shares.expand(states.shape[1], *shares.shape).bmm(states[0]).transpose(0, 1)
+        else:
+            mixed = (shares[:, None, None] @ states)[:, :, 0]
+        return mixed, weights["project.weight"], weights["project.bias"][:, None]
 
 
 class SpeakerHead(UtteranceHead):
     """The same with the additive-margin softmax: only the direction of embeddings and class vectors counts."""
 
-    def loss(self, states: Tensor, targets: Tensor) -> Tensor:
-        cosine = self.embed(states) @ functional.normalize(self.answers[0].weight, dim=-1).T  # type: ignore[arg-type]
-        margin = MARGIN * functional.one_hot(targets[:, 0], cosine.shape[1])
-        return functional.cross_entropy(SCALE * (cosine - margin), targets[:, 0])
+    def losses(self, weights: Weights, states: Tensor, targets: Tensor) -> Tensor:
+        mixed, project, bias = self._stacked(weights, states)
+        embedded = functional.normalize(mixed @ project.mT + bias, dim=-1)
+        cosine = embedded @ functional.normalize(weights["answers.0.weight"], dim=-1).mT
+        margin = MARGIN * functional.one_hot(targets[..., 0], cosine.shape[-1])
+        return _cross_entropy(SCALE * (cosine - margin), targets[..., 0])
 
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Logits (C, B, K) and class indices (C, B) or (1, B) → the mean over the utterances, (C,)."""
+    loss = functional.cross_entropy(logits.flatten(0, 1), targets.expand(len(logits), -1).flatten(), reduction="none")
+    return loss.view(len(logits), -1).mean(1)
+
+
+Weights = dict[str, Tensor]
+
+Cell = tuple[int, float, float]
+"""The number of a seed, a learning rate and a weight decay."""
 
 Build = Callable[[], nn.Module]
-Step = Callable[[nn.Module, NDArray[np.int64]], Tensor]
-"""A head and the indices of a batch → the loss."""
+
+Losses = Callable[[nn.Module, Weights, NDArray[np.int64]], Tensor]
+"""The first of C heads, the parameters of all stacked to (C, …), and the batch of each or one for all, (C, B) or (1, B)
+indices → the loss of each, (C,)."""
 
 Batches = Callable[[int, int], Sequence[NDArray[np.int64]]]
 """(seed, epoch) → the batches of that epoch."""
@@ -131,62 +178,98 @@ Tick = Callable[[], None] | None
 class Trained:
     """A chosen head: its weights, and how the choice went."""
 
-    state: dict[str, Tensor]
+    state: Weights
     learning_rate: float
     weight_decay: float
     validation: float
 
 
 def train_heads(
-    build: Build, step: Step, batches: Batches, validate: Validate, config: HeadConfig, seed: int, tick: Tick = None
-) -> list[Trained]:
-    """Train one head per seed: learning rate and weight decay are searched with the first, then kept."""
+    build: Build, losses: Losses, batches: Batches, validate: Validate, config: HeadConfig, seed: int,
+    tick: Tick = None, stacked: bool = True,
+) -> list[Trained]:  # fmt: skip
+    """Train one head per seed: learning rate and weight decay are searched with the first, then kept.
 
-    def train(number: int, rate: float, decay: float) -> tuple[Trained, tuple[float, float]]:
-        done = _train(build, step, batches, validate, config, integer(seed, "head", number), rate, decay)
-        if tick:
-            tick()
+    Heads learn side by side, as one stack of weights, since a step of one is too small to be worth its overhead; with
+    ``stacked=False`` one after the other, and `losses` uses the head itself.
+    """
+    cells = [(0, rate, decay) for rate in config.learning_rates for decay in config.weight_decays]
+
+    def train(cells: Sequence[Cell]) -> list[tuple[Trained, tuple[float, float]]]:
+        stacks = [cells] if stacked else [[cell] for cell in cells]
+        done = [pair for stack in stacks if stack
+                for pair in _train(build, losses, batches, validate, config, seed, stack, stacked)]  # fmt: skip
+        if tick is not None:
+            for _ in done:
+                tick()
         return done
 
-    trials = [train(0, rate, decay) for rate in config.learning_rates for decay in config.weight_decays]
-    best = max(trials, key=lambda trial: trial[1])[0]
-    others = (train(k, best.learning_rate, best.weight_decay)[0] for k in range(1, config.seeds))
-    return [best, *others]
+    best = max(train(cells), key=lambda trial: trial[1])[0]
+    others = train([(k, best.learning_rate, best.weight_decay) for k in range(1, config.seeds)])
+    return [best, *(head for head, _ in others)]
 
 
 def _train(
-    build: Build,
-    step: Step,
-    batches: Batches,
-    validate: Validate,
-    config: HeadConfig,
-    seed: int,
-    rate: float,
-    decay: float,
-) -> tuple[Trained, tuple[float, float]]:
+    build: Build, losses: Losses, batches: Batches, validate: Validate, config: HeadConfig, seed: int,
+    cells: Sequence[Cell], stacked: bool,
+) -> list[tuple[Trained, tuple[float, float]]]:  # fmt: skip
+    """The heads of some cells of the grid with their validation results."""
+    seeds = [integer(seed, "head", number) for number, _, _ in cells]
+    heads = []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # layers have no other way to be told their initial values
-        head = build()
-        epochs = max(config.epochs, -(-config.steps // len(batches(seed, 0))))
-        steps = [batch for epoch in range(epochs) for batch in batches(seed, epoch)]
-        mix = [p for name, p in head.named_parameters() if name == "mix.weights"]
-        rest = [p for name, p in head.named_parameters() if name != "mix.weights"]
-        groups: list[dict[str, Any]] = [{"params": rest}, {"params": mix, "lr": MIX_RATE * rate, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
-        # Epochs may differ in their number of batches, so the rate falls over all of them together.
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / len(steps))
-        head.train()
-        for batch in steps:
-            optimizer.zero_grad(set_to_none=True)
-            step(head, batch).backward()
-            nn.utils.clip_grad_norm_(rest, 5.0)
-            optimizer.step()
-            schedule.step()
-    head.eval()
-    with torch.no_grad():
-        result = validate(head)
-    state = {name: value.detach().cpu().clone() for name, value in head.state_dict().items()}
-    return Trained(state, rate, decay, result[0]), result
+        for own in seeds:
+            torch.manual_seed(own)  # layers have no other way to be told their initial values
+            heads.append(build())
+        weights: Weights = stack_module_state(heads)[0] if stacked else dict(heads[0].named_parameters())  # type: ignore[arg-type]
+        epochs = max(config.epochs, -(-config.steps // len(batches(seeds[0], 0))))
+        # Heads of one seed see the same batches, which are drawn and read once for all of them.
+        drawn = [[batch for epoch in range(epochs) for batch in batches(own, epoch)] for own in dict.fromkeys(seeds)]
+        heads[0].train()
+        steps = [np.stack(batch) for batch in zip(*drawn, strict=True)]
+        _descend(weights, lambda batch: losses(heads[0], weights, batch), steps, cells)
+    done = []
+    for k, (head, (_, rate, decay)) in enumerate(zip(heads, cells, strict=True)):
+        if stacked:
+            head.load_state_dict({name: value[k] for name, value in weights.items()}, strict=False)
+        head.eval()
+        with torch.no_grad():
+            result = validate(head)
+        state = {name: value.detach().cpu().clone() for name, value in head.state_dict().items()}
+        done.append((Trained(state, rate, decay, result[0]), result))
+    return done
+
+
+def _descend(
+    weights: Weights,
+    losses: Callable[[NDArray[np.int64]], Tensor],
+    steps: list[NDArray[np.int64]],
+    cells: Sequence[Cell],
+) -> None:
+    """AdamW (Loshchilov and Hutter 2019) on C heads at once, written out since torch's has one rate for a tensor.
+
+    The rate falls linearly to 0 over all steps, and a gradient's norm is at most 5, that of the state weights left out.
+    """
+    leaves, count = list(weights.values()), len(cells)
+    rate, decay = torch.tensor([cell[1:] for cell in cells], device=leaves[0].device).T[..., None]  # (C, 1) each
+    moments = [[torch.zeros_like(leaf).view(count, -1) for _ in range(3)] for leaf in leaves]
+    for done, batch in enumerate(steps):
+        # A speaker head has no use for its bias.
+        grads = torch.autograd.grad(losses(batch).sum(), leaves, materialize_grads=True, allow_unused=True)
+        rest = [grad.reshape(count, -1) for name, grad in zip(weights, grads, strict=True) if name != "mix.weights"]
+        clip = (5.0 / (torch.stack([x.norm(dim=1) for x in rest]).norm(dim=0) + 1e-6)).clamp_max(1.0)[:, None]
+        now = (1 - done / len(steps)) * rate
+        for name, leaf, grad, (first, second, scratch) in zip(weights, leaves, grads, moments, strict=True):
+            value, grad, is_mix = leaf.detach().view(count, -1), grad.reshape(count, -1), name == "mix.weights"
+            if not is_mix:
+                grad = torch.mul(grad, clip, out=scratch)
+                value.mul_(1 - now * decay)
+            first.lerp_(grad, 1 - BETAS[0])
+            second.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
+            torch.sqrt(second, out=scratch).mul_((1 - BETAS[1] ** (done + 1)) ** -0.5).add_(1e-8)
+            torch.div(first, scratch, out=scratch).mul_(
+                now * (MIX_RATE if is_mix else 1) / (1 - BETAS[0] ** (done + 1))
+            )
+            value.sub_(scratch)
 
 
 def shuffled(count: int, size: int) -> Callable[[int, int], list[NDArray[np.int64]]]:
@@ -199,11 +282,6 @@ def shuffled(count: int, size: int) -> Callable[[int, int], list[NDArray[np.int6
     return batches
 
 
-def take(features: StoredFeatures, indices: NDArray[np.int64]) -> Tensor:
-    """The rows of some utterances of an averaged stream, (B, S, D) float32."""
-    return torch.from_numpy(np.asarray(features.rows[indices], dtype=np.float32))
-
-
 def fit_utterance_heads(
     train: StoredFeatures,
     targets: NDArray[np.int64],
@@ -213,19 +291,20 @@ def fit_utterance_heads(
     config: HeadConfig,
     seed: int,
     tick: Tick = None,
+    device: torch.device | str = "cpu",
 ) -> list[Trained]:
     """Heads for classification and slots on averaged features; targets (N, slots) are class indices."""
-    valid_truth = torch.from_numpy(valid_targets)
+    valid_truth = torch.from_numpy(valid_targets).to(device)
 
     def validate(head: nn.Module) -> tuple[float, float]:
-        right, loss = 0, 0.0
+        right = loss = torch.zeros((), device=device)
         for part, rows in valid.chunks():
-            best = torch.stack([x.argmax(-1) for x in head(rows)], 1)
-            right += int((best == valid_truth[part]).all(1).sum())
-            loss += float(head.loss(rows, valid_truth[part])) * len(rows)  # type: ignore[operator]
-        return right / len(valid), -loss
+            logits, truth = head(rows.to(device)), valid_truth[part]
+            right = right + (torch.stack([x.argmax(-1) for x in logits], 1) == truth).all(1).sum()
+            loss = loss + sum(functional.cross_entropy(x, truth[:, k], reduction="sum") for k, x in enumerate(logits))
+        return float(right) / len(valid), -float(loss)
 
-    return _fit_averaged(UtteranceHead, train, targets, classes, validate, config, seed, tick)
+    return fit_averaged(UtteranceHead, train, targets, classes, validate, config, seed, tick, device)
 
 
 def fit_speaker_heads(
@@ -237,30 +316,33 @@ def fit_speaker_heads(
     config: HeadConfig,
     seed: int,
     tick: Tick = None,
+    device: torch.device | str = "cpu",
 ) -> list[Trained]:
     """Embeddings for speaker verification; `score` rates the embeddings (N, 256) of the validation part."""
 
     def validate(head: nn.Module) -> tuple[float, float]:
         return score(embeddings(head, valid)), 0.0
 
-    return _fit_averaged(SpeakerHead, train, targets, [speakers], validate, config, seed, tick)
+    return fit_averaged(SpeakerHead, train, targets, [speakers], validate, config, seed, tick, device)
 
 
-def _fit_averaged(
+def fit_averaged(
     kind: type[UtteranceHead], train: StoredFeatures, targets: NDArray[np.int64], classes: Sequence[int],
-    validate: Validate, config: HeadConfig, seed: int, tick: Tick,
+    validate: Validate, config: HeadConfig, seed: int, tick: Tick, device: torch.device | str,
 ) -> list[Trained]:  # fmt: skip
-    truth = torch.from_numpy(targets)
+    """Heads of a `kind` on averaged features, chosen by `validate`."""
 
-    def step(head: nn.Module, batch: NDArray[np.int64]) -> Tensor:
-        rows = torch.from_numpy(np.asarray(train.rows[batch], dtype=np.float32))  # (B, S, D)
-        return head.loss(rows, truth[batch])  # type: ignore[operator, no-any-return]
+    def losses(head: nn.Module, weights: Weights, batch: NDArray[np.int64]) -> Tensor:
+        rows = torch.from_numpy(np.asarray(train.rows[batch], dtype=np.float32)).to(device)  # (C or 1, B, S, D)
+        return head.losses(weights, rows, torch.from_numpy(targets[batch]).to(device))  # type: ignore[operator, no-any-return]
 
-    build = builder(kind, train, classes)
-    return train_heads(build, step, shuffled(len(train), config.batch), validate, config, seed, tick)
+    build = builder(kind, train, classes, device=device)
+    return train_heads(build, losses, shuffled(len(train), config.batch), validate, config, seed, tick)
 
 
-def builder(kind: Callable[..., nn.Module], train: StoredFeatures, *sizes: Any) -> Callable[[], nn.Module]:
+def builder(
+    kind: Callable[..., nn.Module], train: StoredFeatures, *sizes: Any, device: torch.device | str = "cpu"
+) -> Build:
     """Fresh heads ``kind(S, D, *sizes)`` that share one pass over the training features for their mean and deviation."""
     shape = train.rows.shape[1:]
     fitted = Mix(*shape)
@@ -269,7 +351,7 @@ def builder(kind: Callable[..., nn.Module], train: StoredFeatures, *sizes: Any) 
     def build() -> nn.Module:
         head = kind(*shape, *sizes)
         head.mix.load_state_dict(fitted.state_dict())  # type: ignore[operator, union-attr]
-        return head
+        return head.to(device)
 
     return build
 
@@ -291,4 +373,5 @@ def predict(head: nn.Module, features: StoredFeatures) -> NDArray[np.int64]:
 @torch.no_grad()
 def embeddings(head: nn.Module, features: StoredFeatures) -> Tensor:
     """Speaker embeddings of every utterance, (N, 256)."""
-    return torch.cat([head.embed(rows) for _, rows in features.chunks()])  # type: ignore[operator]
+    device = next(head.parameters()).device
+    return torch.cat([head.embed(rows.to(device)).cpu() for _, rows in features.chunks()])  # type: ignore[operator]
