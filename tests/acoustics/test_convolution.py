@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustdistiller.acoustics.cache import ByteCache
-from robustdistiller.acoustics.convolution import convolve, fft_size, mean_power, rfft
+from robustdistiller.acoustics.convolution import LOWEST_HZ, convolve, fft_size, high_pass, mean_power, rfft
 
 sizes = st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 900)), min_size=1, max_size=7)
 
@@ -82,6 +82,24 @@ def test_other_devices_give_the_same_as_the_processor(shape: list[tuple[int, int
     for a, b in zip(_convolve(rows, kernels, delays, circular), torch_out, strict=True):
         np.testing.assert_allclose(a, b.numpy(), atol=2e-4)
     assert [float(mean_power(t)) for t in tensors] == pytest.approx([mean_power(row) for row in rows])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(8001, 40_000), st.floats(1, 8000), st.floats(-40, 40), st.integers(0, 99))
+def test_the_high_pass_is_that_of_the_whole_band(count: int, hertz: float, tone_db: float, seed: int) -> None:
+    """An eighth-order Butterworth magnitude without phase, in float64, at the full rate: a tone in noise with an offset."""
+    rng = np.random.default_rng(seed)
+    tone = 10 ** (tone_db / 20) * np.sin(2 * np.pi * hertz * np.arange(count) / 16_000 + seed)
+    wave = (0.01 * (rng.standard_normal(count) + tone + seed / 10)).astype(np.float32)
+    edge, x = min(8000, count - 1), wave.astype(np.float64)
+    padded = np.concatenate([2 * x[0] - x[edge:0:-1], x, 2 * x[-1] - x[-2 : -edge - 2 : -1]])
+    spectrum = np.fft.rfft(padded - padded.mean(), 1 << 17)
+    frequencies = np.maximum(np.fft.rfftfreq(1 << 17, 1 / 16_000), 1e-9)
+    expected = np.fft.irfft(spectrum / np.sqrt(1 + (LOWEST_HZ / frequencies) ** 16))[edge : edge + count]
+    np.testing.assert_allclose(high_pass(wave), expected, atol=1e-3 * np.abs(padded - padded.mean()).max())
+    np.testing.assert_allclose(high_pass(torch.from_numpy(wave)), high_pass(wave), atol=1e-5 * np.abs(padded).max())
+    if tone_db < 20:
+        assert mean_power(high_pass(wave)) == pytest.approx(np.mean(expected**2), rel=2e-3)  # 0.01 dB
 
 
 @given(st.integers(1, 10**7))

@@ -320,7 +320,7 @@ def test_a_constant_is_silent(make_recording: Make) -> None:
 def test_another_device_gives_the_same_up_to_rounding(
     environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counts = [8000, 8000, 5000, 12_000, 1600, 9000]
+    counts = [8000, 8000, 8000, 12_000, 1600, 12_000]  # rows of one length are rendered together there
     clean, lengths = _speech(counts, 1)
     effects = {"gain": 0.5, "clipping": 0.5, "band_limit": 0.5}
     config = environment.config.model_copy(update={"effects": environment.config.effects.model_copy(update=effects)})
@@ -330,7 +330,7 @@ def test_another_device_gives_the_same_up_to_rounding(
         noise = _noise(env, scenes, counts, clean.shape[1])
         on_processor = env.render(clean, lengths, noise, scenes)
         with monkeypatch.context() as patch:
-            patch.setattr(scene_module, "_rows", lambda x, n: [r[:k] for r, k in zip(x, n.tolist(), strict=True)])
+            patch.setattr(scene_module, "_values", lambda x: x)
             elsewhere = env.render(clean, lengths, noise, scenes)
         np.testing.assert_allclose(on_processor, elsewhere, atol=2e-5 * float(on_processor.abs().max()))
 

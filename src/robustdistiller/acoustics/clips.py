@@ -57,6 +57,7 @@ class Clips:
     def __init__(self, cache_mb: float) -> None:
         self._blocks: ByteCache[_Packed] = ByteCache(cache_mb * 2**20)
         self._known: dict[Any, Any] = {}  # lengths and levels: a few numbers for each recording met
+        self._last: tuple[Any, np.ndarray] | None = None  # what is drawn is looked at, and read again at once
 
     def num_samples(self, recording: Recording) -> int:
         """Samples that can be read without looping. Raises `AudioError` when the recording cannot be used."""
@@ -71,9 +72,14 @@ class Clips:
         return self._remember("frames", recording, lambda: self._frame_powers(recording))
 
     def read(self, recording: Recording, start: int, count: int) -> np.ndarray:
-        """`count` samples from sample `start` on, repeated as `looped` does where it is shorter: (count,) float32."""
-        total = self.num_samples(recording)
-        return looped(lambda first, number: self._stretch(recording, first, number), total, start, count)
+        """`count` samples from `start` on, repeated as `looped` does where it is shorter: (count,) float32, read-only."""
+        key, last = (*_key(recording), start, count), self._last
+        if last is None or last[0] != key:
+            total = self.num_samples(recording)
+            wave = looped(lambda first, number: self._stretch(recording, first, number), total, start, count)
+            wave.flags.writeable = False
+            self._last = last = key, wave
+        return last[1]
 
     def _length(self, recording: Recording) -> int:
         last = 0 if recording.seconds <= WHOLE else (int(recording.seconds * SAMPLE_RATE) - 1) // BLOCK
@@ -149,7 +155,7 @@ def looped(read: Callable[[int, int], np.ndarray], total: int, start: int, count
     first, rest = max(start - period, 0), count - len(head)
     turn = read(0, min(period, first + rest))
     turn[:fade] = _faded(read(period, fade), turn)
-    return np.concatenate([head, np.take(turn, np.arange(first, first + rest), mode="wrap")])
+    return np.concatenate([head, turn[first:], np.resize(turn, max(rest - len(turn[first:]), 0))])[:count]
 
 
 def _faded(end: np.ndarray, beginning: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ speech itself keeps them, recorded noise loses them. Shapes: B utterances, T sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,19 @@ from ..config import EnvironmentConfig
 from ..errors import AudioError, UserError
 from ..randomness import generator
 from .cache import ByteCache
-from .convolution import Array, Power, audible_power, choose, convolve, gain, mean_power, on_device, rfft, zeros_like
+from .convolution import (
+    Array,
+    audible_power,
+    choose,
+    convolve,
+    fft_size,
+    gain,
+    mean_power,
+    on_device,
+    rfft,
+    scaled,
+    zeros_like,
+)
 from .curriculum import keeps_room, snr_at
 from .effects import Effects, apply_effects, draw_effects
 from .noise import SILENCE, NoiseBank, NoiseDraw
@@ -191,46 +203,67 @@ class Environment:
         """
         if len(scenes) != len(clean) or len(lengths) != len(clean):
             raise ValueError(f"{len(clean)} utterances, {len(lengths)} lengths and {len(scenes)} scenes do not match.")
-        responses = responses or {}
-        speech = _rows(clean, lengths)
-        sounds = speech if noise is None else _rows(noise.to(clean.device), lengths)
-        out = zeros_like(speech[0], tuple(clean.shape)) if speech else clean
-        for i, (scene, row) in enumerate(zip(scenes, speech, strict=True)):
-            if len(row) and (scene.room is not None or scene.snr_db is not None or scene.effects):
-                if scene.snr_db is not None and noise is None:
-                    raise ValueError("These scenes have noise: pass what `fetch` gave for them.")
-                level = audible_power(row)
-                row = choose(level > SILENCE, self._contaminated(scene, row, level, sounds[i], responses), row)
-            out[i, : len(row)] = row
+        if noise is None and any(scene.snr_db is not None for scene in scenes):
+            raise ValueError("These scenes have noise: pass what `fetch` gave for them.")
+        speech, sounds = _values(clean), _values(clean if noise is None else noise.to(clean.device))
+        out = zeros_like(speech, tuple(clean.shape))
+        for rows, length in _alike(lengths, together=clean.device.type != "cpu"):
+            some = [scenes[i] for i in rows]
+            part = _taken(speech, rows, length)
+            if length and any(scene.room is not None or scene.snr_db is not None or scene.effects for scene in some):
+                part = self._contaminated(some, part, _taken(sounds, rows, length), responses or {})
+            for i, row in zip(rows, part, strict=True):
+                out[i, :length] = row
         return torch.from_numpy(out) if isinstance(out, np.ndarray) else out
 
-    def _contaminated(
-        self, scene: Scene, speech: Array, level: Power, noise: Array, responses: Mapping[str, RIR]
-    ) -> Array:
-        """One utterance (T,) of the audible power `level`."""
-        row = speech
-        if scene.room is not None:
-            wet = self._through_room(row, scene.room, responses)
+    def _contaminated(self, scenes: Sequence[Scene], clean: Array, noise: Array, responses: Mapping[str, RIR]) -> Array:
+        """Utterances (R, T) of one length."""
+        plan = [(scene.room, scene.noise_room, scene.snr_db, 10 ** (-(scene.snr_db or 0.0) / 20)) for scene in scenes]
+        rooms, noise_rooms, snrs, _ = zip(*plan, strict=True)
+        told: Array = np.array([[value is not None for value in row[:3]] + [row[3]] for row in plan])  # (R, 4)
+        if isinstance(clean, Tensor):
+            told = on_device(told, clean.device)
+        in_room, noise_in_room, noisy = told[:, 0] > 0, told[:, 1] > 0, told[:, 2] > 0
+        level, rows = audible_power(clean), clean
+        if any(rooms):
+            wet = self._through_rooms(rows, rooms, responses)
             found = audible_power(wet)
-            row = choose(found > 0, wet * gain(level, found), row)
-        if scene.snr_db is not None:
-            if scene.noise_room is not None:
-                noise = self._through_room(noise, scene.noise_room, responses, circular=True)
+            rows = choose(in_room & (found > 0), scaled(wet, gain(level, found)), rows)
+        if any(snr is not None for snr in snrs):
+            if any(noise_rooms):
+                wet = self._through_rooms(noise, noise_rooms, responses, circular=True)
+                noise = choose(noise_in_room, wet, noise)
             # The speech has the level of the clean speech again, whatever the room.
-            row = row + noise * (gain(level, mean_power(noise)) * 10 ** (-scene.snr_db / 20))
-        return apply_effects(scene.effects, row)
+            rows = choose(noisy, rows + scaled(noise, gain(level, mean_power(noise)) * told[:, 3]), rows)
+        if any(scene.effects for scene in scenes):
+            rows = rows * 1  # the clean speech itself is not changed
+            for i, scene in enumerate(scenes):
+                rows[i] = apply_effects(scene.effects, rows[i])
+        return choose(level > SILENCE, rows, clean)
 
-    def _through_room(self, row: Array, room: str, responses: Mapping[str, RIR], circular: bool = False) -> Array:
-        response = responses[room] if room in responses else self._room_bank().load(room)
-        device = row.device if isinstance(row, Tensor) else None
+    def _through_rooms(
+        self, rows: Array, rooms: Sequence[str | None], responses: Mapping[str, RIR], circular: bool = False
+    ) -> Array:
+        """(R, T), each through its room; those that have none go through another's, for nothing."""
+        found = {room: responses.get(room) or self._room_bank().load(room) for room in rooms if room is not None}
+        delay = max(response.direct for response in found.values())
+        length = max(len(response.samples) + delay - response.direct for response in found.values())
+        device = rows.device if isinstance(rows, Tensor) else None
+        if device is not None:
+            length = fft_size(length)  # few lengths, so that a GPU prepares for few
 
-        def spectrum(size: int) -> Array:
+        def spectrum(room: str, size: int) -> Array:
             def transform() -> Array:
-                return rfft(response.samples if device is None else on_device(response.samples, device), size)
+                late = np.pad(found[room].samples, (delay - found[room].direct, 0))
+                return rfft(late if device is None else on_device(late, device), size)
 
-            return self._spectra.get((room, size, str(device)), transform)
+            return self._spectra.get((room, delay, size, str(device)), transform)
 
-        return convolve(row, len(response.samples), response.direct, spectrum, circular)
+        def spectra(size: int) -> Array:
+            each = [spectrum(room or next(iter(found)), size) for room in rooms]
+            return np.stack(each) if device is None else torch.stack(each)
+
+        return convolve(rows, length, delay, spectra, circular)
 
     def _generator(self, epoch: int, utterance: str, *purpose: str | int) -> np.random.Generator:
         return generator(self.seed, epoch, utterance, *purpose)
@@ -364,8 +397,23 @@ def _condition(config: EnvironmentConfig, uniform: float) -> str:
     return max(shares, key=lambda kind: shares[kind])
 
 
-def _rows(waves: Tensor, lengths: Tensor) -> list[Array]:
-    """The valid samples of each row of (B, T), as NumPy views on a processor."""
+def _values(waves: Tensor) -> Array:
+    """(B, T) in single precision, as a NumPy view on a processor."""
     waves = waves.detach().float()
-    data: Array = waves.numpy() if waves.device.type == "cpu" else waves
-    return [data[i, :length] for i, length in enumerate(lengths.tolist())]
+    return waves.numpy() if waves.device.type == "cpu" else waves
+
+
+def _alike(lengths: Tensor, together: bool) -> Iterator[tuple[list[int], int]]:
+    """Numbers of rows of one length, and the length; each by itself where they are not computed `together`."""
+    numbers: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths.tolist()):
+        numbers.setdefault(length, []).append(i)
+    for length, rows in numbers.items():
+        yield from [(rows, length)] if together else [([row], length) for row in rows]
+
+
+def _taken(waves: Array, rows: Sequence[int], length: int) -> Array:
+    """Some rows of (B, T), of their `length`: a view where that is possible."""
+    if len(rows) in (1, len(waves)):
+        return waves[rows[0] : rows[-1] + 1, :length]
+    return torch.stack([waves[i, :length] for i in rows])

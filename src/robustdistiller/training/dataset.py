@@ -210,11 +210,16 @@ def collate(items: Sequence[Item], keyed: bool = False) -> Batch:
     size = max(len(wave) for wave in waves)
 
     def stack(rows: Sequence[np.ndarray | None]) -> Tensor:
-        out = np.zeros((len(rows), size), np.float32)
-        for row, values in zip(out, rows, strict=True):
-            if values is not None:
-                row[: len(values)] = values
-        return torch.from_numpy(out)
+        out = torch.empty(0)
+        if get_worker_info() is None:
+            out = out.resize_(len(rows), size)
+        else:  # written where the main process will read it: sent as it is, it would be copied there
+            shared = torch.UntypedStorage._new_shared(4 * len(rows) * size)  # type: ignore[no-untyped-call]
+            out = out.set_(shared).reshape(len(rows), size)
+        for row, values in zip(out.numpy(), rows, strict=True):
+            count = 0 if values is None else len(values)
+            row[:count], row[count:] = values if count else 0, 0
+        return out
 
     noise = stack(noises) if any(n is not None for n in noises) else None
     lengths = torch.tensor([len(wave) for wave in waves])
