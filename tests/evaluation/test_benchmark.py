@@ -267,6 +267,25 @@ def test_folds_share_the_clean_features_of_their_utterances(words, conditions, t
     assert sum(counted[1:]) == 108 * len(result["conditions"])  # the first was asked when the model was opened
 
 
+def test_similarity_is_told_beside_the_features_and_afterwards_alike(config, conditions, tmp_path):
+    """No utterance is computed twice for it, and what is missing later comes out the same."""
+    counted = []
+
+    class Counting(LogMel):
+        name, digest, num_parameters, state_names = "counting", "counting", 0, ("mel",)
+
+        def states(self, wave, lengths):
+            counted.append(len(wave))
+            return super().states(wave, lengths)
+
+    result = evaluate([Counting()], [config], conditions, tmp_path, settings=replace(FAST, save_audio=0))
+    parts = result["tasks"][0]["utterances"]
+    every = parts["train"] + parts["valid"] + parts["test"] * len(result["conditions"])
+    assert sum(counted[1:]) == every + FAST.similarity  # the clean ones that the others are compared with
+    shutil.rmtree(tmp_path / "similarity")
+    assert evaluate([Counting()], [config], conditions, tmp_path, settings=replace(FAST, save_audio=0)) == result
+
+
 def test_speakers_are_dealt_into_folds_and_every_sentence_is_tested_once(words, conditions, tmp_path):
     config = TaskConfig(name="words", kind="classification", source=str(words / "manifest.jsonl"), folds=3)
     result = evaluate(["log-mel"], [config], conditions, tmp_path, settings=replace(FAST, similarity=0, save_audio=0))

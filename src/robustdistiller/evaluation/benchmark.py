@@ -4,7 +4,7 @@
       features/<digest>/        averaged features, one stream per model, part of a task and condition (reused)
       heads/<task>/<model>.safetensors           the heads of all seeds
       predictions/<task>/<model>/<condition>.jsonl    what every head answered to every utterance
-      similarity/<task>/<model>.jsonl            the label-free score
+      similarity/<task>/<model>/<condition>.jsonl     the label-free score
       audio/<task>/<utterance>/<condition>.wav   what the conditions sound like
       benchmark.json            everything that the report shows; results.jsonl and results.csv hold its figures
 
@@ -20,6 +20,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,13 @@ from .checks import check_exposure
 from .conditions import CLEAN, Condition, load_conditions
 from .enhancement_scores import UNPROCESSED, enhance_and_score, score_enhancement
 from .evaluated import EvaluatedModel, ReportedModel, open_reported
-from .features import FeatureModel, Plan, StoredFeatures, extract, make_plan, require_space
+from .features import FeatureModel, FeatureStream, Plan, StoredFeatures, extract, make_plan, require_space
 from .metrics import AnyScores, join_scores
 from .probes import Confusions, Probe, load_heads, make_probe, save_heads
 from .rendering import TRAINING, ConditionRenderer
 from .results import benchmark_result, task_figures, task_summary
 from .settings import Settings
-from .similarity import similarities
+from .similarity import CleanStates, Similarity
 from .store import Row, Store, read_rows, write_rows
 from .tables import write_tables
 from .task_heads import Trained
@@ -147,6 +148,7 @@ class _Benchmark:
         self.stage, self.settings, self.out = store.stage, store.settings, store.out
         self.reference, self.notes, self.progress = reference, notes, progress
         self.done = self.total = self.begun = 0
+        self.clean: dict[tuple[str, str], CleanStates] = {}  # by task and model
 
     def run(self, ranks: Distributed) -> dict[str, Any]:
         """Everything; with several processes the first one finds most of it done."""
@@ -230,13 +232,27 @@ class _Benchmark:
         if len(folds) > 1 and condition.kind == "clean" and pooled is True:
             return self._of_folds(models, task, part, condition, folds)
         streams = {model.name: self.store.stream(model, task, part, condition, pooled) for model in models}
-        missing = [model for model in models if not streams[model.name].finished]
+        lacking = self._lacking_similarity(models, task, condition) if part == "test" else []
+        missing = [model for model in models if model in lacking or not streams[model.name].finished]
         if missing:
-            extract(
-                missing, [streams[model.name] for model in missing], self._plan(task.part(part)),
-                self.stage.render(condition, task, part, task.part(part)), pooled, self.device, self._tick,
-            )  # fmt: skip
+            numbers = range(len(task.part(part)))
+            self._compute(missing, [streams[m.name] for m in missing], lacking, task, part, condition, pooled, numbers)
         return {name: stream.open() for name, stream in streams.items()}
+
+    def _compute(
+        self, models: Sequence[EvaluatedModel], streams: Sequence[FeatureStream], lacking: Sequence[EvaluatedModel],
+        task: Task, part: str, condition: Condition, pooled: bool | int, numbers: Sequence[int],
+    ) -> None:  # fmt: skip
+        """The states of some utterances of a part, once for the features and for the similarity of models that lack it."""
+        compared = {model.name: Similarity(self._clean_states(model, task)) for model in lacking}
+        examples = [task.part(part)[k] for k in numbers]
+        extract(
+            models, streams, self._plan(examples), self.stage.render(condition, task, part, examples), pooled,
+            self.device, self._tick, {name: partial(one.add, numbers) for name, one in compared.items()},
+        )  # fmt: skip
+        for model in lacking:
+            file, key = self._similarity_place(model, task, condition)
+            write_rows(file, [{"condition": condition.name, **compared[model.name].values()}], key)
 
     def _of_folds(
         self, models: Sequence[EvaluatedModel], task: Task, part: str, condition: Condition, folds: list[Task]
@@ -294,7 +310,7 @@ class _Benchmark:
                 shutil.rmtree(self.store.stream(model, task, "test", condition, probe.pooled_test).folder)
         return {model.name: found[model.name] for model in self.models}
 
-    # Enhancement, similarity, audio
+    # Enhancement and audio
 
     def _enhancement(self, task: Task, conditions: Sequence[Condition]) -> dict[str, ByCondition]:
         able = [model for model in self.models if model.can_enhance]
@@ -323,24 +339,49 @@ class _Benchmark:
                 scored[name][condition.name] = score_enhancement(rows[name] or [], wanted)
         return scored
 
-    def _similarity(self, task: Task, models: Sequence[EvaluatedModel]) -> dict[str, list[Row]]:
-        """Cosine and CKA of clean and contaminated features per state, on some of the test utterances; by model."""
+    # Similarity without labels: of some utterances, told while the states of the test part are computed
+
+    def _compared(self, task: Task) -> list[int]:
+        """Every k-th test utterance, so that all speakers of a sorted list are among them."""
         count = min(self.settings.similarity, len(task.test))
-        contaminated = [c for c in self.stage.conditions if c.kind != "clean"]
-        if not count or not contaminated:
-            return {}
-        # Every k-th utterance, so that all speakers of a sorted list are among them.
-        examples = [task.test[int(i * len(task.test) / count)] for i in range(count)]
-        found = {}
-        for model in models:
-            file = self.store.similarity_file(task, model)
-            key = self.store.similarity_key(model, task, examples, contaminated)
-            rows = read_rows(file, key)
-            if rows is None:
-                rows = similarities(model, self.stage, task, examples, self._plan(examples), contaminated, self.device)
-                write_rows(file, rows, key)
-            self._phase(len(contaminated))
-            found[model.name] = rows
+        return [int(k * len(task.test) / count) for k in range(count)]
+
+    def _similarity_place(self, model: EvaluatedModel, task: Task, condition: Condition) -> tuple[Path, str]:
+        examples = [task.test[k] for k in self._compared(task)]
+        key = self.store.similarity_key(model, task, examples, condition)
+        return self.store.similarity_file(task, model, condition), key
+
+    def _lacking_similarity(
+        self, models: Sequence[EvaluatedModel], task: Task, condition: Condition
+    ) -> list[EvaluatedModel]:
+        first = [folds[0].name for folds in self.tasks]  # one fold is enough
+        if not self.settings.similarity or condition.kind == "clean" or task.name not in first:
+            return []
+        return [m for m in models if read_rows(*self._similarity_place(m, task, condition)) is None]
+
+    def _clean_states(self, model: EvaluatedModel, task: Task) -> CleanStates:
+        self.clean = {key: states for key, states in self.clean.items() if key[0] == task.name}
+        key = (task.name, model.name)
+        if key not in self.clean:
+            numbers = self._compared(task)
+            examples = [task.test[k] for k in numbers]
+            render = self.stage.render(CLEAN, task, "test", examples)
+            self.clean[key] = CleanStates(model, numbers, self._plan(examples), render, self.device)
+        return self.clean[key]
+
+    def _similarity(self, task: Task, models: Sequence[EvaluatedModel]) -> dict[str, list[Row]]:
+        """Cosine and CKA of clean and contaminated states, by model: a row per contaminated condition."""
+        contaminated = [c for c in self.stage.conditions if c.kind != "clean"] if self.settings.similarity else []
+        found: dict[str, list[Row]] = {model.name: [] for model in models if contaminated}
+        for condition in contaminated:
+            lacking = self._lacking_similarity(models, task, condition)
+            if lacking and task.config.has_heads:
+                self._extract(lacking, task, "test", condition, True)
+            elif lacking:  # there are no features of the whole test part to compute beside it
+                self._compute(lacking, [], lacking, task, "test", condition, True, self._compared(task))
+            for model in models:
+                found[model.name] += read_rows(*self._similarity_place(model, task, condition)) or []
+            self._phase(len(models))
         return found
 
     def _audio(self, task: Task) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ its valid frames, in float32; CTC needs every frame, in float16. Nothing here ho
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,9 +46,13 @@ class Plan:
     shards: tuple[tuple[tuple[int, ...], ...], ...]
 
     @property
+    def batches(self) -> list[tuple[int, ...]]:
+        return [batch for shard in self.shards for batch in shard]
+
+    @property
     def order(self) -> list[int]:
         """Utterance indices in the order in which they are written."""
-        return [index for shard in self.shards for batch in shard for index in batch]
+        return [index for batch in self.batches for index in batch]
 
 
 def make_plan(seconds: Sequence[float], batch_seconds: float = 48.0, shard_seconds: float = 240.0) -> Plan:
@@ -170,6 +174,9 @@ class FeatureStream:
 Render = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 """Indices of utterances → contaminated waveforms (B, T) and their valid lengths (B,) in samples."""
 
+Watch = Callable[[Sequence[int], Tensor, Tensor], None]
+"""Indices of utterances, states (B, S, F, D) and valid frames (B,)."""
+
 
 def extract(
     models: Sequence[FeatureModel],
@@ -179,22 +186,29 @@ def extract(
     pooled: bool | int,
     device: torch.device | str = "cpu",
     tick: Callable[[], None] | None = None,
+    watch: Mapping[str, Watch] = {},
 ) -> None:
     """Fill one stream per model; every model gets the same rendered samples, and only missing shards are computed.
 
-    pooled: mean over valid frames, or over so many at the end, else all frames; tick: called once a shard.
+    pooled: mean over valid frames, or over so many at the end, else all frames; tick: called once a shard; watch: who else
+    wants the states of every batch, by the name of the model.
     """
     for number, shard in enumerate(plan.shards):
         missing = [k for k, stream in enumerate(streams) if not stream.has(number)]
+        wanted = [k for k, model in enumerate(models) if k in missing or model.name in watch]
         rows: dict[int, list[Tensor]] = {k: [] for k in missing}
         frames: dict[int, list[Tensor]] = {k: [] for k in missing}
-        for batch in shard if missing else ():
+        for batch in shard if wanted else ():
             wave, lengths = render(batch)
             wave, lengths = wave.to(device), lengths.to(device)
-            for k in missing:
-                reduced, count = reduce_states(*models[k].states(wave, lengths), pooled)
-                rows[k].append(reduced.cpu())
-                frames[k].append(count.cpu())
+            for k in wanted:
+                states = models[k].states(wave, lengths)
+                if models[k].name in watch:
+                    watch[models[k].name](batch, *states)
+                if k in missing:
+                    reduced, count = reduce_states(*states, pooled)
+                    rows[k].append(reduced.cpu())
+                    frames[k].append(count.cpu())
         for k in missing:
             streams[k].write(number, torch.cat(rows[k]).numpy(), torch.cat(frames[k]).numpy().astype(np.int64))
         if tick:

@@ -10,99 +10,72 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .conditions import Condition
-from .features import FeatureModel, Plan
-from .rendering import ConditionRenderer
-from .task_file import Example, Task
+from .features import FeatureModel, Plan, Render
 
 FORMAT = 1  # raise it when the same inputs would give other figures
 
 
-@dataclass
-class Similarity:
-    """Running sums over pairs of frames of one model and condition; memory is S·D², however long the audio."""
+class CleanStates:
+    """The clean states of a model on some utterances, which serve every condition; on disk, since they may be many."""
 
-    count: int = 0
-    sums: Tensor = torch.zeros(())  # (2, S, D)
-    products: Tensor = torch.zeros(())  # (3, S, D, D): clean·clean, noisy·noisy, clean·noisy
-
-    def add(self, clean: Tensor, noisy: Tensor, frames: Tensor) -> None:
-        """Add a batch of states (B, S, F, D) of both versions with the same valid `frames` (B,)."""
-        valid = torch.arange(clean.shape[2], device=clean.device) < frames[:, None]  # (B, F)
-        x, y = (states.transpose(1, 2)[valid].double().transpose(0, 1) for states in (clean, noisy))  # (S, ΣF, D)
-        self.sums = self.sums + torch.stack([x.sum(1), y.sum(1)])
-        self.products = self.products + torch.stack([x.mT @ x, y.mT @ y, x.mT @ y])
-        self.count += x.shape[1]
-
-    def cka(self) -> list[float]:
-        """Linear CKA per state."""
-        mean = self.sums / self.count
-        pairs = ((0, 0), (1, 1), (0, 1))
-        outer = torch.stack([torch.einsum("sd,se->sde", mean[i], mean[j]) for i, j in pairs])
-        xx, yy, xy = self.products / self.count - outer
-        norm = xx.flatten(1).norm(dim=1) * yy.flatten(1).norm(dim=1)
-        return (xy.flatten(1).square().sum(1) / norm.clamp_min(1e-30)).tolist()  # type: ignore[no-any-return]
-
-
-@dataclass
-class MeanCosine:
-    """Running mean of frame cosines per state, around the clean mean (S, D)."""
-
-    centre: Tensor
-    total: Tensor = torch.zeros(())
-    count: int = 0
-
-    def add(self, clean: Tensor, noisy: Tensor, frames: Tensor) -> None:
-        """Add a batch of states (B, S, F, D) of both versions with the same valid `frames` (B,)."""
-        centre = self.centre.to(clean.device)[:, None]  # (S, 1, D)
-        cosine = torch.cosine_similarity(clean - centre, noisy - centre, dim=-1, eps=1e-8)  # (B, S, F)
-        valid = torch.arange(clean.shape[2], device=clean.device) < frames[:, None]
-        self.total = self.total + (cosine.double() * valid[:, None]).sum((0, 2)).cpu()
-        self.count += int(valid.sum())
-
-    def value(self) -> list[float]:
-        """The mean cosine per state."""
-        return (self.total / self.count).tolist()  # type: ignore[no-any-return]
-
-
-def similarities(
-    model: FeatureModel,
-    stage: ConditionRenderer,
-    task: Task,
-    examples: Sequence[Example],
-    plan: Plan,
-    conditions: Sequence[Condition],
-    device: torch.device | str = "cpu",
-) -> list[dict[str, Any]]:
-    """Both measures per state of `model`, on `examples` of the test part of `task`, a row per contaminated condition."""
-    batches = [[examples[i] for i in batch] for shard in plan.shards for batch in shard]
-    total, count, rows = torch.zeros((), device=device), 0, []
-    # The clean states serve every condition; together they may be too many for the memory.
-    with tempfile.TemporaryDirectory() as folder:
-        for number, batch in enumerate(batches):
-            wave, lengths = stage.load(batch, task)
+    def __init__(self, model: FeatureModel, numbers: Sequence[int], plan: Plan, render: Render, device: torch.device):
+        """numbers: what each of the utterances of plan and `render` is called by `Similarity.add`."""
+        self._folder = tempfile.TemporaryDirectory()
+        self.numbers = frozenset(numbers)
+        total, products, count = torch.zeros(()), torch.zeros(()), 0
+        for batch in plan.batches:
+            wave, lengths = render(batch)
             states, frames = model.states(wave.to(device), lengths.to(device))
-            valid = torch.arange(states.shape[2], device=states.device) < frames[:, None]
-            total = total + (states.double() * valid[:, None, :, None]).sum((0, 2))
-            count += int(valid.sum())
-            save_file({"clean": states.cpu().contiguous(), "frames": frames.cpu()}, f"{folder}/{number}.safetensors")
-        centre = (total / count).float()
-        for condition in conditions:
-            cosine, alignment = MeanCosine(centre), Similarity()
-            for number, batch in enumerate(batches):
-                wave, lengths = stage.load(batch, task)
-                noisy = stage.contaminate(wave, lengths, condition, task, "test", batch)
-                states, _ = model.states(noisy.to(device), lengths.to(device))
-                kept = load_file(f"{folder}/{number}.safetensors", device=str(device))
-                cosine.add(kept["clean"], states, kept["frames"])
-                alignment.add(kept["clean"], states, kept["frames"])
-            values = {"cosine": cosine.value(), "cka": alignment.cka()}
-            rows.append({"condition": condition.name, **{k: [round(v, 5) for v in x] for k, x in values.items()}})
-    return rows
+            for index, state, size in zip(batch, states, frames.tolist(), strict=True):
+                state = state[:, :size].contiguous()
+                save_file({"states": state.cpu()}, self._file(numbers[index]))
+                total, products = (
+                    total + state.double().sum(1).cpu(),
+                    products + (state.double().mT @ state.double()).cpu(),
+                )
+                count += size
+        mean = total / count
+        self.centre = mean.float()[:, None].to(device)  # (S, 1, D)
+        self.norm = (products / count - mean[:, :, None] * mean[:, None]).flatten(1).norm(dim=1)  # (S,)
+
+    def _file(self, number: int) -> str:
+        return f"{self._folder.name}/{number}.safetensors"
+
+    def centred(self, number: int) -> Tensor:
+        """The states of an utterance without their mean, (S, F, D)."""
+        return load_file(self._file(number), device=str(self.centre.device))["states"] - self.centre
+
+
+class Similarity:
+    """Running sums over the frames of one model and condition; memory is S·D², however long the audio."""
+
+    def __init__(self, clean: CleanStates):
+        self.clean, self.count = clean, 0
+        self.cosines = self.sums = self.products = torch.zeros((), device=clean.centre.device)
+
+    def add(self, numbers: Sequence[int], batch: Sequence[int], states: Tensor, frames: Tensor) -> None:
+        """Add contaminated states (B, S, F, D) with valid `frames` (B,), those of utterances whose clean ones are there.
+
+        numbers: of all utterances that `batch`, (B,) indices, is taken from
+        """
+        for number, state, size in zip((numbers[k] for k in batch), states, frames.tolist(), strict=True):
+            if number in self.clean.numbers:
+                x, y = self.clean.centred(number), state[:, :size] - self.clean.centre
+                self.cosines = self.cosines + torch.cosine_similarity(x, y, dim=-1, eps=1e-8).double().sum(1)  # (S,)
+                self.sums = self.sums + y.double().sum(1)
+                self.products = self.products + torch.stack([y.mT @ y, x.mT @ y])  # (2, S, D, D)
+                self.count += size
+
+    def values(self) -> dict[str, list[float]]:
+        """Mean cosine and CKA per state. The mean of all clean frames is 0 here, so theirs with others is none to subtract."""
+        mean = (self.sums / self.count).cpu()
+        own, cross = self.products.double().cpu() / self.count
+        norm = self.clean.norm * (own - mean[:, :, None] * mean[:, None]).flatten(1).norm(dim=1)
+        cka = cross.flatten(1).square().sum(1) / norm.clamp_min(1e-30)
+        found = {"cosine": self.cosines.cpu() / self.count, "cka": cka}
+        return {name: [round(value, 5) for value in values.tolist()] for name, values in found.items()}

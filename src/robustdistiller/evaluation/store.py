@@ -60,8 +60,8 @@ class Store:
         """Predictions, or measures of enhancement."""
         return self.out / "predictions" / unique_name(task.name) / unique_name(model) / f"{condition.name}.jsonl"
 
-    def similarity_file(self, task: Task, model: EvaluatedModel) -> Path:
-        return self.out / "similarity" / unique_name(task.name) / f"{unique_name(model.name)}.jsonl"
+    def similarity_file(self, task: Task, model: EvaluatedModel, condition: Condition) -> Path:
+        return self.out / "similarity" / unique_name(task.name) / unique_name(model.name) / f"{condition.name}.jsonl"
 
     def audio_file(self, task: Task, example: Example, condition: Condition) -> Path:
         """Relative to `out`."""
@@ -104,7 +104,7 @@ class Store:
         return digest([enhancement_scores.FORMAT, audio, list(wanted), model.digest if model else None])
 
     def similarity_key(
-        self, model: EvaluatedModel, task: Task, examples: Sequence[Example], conditions: Sequence[Condition]
+        self, model: EvaluatedModel, task: Task, examples: Sequence[Example], condition: Condition
     ) -> str:
-        audio = [task.fingerprints["test"], [self.stage.digest(c, task, "test") for c in conditions]]
+        audio = [task.fingerprints["test"], self.stage.digest(condition, task, "test")]
         return digest([similarity.FORMAT, audio, [e.id for e in examples], self.settings.batch_seconds, model.digest])
