@@ -51,7 +51,6 @@ import scipy.signal
 import soundfile
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from robustdistiller.acoustics.scene import Environment
 from robustdistiller.audio.batching import Crop, LengthBucketSampler
@@ -65,7 +64,6 @@ from robustdistiller.config import (
     TrainingConfig,
     load_recipe,
 )
-from robustdistiller.models import encoder
 from robustdistiller.models.building import build_student
 from robustdistiller.models.encoder import SpeechEncoder
 from robustdistiller.models.precision import autocast, pick_precision
@@ -142,7 +140,6 @@ class Ours:
         self.optimiser: torch.optim.Optimizer = build_optimiser(student, TrainingConfig(), device)
         self.clock, self.audio, self.padded = Clock(device), 0.0, 0.0
         self.batches: list[Batch] = []
-        self.trials, self.products = False, True
 
     def read(self, step: int) -> Batch:
         return collate([self.dataset[(step, crop)] for crop in self.sampler.batch(step).parts[0]])  # type: ignore[misc]
@@ -261,13 +258,21 @@ def _padded(waves: list[np.ndarray]) -> Tensor:
 
 
 def beside_serial(lab: Lab, save: Any) -> None:
-    """Our step, the serial one, and ours without robustness in turns, by part; then the loop as a training has it."""
+    """Our step, the serial one, and ours without robustness in turns, by part; then the loop as a training has it.
+
+    A GPU has seen each length before the clock starts, and rooms are simulated: what a training does once.
+    """
     options, device = lab.options, lab.device
     ours, unrobust, serial = lab.ours(), lab.ours(robust=False), Serial(lab)
     kinds: dict[str, Ours | Serial] = {"ours": ours, "serial": serial, "plain distillation": unrobust}
-    for step in range(options.steps + 1):
+    assert ours.environment.rooms is not None
+    for room in ours.environment.rooms.ids:
+        ours.environment.rooms.load(room)
+    before = options.steps if device.type == "cuda" else 1
+    for turn in range(-before, options.steps):
+        step = turn % options.steps
         for kind in kinds.values():
-            if step <= 1:
+            if turn <= 0:
                 kind.clock, kind.audio, kind.padded = Clock(device), 0.0, 0.0
             if kind is serial:
                 give_memory_back()
@@ -295,11 +300,12 @@ def beside_serial(lab: Lab, save: Any) -> None:
         numbers["target cache, MB an hour"] = cache["bytes_per_hour"] / 1e6
     save({"parts, s a second of speech": parts, **numbers})
     if options.workers:
-        rate, plain = (
-            loop_rate(lab, kind, options.steps * (10 if device.type == "cuda" else 2)) for kind in (ours, unrobust)
-        )
+        steps = options.steps * (10 if device.type == "cuda" else 2)
+        (rate, waited, new), (plain, _, _) = (loop_rate(lab, kind, steps) for kind in (ours, unrobust))
         numbers |= {
             "read by workers: audio s/s": rate,
+            "read by workers: share of the time until a batch is there": waited,
+            "first step of a length, s": new,
             "read by workers: step over serial": rate * took["serial"],
             "read by workers: cost of robustness over plain": plain / rate - 1,
         }
@@ -403,12 +409,13 @@ class Lab:
             robust: Environment.build(NOISY if robust else QUIET, noise=noise, speech=speech)
             for robust in (True, False)
         }
+        self.original = load(options.size, folder, "auto").stop_at_highest()
         self.teachers: dict[tuple[str, str, bool], Teacher] = {}
         self.batches: dict[tuple[bool, float], list[Batch]] = {}
 
     def teacher(self, precision: str, attention: str, compile: bool) -> Teacher:
         if (precision, attention, compile) not in self.teachers:
-            teacher = load(self.options.size, self.folder, precision).stop_at_highest().to(self.device)
+            teacher = load(self.options.size, self.folder, precision).stop_at_highest().settle(self.device)
             if attention:
                 teacher.encoder.model.set_attn_implementation(attention)  # type: ignore[union-attr]
             if compile:
@@ -418,15 +425,14 @@ class Lab:
         return self.teachers[precision, attention, compile]
 
     def ours(self, robust: bool = True, precision: str = "auto", attention: str = "", fused: bool = True,
-             compile: bool = False, seconds: float = 0.0, window: float | None = None,
-             trials: bool = False, products: bool = True) -> Ours:  # fmt: skip
+             compile: bool = False, seconds: float = 0.0, window: float | None = None) -> Ours:  # fmt: skip
         """Our step with one measure off or one more on, and batches of `seconds` that are in memory."""
         loss = self.robust if robust else self.plain
         if window is not None:
             head = loss.enhancement.model_copy(update={"window_seconds": window})
             loss = loss.model_copy(update={"enhancement": head})
         teacher = self.teacher(precision, attention, compile)
-        student = build_student(teacher, StudentConfig(), loss.enhancement, 0)[0].to(self.device).train()
+        student = build_student(self.original, StudentConfig(), loss.enhancement, 0)[0].to(self.device).train()
         if attention:
             student.encoder.model.set_attn_implementation(attention)
         if compile:
@@ -434,7 +440,7 @@ class Lab:
         seconds = seconds or self.options.batch_seconds
         few = argparse.Namespace(**{**vars(self.options), "batch_seconds": seconds})
         ours = Ours(teacher, student, self.environments[robust], self.speech, few, self.device, loss)
-        ours.clock.waits, ours.trials, ours.products = False, trials, products
+        ours.clock.waits = False
         ours.precision = pick_precision(precision, self.device, student.encoder)
         if not fused:
             ours.optimiser = torch.optim.AdamW(student.parameters(), 2e-4, fused=False, foreach=False)
@@ -445,7 +451,7 @@ class Lab:
         return ours
 
 
-def variants(group: str, options: argparse.Namespace, gpu: bool) -> Iterator[dict[str, dict[str, Any]]]:
+def variants(group: str, options: argparse.Namespace) -> Iterator[dict[str, dict[str, Any]]]:
     """What is taken in turns, by name: arguments of `Lab.ours`."""
     if group == "measures":
         cases: dict[str, dict[str, Any]] = {
@@ -454,16 +460,7 @@ def variants(group: str, options: argparse.Namespace, gpu: bool) -> Iterator[dic
             "enhancement over whole utterances": {"window": 0.0},
             "fp32": {"precision": "fp32"},
             "attention without SDPA": {"attention": "eager"},
-            **(
-                {
-                    "AdamW not fused": {"fused": False},
-                    "convolutions by trial": {"trials": True},
-                    "position convolution by cuDNN": {"products": False},
-                    "position convolution by cuDNN, by trial": {"products": False, "trials": True},
-                }
-                if gpu
-                else {}
-            ),
+            "AdamW not fused": {"fused": False},
         }
         yield {name: case for name, case in cases.items() if not options.cases or name in options.cases}
     if group == "microbatches":
@@ -475,16 +472,12 @@ def variants(group: str, options: argparse.Namespace, gpu: bool) -> Iterator[dic
                "plain distillation, compiled": {"robust": False, "compile": True}}  # fmt: skip
 
 
-def _by_cudnn(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, groups: int) -> Tensor:
-    return functional.conv1d(x, weight, bias, padding=padding, groups=groups)
-
-
 def in_turns(lab: Lab, cases: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rates, memory and FLOPs of a group of variants, which take `rounds` turns of `steps` steps.
 
     In turns, so that what is measured first is not the worse for it.
     """
-    options, device, by_products = lab.options, lab.device, encoder.convolve_by_products
+    options, device = lab.options, lab.device
     made: dict[str, Ours] = {}
     times: dict[str, list[float]] = defaultdict(list)
     numbers: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -498,8 +491,6 @@ def in_turns(lab: Lab, cases: dict[str, dict[str, Any]]) -> Iterator[tuple[str, 
                 if device.type == "cuda":
                     before = torch.cuda.memory_allocated()
                     torch.cuda.reset_peak_memory_stats()
-                torch.backends.cudnn.benchmark = made[name].trials
-                encoder.convolve_by_products = by_products if made[name].products else _by_cudnn
                 _wait(device)
                 begin = time.perf_counter()
                 for step in range(2 if turn == 0 else options.steps):
@@ -517,7 +508,6 @@ def in_turns(lab: Lab, cases: dict[str, dict[str, Any]]) -> Iterator[tuple[str, 
             if device.type == "cuda":
                 above = torch.cuda.max_memory_allocated() - before + _bytes(made[name])
                 numbers[name]["peak memory, GB"] = round(above / 1e9, 2)
-    torch.backends.cudnn.benchmark, encoder.convolve_by_products = False, by_products
     for name, ours in made.items():
         took, audio = statistics.median(times[name]), statistics.mean(batch.seconds for batch in ours.batches)
         numbers[name]["audio hours an hour"] = round(1000 * audio / took, 1)
@@ -556,18 +546,35 @@ def profile(ours: Ours, path: Path) -> None:
     path.with_suffix(".txt").write_text(table)
 
 
-def loop_rate(lab: Lab, ours: Ours, steps: int) -> float:
-    """Audio seconds a second as a training has it: crops read by workers, rendered one batch ahead of the computation."""
-    order = StepSampler(ours.sampler, 0, steps + 2)
-    audio, begin = 0.0, 0.0
-    for number, batch in enumerate(read_batches(ours.dataset, order, lab.options.workers, lab.device)):
-        ours.compute(batch)
-        if number == 1:
+def loop_rate(lab: Lab, ours: Ours, steps: int) -> tuple[float, float, float]:
+    """The loop as a training has it: crops read by workers, rendered one batch ahead of the computation.
+
+    Audio seconds a second, the share of the time that went by until there was a batch on the device, and the median seconds of
+    the first step of a length, which on a GPU all have taken before.
+    """
+    ours.clock, new = Clock(lab.device, waits=False), []
+    if lab.device.type == "cuda":
+        for step in {
+            max(part[0].samples for part in ours.sampler.batch(k).parts): k for k in range(steps + 2)
+        }.values():
+            batch, begin = ours.read(step), time.perf_counter()
+            ours.compute(batch)
+            _wait(lab.device)
+            new.append(time.perf_counter() - begin)
+    audio, waited, begin = 0.0, 0.0, 0.0
+    batches = iter(read_batches(ours.dataset, StepSampler(ours.sampler, 0, steps + 2), lab.options.workers, lab.device))
+    for number in range(steps + 2):
+        if number == 2:
             _wait(lab.device)
             begin = time.perf_counter()
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += (time.perf_counter() - asked) * (number > 1)
+        ours.compute(batch)
         audio += batch.seconds * (number > 1)
     _wait(lab.device)
-    return audio / (time.perf_counter() - begin)
+    took = time.perf_counter() - begin
+    return audio / took, waited / took, statistics.median(new or [math.nan])
 
 
 def _bytes(ours: Ours) -> int:
@@ -680,7 +687,7 @@ def main() -> None:
             if group in ("serial", "scenes"):
                 (beside_serial if group == "serial" else scenes)(lab, save)
                 continue
-            for cases in variants(group, options, device.type == "cuda"):
+            for cases in variants(group, options):
                 for variant, numbers in in_turns(lab, cases):
                     print(f"{variant:36}", numbers, flush=True)
                     save({variant: numbers})

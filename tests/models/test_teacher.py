@@ -30,6 +30,17 @@ def test_a_teacher_is_frozen_and_in_eval_whatever_the_trainer_does(checkpoint, v
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_weights_stored_as_they_are_multiplied_change_no_bit(checkpoint, voice, kind, monkeypatch):
+    monkeypatch.setattr("robustdistiller.models.precision._cpu_needs_fp32", lambda module: False)
+    teacher = load_teacher(str(checkpoint(kind)), precision="bf16")
+    wave = torch.tensor(voice(1.0))[None]
+    before = teacher(wave).hidden
+    teacher.settle(torch.device("cpu"))
+    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float32, torch.bfloat16}
+    torch.testing.assert_close(teacher(wave).hidden, before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_targets_have_the_frames_of_the_student(checkpoint, voice, kind):
     teacher = load_teacher(str(checkpoint(kind)), precision="fp32")
     shortest = LONGEST_FIRST_FRAME.get(kind, 400)

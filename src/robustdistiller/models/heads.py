@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -181,7 +182,7 @@ def stft(wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     512 points, Hann window of 400, hop 160, centred; zeros outside the utterance, so that padding changes nothing.
     """
     wave = at_least_single(wave)
-    window = torch.hann_window(WINDOW, dtype=wave.dtype, device=wave.device)
+    window = _hann(wave.dtype, wave.device)
     with torch.autocast(wave.device.type, enabled=False):
         spectrum = torch.stft(wave, N_FFT, HOP, WINDOW, window, center=True, pad_mode="constant", return_complex=True)
     frames = torch.div(lengths, HOP, rounding_mode="floor") + 1
@@ -190,9 +191,16 @@ def stft(wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return spectrum, frames
 
 
+@lru_cache(8)
+def _hann(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The window, made once for a device: a dozen kernels."""
+    with torch.inference_mode(False):
+        return torch.hann_window(WINDOW, dtype=dtype, device=device)
+
+
 def istft(spectrum: Tensor, frames: Tensor, lengths: Tensor, samples: int) -> Tensor:
     """The inverse of `stft` for each utterance by itself: (B, K, N) → (B, `samples`)."""
-    window = torch.hann_window(WINDOW, dtype=spectrum.real.dtype, device=spectrum.device)
+    window = _hann(spectrum.real.dtype, spectrum.device)
     if bool((lengths == samples).all()):
         return torch.istft(spectrum, N_FFT, HOP, WINDOW, window, center=True, length=samples)
     each = zip(spectrum, frames.tolist(), lengths.tolist(), strict=True)

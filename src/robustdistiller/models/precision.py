@@ -10,6 +10,8 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def pick_precision(wanted: str, device: torch.device, module: nn.Module | None = None) -> str:
     """fp32, bf16 or fp16 for `wanted` in {auto, fp32, bf16, fp16} on `device`, for the encoder `module`.
@@ -35,7 +37,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """The autocast context of `precision`; nothing for fp32."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+    return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 def _cpu_has_bf16() -> bool:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from ..errors import UserError
 from .frames import GRID, align_frames
 from .hub import Encoder, load_encoder
-from .precision import autocast, pick_precision
+from .precision import DTYPES, autocast, pick_precision
 
 
 @dataclass
@@ -82,6 +83,19 @@ class Teacher(nn.Module):
         """Free the layers above the highest target: they are computed for nothing during distillation."""
         self.encoder.truncate(max(self.layers))
         return self
+
+    def settle(self, device: torch.device) -> Teacher:
+        """Move to `device` for good: weights are stored as they are multiplied there.
+
+        `autocast` casts those that learn nothing anew in every pass. The outputs keep their bits; the weights do not.
+        """
+        precision = pick_precision(self.precision, device, self.encoder)
+        for module in self.encoder.modules():
+            if parametrize.is_parametrized(module, "weight"):  # the position convolution's weight normalisation
+                parametrize.remove_parametrizations(module, "weight")
+            if precision != "fp32" and type(module) in (nn.Linear, nn.Conv1d):
+                module.to(DTYPES[precision])
+        return self.to(device)
 
     @torch.no_grad()
     def states(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:

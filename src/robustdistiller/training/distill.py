@@ -181,6 +181,8 @@ class Distillation:
         if recipe.objectives.units:
             size, new = self.student.hidden_size, found is None
             self.student.units = unit_head(recipe, self.materials, self.teacher, size, new)
+        if teacher is None:  # of another's, other students may be made
+            self.teacher.settle(self.device)
         self.module: nn.Module = self.student.to(self.device)
         if settings.compile:
             for encoder in (self.teacher.encoder, self.student.encoder):
