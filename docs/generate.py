@@ -35,9 +35,9 @@ def command_line() -> str:
     """Every verb: usage, what it does, and its arguments and options."""
     import typer.main
 
-    from robustdistiller.cli import app
+    from robustdistiller.cli import application
 
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(application())
     context = group.make_context("robustdistiller", [], resilient_parsing=True)
     parts = [
         "# Command line\n",

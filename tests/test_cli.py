@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from robustdistiller import __version__
 from robustdistiller.audio.io import write_audio
-from robustdistiller.cli import app, main
+from robustdistiller.cli import application, main
 from robustdistiller.cli.bars import Bars
 from robustdistiller.cli.deployment import export_line
 from robustdistiller.cli.options import pick_device
@@ -85,7 +85,7 @@ def noise(tmp_path_factory):
     return folder
 
 
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = typer.main.get_command(application()).commands
 
 
 @pytest.mark.parametrize("verb", sorted(COMMANDS))

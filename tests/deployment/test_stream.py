@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from robustdistiller.audio.io import write_audio
-from robustdistiller.cli import app
+from robustdistiller.cli import application
 from robustdistiller.config import EnhancementConfig, StreamingConfig, StudentConfig
 from robustdistiller.deployment.export import ExportOptions, export_student
 from robustdistiller.deployment.parity import voice_like
@@ -286,7 +286,7 @@ def test_listen_tells_the_keywords_of_a_file(folder, head_file, tmp_path):
     wave = voice_like(50_000, 7)
     write_audio(tmp_path / "speech.wav", wave)
     command = ["listen", f"{folder}@80+40", str(tmp_path / "speech.wav"), "--head", str(head_file), "--json"]
-    done = CliRunner().invoke(app, [*command, "--threshold", "0.3"])
+    done = CliRunner().invoke(application(), [*command, "--threshold", "0.3"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert told["detections"][0].keys() == {"label", "score", "time"}

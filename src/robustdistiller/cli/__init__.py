@@ -6,12 +6,14 @@ concerns the process as a whole. Nothing heavy is imported before a verb runs.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Collection
 from typing import Annotated
 
 import typer
@@ -31,22 +33,39 @@ from .output import Notes, complain
 from .teachers import teachers
 from .training import distill, pretrain, quickstart, recipes
 
-app = typer.Typer(
-    name="robustdistiller",
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Distil large speech encoders into small students that stay accurate in **noise and reverberation**.",
-    epilog="Start with `robustdistiller quickstart`, or `robustdistiller COMMAND --help`. Exit codes: 0 done; 1 a fault of "
-    "the program; 2 a mistake in the input or the surroundings, told in a sentence; 130 interrupted, 143 terminated: what "
-    "was saved stays.",
-)
-for verb in (
-    distill, quickstart, pretrain, contaminate, enhance, features, listen, prepare, shard, evaluate, export, latency, import_,
-    push_to_hub, demo, recipes, teachers,
-):  # fmt: skip
-    app.command(verb.__name__.strip("_").replace("_", "-"))(verb)
+VERBS = {
+    verb.__name__.strip("_").replace("_", "-"): verb
+    for verb in (
+        distill, quickstart, pretrain, contaminate, enhance, features, listen, prepare, shard, evaluate, export, latency,
+        import_, push_to_hub, demo, recipes, teachers,
+    )
+}  # fmt: skip
+
+
+def application(wanted: Collection[str] = VERBS.keys()) -> typer.Typer:
+    """The command line with all verbs; of those that are not `wanted` only what the list of verbs says.
+
+    The signatures of all verbs take longer to read than one of them takes to start.
+    """
+    app = typer.Typer(
+        name="robustdistiller",
+        add_completion=False,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Distil large speech encoders into small students that stay accurate in **noise and reverberation**.",
+        epilog="Start with `robustdistiller quickstart`, or `robustdistiller COMMAND --help`. Exit codes: 0 done; 1 a fault "
+        "of the program; 2 a mistake in the input or the surroundings, told in a sentence; 130 interrupted, 143 "
+        "terminated: what was saved stays.",
+    )
+    app.callback(invoke_without_command=True)(_options)
+    for name, verb in VERBS.items():
+        app.command(name, help=inspect.getdoc(verb))(verb if name in wanted else _not_wanted)
+    return app
+
+
+def _not_wanted() -> None:
+    raise NotImplementedError
 
 
 def _version(wanted: bool) -> None:
@@ -55,7 +74,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def _options(
     context: typer.Context,
     version: Annotated[bool, option("Print the version.", "--version", callback=_version, is_eager=True)] = False,
@@ -86,7 +104,7 @@ def run(arguments: list[str], debug: bool = False) -> int:
         debug: Print tracebacks as well.
     """
     try:
-        return int(app(arguments, prog_name="robustdistiller", standalone_mode=False) or 0)
+        return int(application(arguments)(arguments, prog_name="robustdistiller", standalone_mode=False) or 0)
     except (KeyboardInterrupt, SystemExit):
         return _ended()
     except (UserError, OSError, MemoryError, RecursionError, OverflowError, UnicodeError) as error:
@@ -143,7 +161,7 @@ def _sentence(error: BaseException, arguments: list[str]) -> str:
     return f"A number is too large ({error}) in: {inputs}. --debug shows where."
 
 
-__all__ = ["app", "main", "run"]
+__all__ = ["VERBS", "application", "main", "run"]
 
 if __name__ == "__main__":
     main()
