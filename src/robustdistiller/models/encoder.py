@@ -86,6 +86,12 @@ class LengthAwareGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         lengths = _FIRST_LENGTHS.get()  # (B,) bound by SpeechEncoder; None: all frames are valid
+        if lengths is None and x.dtype in (torch.bfloat16, torch.float16):
+            # `autocast` would have the largest tensor of a pass normalised, activated and copied in twice the bytes.
+            with torch.autocast(x.device.type, enabled=False):
+                return functional.group_norm(
+                    x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps
+                )
         if lengths is None:
             return super().forward(x)
         x, lengths = at_least_single(x), beside(lengths, x)
