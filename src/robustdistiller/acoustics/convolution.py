@@ -5,6 +5,7 @@ They hold valid samples only. A processor takes them one at a time, so that each
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -16,9 +17,7 @@ import torch
 from ..audio.io import SAMPLE_RATE
 
 Array: TypeAlias = Any  # np.ndarray or torch.Tensor
-Power: TypeAlias = (
-    Any  # (...) in float64: of an array a float or an array, else a tensor, which it would take a wait to read
-)
+Power: TypeAlias = Any  # (...) in float64: a float or an array; on another device a tensor, which takes a wait to read
 BLOCK = 4096  # samples that are summed in float32
 LOWEST_HZ = 20.0  # below is infrasound: no part of a level or an SNR
 ORDER = 8  # of the high pass: 48 dB an octave
@@ -192,4 +191,4 @@ def zeros_like(rows: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _workers(rows: np.ndarray) -> int:
-    return min(torch.get_num_threads(), len(rows)) if rows.ndim > 1 else 1
+    return min(torch.get_num_threads(), math.prod(rows.shape[:-1]))
