@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import scipy.signal
 
 from ..audio.io import SAMPLE_RATE
 from ..audio.rir import LEAD, RIR, measure_t60
@@ -37,6 +36,8 @@ def simulate_room(rng: np.random.Generator, t60_range: tuple[float, float]) -> t
     The target T60 is uniform in `t60_range` (seconds, from 0.1 on); source and microphone are 0.5 to 4 m apart. Each
     response is scaled to unit energy, its direct path is positive and falls on one sample. Same `rng`, same bits.
     """
+    import scipy.signal  # takes a second, and most programs never simulate
+
     if t60_range[0] < SHORTEST_T60:
         raise ValueError(f"a T60 of {t60_range[0]} s is drier than furnished rooms: ask for at least {SHORTEST_T60} s")
     target = rng.uniform(*t60_range)

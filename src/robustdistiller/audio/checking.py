@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import scipy.signal
 
 from ..channels import Downmix
 from ..errors import AudioError, UserError
@@ -166,6 +165,8 @@ def _decoded(recording: Recording, role: Role) -> Recording:
 
 def _audible(recording: Recording) -> bool:
     """Whether some minute of it has more than infrasound in it: above -80 dB of the whole and half a step of 16 bits."""
+    import scipy.signal  # takes a second
+
     high_pass = scipy.signal.butter(4, _LOWEST_HZ, "highpass", fs=SAMPLE_RATE, output="sos")
     for start in np.arange(0, recording.seconds, 60.0):
         wave = recording.load(float(start), 60.0).astype(np.float64)

@@ -121,10 +121,11 @@ def _build(config: Any, weights: Weights, name: str) -> nn.Module:
     """The model of a config with these weights in float32, whatever their precision; memory is taken when they fit."""
     from transformers import AutoModel
     from transformers.initialization import no_init_weights
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder as WhisperModel
 
     def build() -> Any:
         if config.model_type == "whisper":
+            from transformers.models.whisper.modeling_whisper import WhisperEncoder as WhisperModel
+
             return WhisperModel(config)
         return AutoModel.from_config(config, dtype=torch.float32)
 
