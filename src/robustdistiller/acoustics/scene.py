@@ -207,13 +207,16 @@ class Environment:
             raise ValueError("These scenes have noise: pass what `fetch` gave for them.")
         speech, sounds = _values(clean), _values(clean if noise is None else noise.to(clean.device))
         out = zeros_like(speech, tuple(clean.shape))
-        for rows, length in _alike(lengths, together=clean.device.type != "cpu"):
+        for rows, length in _alike(lengths, together=isinstance(speech, Tensor)):
             some = [scenes[i] for i in rows]
             part = _taken(speech, rows, length)
             if length and any(scene.room is not None or scene.snr_db is not None or scene.effects for scene in some):
                 part = self._contaminated(some, part, _taken(sounds, rows, length), responses or {})
-            for i, row in zip(rows, part, strict=True):
-                out[i, :length] = row
+            if len(rows) == len(out):
+                out[:, :length] = part
+            else:
+                for i, row in zip(rows, part, strict=True):
+                    out[i, :length] = row
         return torch.from_numpy(out) if isinstance(out, np.ndarray) else out
 
     def _contaminated(self, scenes: Sequence[Scene], clean: Array, noise: Array, responses: Mapping[str, RIR]) -> Array:
@@ -244,26 +247,24 @@ class Environment:
     def _through_rooms(
         self, rows: Array, rooms: Sequence[str | None], responses: Mapping[str, RIR], circular: bool = False
     ) -> Array:
-        """(R, T), each through its room; those that have none go through another's, for nothing."""
-        found = {room: responses.get(room) or self._room_bank().load(room) for room in rooms if room is not None}
-        delay = max(response.direct for response in found.values())
-        length = max(len(response.samples) + delay - response.direct for response in found.values())
-        device = rows.device if isinstance(rows, Tensor) else None
-        if device is not None:
+        """(R, T), each through its room; nothing is left of those that have none."""
+        found = [room if room is None else responses.get(room) or self._room_bank().load(room) for room in rooms]
+        delay = max(response.direct for response in found if response is not None)
+        length = max(len(response.samples) + delay - response.direct for response in found if response is not None)
+        if isinstance(rows, Tensor):
             length = fft_size(length)  # few lengths, so that a GPU prepares for few
 
-        def spectrum(room: str, size: int) -> Array:
-            def transform() -> Array:
-                late = np.pad(found[room].samples, (delay - found[room].direct, 0))
-                return rfft(late if device is None else on_device(late, device), size)
-
-            return self._spectra.get((room, delay, size, str(device)), transform)
-
         def spectra(size: int) -> Array:
-            each = [spectrum(room or next(iter(found)), size) for room in rooms]
-            return np.stack(each) if device is None else torch.stack(each)
+            aligned = np.zeros((len(found), length), np.float32)
+            for row, response in zip(aligned, found, strict=True):
+                if response is not None:
+                    row[delay - response.direct :][: len(response.samples)] = response.samples
+            return rfft(on_device(aligned, rows.device) if isinstance(rows, Tensor) else aligned, size)
 
-        return convolve(rows, length, delay, spectra, circular)
+        def kept(size: int) -> Array:  # for a processor, which takes a row at a time
+            return self._spectra.get((*rooms, size), lambda: spectra(size))
+
+        return convolve(rows, length, delay, spectra if isinstance(rows, Tensor) else kept, circular)
 
     def _generator(self, epoch: int, utterance: str, *purpose: str | int) -> np.random.Generator:
         return generator(self.seed, epoch, utterance, *purpose)
