@@ -35,7 +35,14 @@ from robustdistiller.evaluation.features import StoredFeatures
 from robustdistiller.evaluation.metrics import ACCURACY, Scores
 from robustdistiller.evaluation.phones import TIMIT39
 from robustdistiller.evaluation.statistics import Bootstrap, interval
-from robustdistiller.evaluation.task_heads import HeadConfig, UtteranceHead, fit_utterance_heads, load_head, predict
+from robustdistiller.evaluation.task_heads import (
+    HeadConfig,
+    UtteranceHead,
+    by_answers,
+    fit_averaged,
+    load_head,
+    predict,
+)
 from robustdistiller.files import write_json
 from robustdistiller.models.encoder import SpeechEncoder
 from robustdistiller.models.teacher import Teacher, load_teacher
@@ -113,7 +120,8 @@ def probe(
     def part(mask: NDArray[np.bool_]) -> StoredFeatures:
         return StoredFeatures(rows[mask], np.ones(int(mask.sum()), np.int64))
 
-    heads = fit_utterance_heads(part(fit), target[fit], part(choose), target[choose], [len(names)], config, 0)
+    better = by_answers(part(choose), target[choose])
+    heads = fit_averaged(UtteranceHead, part(fit), target[fit], [len(names)], better, config, 0)
     found = [predict(load_head(h, UtteranceHead, rows.shape[1:], [len(names)]), part(test))[:, 0] for h in heads]
     return np.stack([answer == target[test, 0] for answer in found]).astype(np.float64)
 

@@ -52,7 +52,8 @@ def test_heads_are_what_their_format_says():
     rows[:, 1, :3] += 2 * np.eye(3)[labels[:, 0]]
     part = features.StoredFeatures(rows, np.ones(120, np.int64))
     config = task_heads.HeadConfig(learning_rates=(1e-3,), weight_decays=(1e-2,), epochs=2, steps=20, seeds=1)
-    (trained,) = task_heads.fit_utterance_heads(part, labels, part, labels, [3], config, 0)
+    better = task_heads.by_answers(part, labels)
+    (trained,) = task_heads.fit_averaged(task_heads.UtteranceHead, part, labels, [3], better, config, 0)
     assert task_heads.FORMAT == 1
     assert [*trained.state["mix.weights"].tolist(), trained.validation] == pytest.approx(HEAD, rel=1e-2)
 

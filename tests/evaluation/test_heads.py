@@ -15,10 +15,9 @@ from robustdistiller.evaluation.task_heads import (
     SpeakerHead,
     UtteranceHead,
     builder,
+    by_answers,
     embeddings,
     fit_averaged,
-    fit_speaker_heads,
-    fit_utterance_heads,
     load_head,
     predict,
     shuffled,
@@ -42,6 +41,10 @@ def material(states=1, dims=20, classes=4, count=300, seed=0, spread=1.6):
     rows = 30 * rng.standard_normal((count, states, dims))
     rows[:, -1] = centres[labels] + spread * rng.standard_normal((count, dims))
     return averaged(rows), labels[:, None]
+
+
+def fit_utterance_heads(train, targets, valid, valid_targets, classes, config, seed):
+    return fit_averaged(UtteranceHead, train, targets, classes, by_answers(valid, valid_targets), config, seed)
 
 
 def test_the_head_agrees_with_scikit_learn():
@@ -116,7 +119,10 @@ def test_unseen_speakers_can_be_told_apart():
         left, right, same = trials[which]
         return RankedTrials(trial_similarities(values, left, right), same).equal_error_rate()
 
-    trained = fit_speaker_heads(voices[0], targets, 20, lambda values: -rate(values, 0), voices[1], FAST, 0)
+    def validate(head):
+        return -rate(embeddings(head, voices[1]), 0), 0.0
+
+    trained = fit_averaged(SpeakerHead, voices[0], targets, [20], validate, FAST, 0)
     assert rate(embeddings(load_head(trained[0], SpeakerHead, (1, 16), [20]), voices[2]), 1) < 0.15
 
 
@@ -219,7 +225,7 @@ def test_heads_that_learn_side_by_side_learn_what_each_learns_alone(kind, loss, 
         found.append(head)
         return -len(found), 0.0  # the first cell is the best
 
-    fit_averaged(kind, train, targets, classes, validate, config, 5, None, "cpu")
+    fit_averaged(kind, train, targets, classes, validate, config, 5)
     cells = [(0, 1e-3, 1e-2), (0, 1e-3, 1.0), (0, 1e-2, 1e-2), (0, 1e-2, 1.0), (1, 1e-3, 1e-2), (2, 1e-3, 1e-2)]
     for head, (number, rate, decay) in zip(found, cells, strict=True):
         alone = trained_alone(kind, loss, train, targets, classes, integer(5, "head", number), rate, decay, config)

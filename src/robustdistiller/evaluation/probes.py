@@ -28,7 +28,7 @@ from .false_alarms import FRAME_RATE, THRESHOLDS, WINDOW, alarms, hits, pooled_s
 from .features import StoredFeatures
 from .metrics import AnyScores, DetectionScores, Metric, Scores, TrialScores
 from .task_file import Example, Task
-from .task_heads import HeadConfig, Tick, Trained, load_head
+from .task_heads import HeadConfig, Tick, Trained, UtteranceHead, fit_averaged, load_head
 from .verification import Trials, make_trials, trial_similarities
 
 Row = dict[str, Any]
@@ -78,14 +78,13 @@ class UtteranceProbe(Probe):
     def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
         targets, valid_targets = (self._targets(examples) for examples in (self.task.train, self.task.valid))
         sizes = list(map(len, self.task.classes))
-        return task_heads.fit_utterance_heads(
-            train, targets, valid, valid_targets, sizes, self.config, self.seed, tick, self.device
-        )
+        better = task_heads.by_answers(valid, valid_targets)
+        return fit_averaged(UtteranceHead, train, targets, sizes, better, self.config, self.seed, tick, self.device)
 
     def _codes(self, trained: Sequence[Trained], test: StoredFeatures) -> list[NDArray[np.int64]]:
         """The class of every row and slot, (N, slots), by each head."""
         shape, sizes = test.rows.shape[1:], list(map(len, self.task.classes))
-        return [task_heads.predict(load_head(t, task_heads.UtteranceHead, shape, sizes), test) for t in trained]
+        return [task_heads.predict(load_head(t, UtteranceHead, shape, sizes), test) for t in trained]
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         classes = self.task.classes
@@ -122,11 +121,10 @@ class FrameProbe(UtteranceProbe):
         return StoredFeatures(frames.rows[kept], np.ones(len(kept), np.int64)), codes[kept][:, None]
 
     def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
-        parts = self._labelled(self.task.train, train, "train"), self._labelled(self.task.valid, valid, "valid")
-        config = replace(self.config, batch=512, epochs=min(5, self.config.epochs))
-        return task_heads.fit_utterance_heads(
-            *parts[0], *parts[1], [len(self.task.classes[0])], config, self.seed, tick, self.device
-        )
+        labelled = self._labelled(self.task.train, train, "train")
+        better = task_heads.by_answers(*self._labelled(self.task.valid, valid, "valid"))
+        config, sizes = replace(self.config, batch=512, epochs=min(5, self.config.epochs)), [len(self.task.classes[0])]
+        return fit_averaged(UtteranceHead, *labelled, sizes, better, config, self.seed, tick, self.device)
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         names, cuts = self.task.classes[0], test.starts[1:-1]
@@ -148,7 +146,7 @@ class DetectionProbe(UtteranceProbe):
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         shape, (labels,), config = test.rows.shape[1:], self.task.classes, self.task.config.detection
-        heads = [load_head(t, task_heads.UtteranceHead, shape, [len(labels)]) for t in trained]
+        heads = [load_head(t, UtteranceHead, shape, [len(labels)]) for t in trained]
         rows = []
         for k, example in enumerate(self.task.test):
             states = torch.from_numpy(np.asarray(test.rows[test.starts[k] : test.starts[k + 1]], np.float32))
@@ -227,13 +225,13 @@ class VerificationProbe(Probe):
         targets = np.array([[code[e.target[0]]] for e in self.task.train], dtype=np.int64)
         left, right, same = self._trials(self.task.valid)
 
-        def score(embeddings: torch.Tensor) -> float:
-            rate = metrics.RankedTrials(trial_similarities(embeddings, left, right), same).equal_error_rate()
-            return -1.0 if np.isnan(rate) else -rate
+        def validate(head: torch.nn.Module) -> tuple[float, float]:
+            similarity = trial_similarities(task_heads.embeddings(head, valid), left, right)
+            rate = metrics.RankedTrials(similarity, same).equal_error_rate()
+            return -1.0 if np.isnan(rate) else -rate, 0.0
 
-        return task_heads.fit_speaker_heads(
-            train, targets, len(code), score, valid, self.config, self.seed, tick, self.device
-        )
+        kind = task_heads.SpeakerHead
+        return fit_averaged(kind, train, targets, [len(code)], validate, self.config, self.seed, tick, self.device)
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         left, right, same = self._trials(self.task.test)

@@ -282,55 +282,11 @@ def shuffled(count: int, size: int) -> Callable[[int, int], list[NDArray[np.int6
     return batches
 
 
-def fit_utterance_heads(
-    train: StoredFeatures,
-    targets: NDArray[np.int64],
-    valid: StoredFeatures,
-    valid_targets: NDArray[np.int64],
-    classes: Sequence[int],
-    config: HeadConfig,
-    seed: int,
-    tick: Tick = None,
-    device: torch.device | str = "cpu",
-) -> list[Trained]:
-    """Heads for classification and slots on averaged features; targets (N, slots) are class indices."""
-    valid_truth = torch.from_numpy(valid_targets).to(device)
-
-    def validate(head: nn.Module) -> tuple[float, float]:
-        right = loss = torch.zeros((), device=device)
-        for part, rows in valid.chunks():
-            logits, truth = head(rows.to(device)), valid_truth[part]
-            right = right + (torch.stack([x.argmax(-1) for x in logits], 1) == truth).all(1).sum()
-            loss = loss + sum(functional.cross_entropy(x, truth[:, k], reduction="sum") for k, x in enumerate(logits))
-        return float(right) / len(valid), -float(loss)
-
-    return fit_averaged(UtteranceHead, train, targets, classes, validate, config, seed, tick, device)
-
-
-def fit_speaker_heads(
-    train: StoredFeatures,
-    targets: NDArray[np.int64],
-    speakers: int,
-    score: Callable[[Tensor], float],
-    valid: StoredFeatures,
-    config: HeadConfig,
-    seed: int,
-    tick: Tick = None,
-    device: torch.device | str = "cpu",
-) -> list[Trained]:
-    """Embeddings for speaker verification; `score` rates the embeddings (N, 256) of the validation part."""
-
-    def validate(head: nn.Module) -> tuple[float, float]:
-        return score(embeddings(head, valid)), 0.0
-
-    return fit_averaged(SpeakerHead, train, targets, [speakers], validate, config, seed, tick, device)
-
-
 def fit_averaged(
     kind: type[UtteranceHead], train: StoredFeatures, targets: NDArray[np.int64], classes: Sequence[int],
-    validate: Validate, config: HeadConfig, seed: int, tick: Tick, device: torch.device | str,
+    validate: Validate, config: HeadConfig, seed: int, tick: Tick = None, device: torch.device | str = "cpu",
 ) -> list[Trained]:  # fmt: skip
-    """Heads of a `kind` on averaged features, chosen by `validate`."""
+    """Heads of a `kind` on averaged features, chosen by `validate`; targets (N, slots) are class indices."""
 
     def losses(head: nn.Module, weights: Weights, batch: NDArray[np.int64]) -> Tensor:
         rows = torch.from_numpy(np.asarray(train.rows[batch], dtype=np.float32)).to(device)  # (C or 1, B, S, D)
@@ -338,6 +294,20 @@ def fit_averaged(
 
     build = builder(kind, train, classes, device=device)
     return train_heads(build, losses, shuffled(len(train), config.batch), validate, config, seed, tick)
+
+
+def by_answers(valid: StoredFeatures, targets: NDArray[np.int64]) -> Validate:
+    """A head is as good as the share of utterances whose slots are all right, then as its loss is small."""
+
+    def validate(head: nn.Module) -> tuple[float, float]:
+        device, right, loss = next(head.parameters()).device, 0.0, 0.0
+        for part, rows in valid.chunks():
+            logits, truth = head(rows.to(device)), torch.from_numpy(targets[part]).to(device)
+            right += float((torch.stack([x.argmax(-1) for x in logits], 1) == truth).all(1).sum())
+            loss += float(sum(functional.cross_entropy(x, truth[:, k], reduction="sum") for k, x in enumerate(logits)))
+        return right / len(valid), -loss
+
+    return validate
 
 
 def builder(
