@@ -138,7 +138,6 @@ def test_no_number_out_of_bounds_passes_a_file(number):
         "data.batch_seconds",
         "student.layers",
         "student.hidden_size",
-        "teacher.average",
         "objectives.enhancement.hidden",
         "training.save_every",
         "environment.effects.clipping_percent",

@@ -62,7 +62,6 @@ class TeacherConfig(Section):
 
     model: str | None = None  # a hub name such as facebook/hubert-base-ls960, or a folder in the same layout
     layers: tuple[Depth, ...] | None = None  # 1-based; None: the paper's 4, 8, 12 scaled to the teacher's depth
-    average: Depth = 1  # layers whose mean is a target: 4 makes of layer 8 the mean of 5 to 8 (SKILL, arXiv 2402.17133)
     # of its forward pass; auto: bf16 where the processor or GPU has it
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # "layer" removes scale and mean of every frame of a target, which pre-norm teachers (large models, Whisper) need
@@ -261,16 +260,12 @@ class ObjectivesConfig(Section):
     mse: NonNegative = 0.0  # with teacher.layers=[12] the loss of DeWavLM
     correlation: NonNegative = 0.0  # correlation-metric distillation (arXiv 2312.12153)
     vicreg: NonNegative = 0.0  # variance and covariance of the predictions (arXiv 2105.04906)
-    # Distance of the predictions under two contaminations of one utterance: half of the utterances of a batch come twice.
-    consistency: NonNegative = 0.0
-    units: NonNegative = 0.0  # masked prediction of clusters of the teacher's highest target layer (DiceHuBERT)
-    clusters: Annotated[Width, Field(ge=2)] = 100  # of them, found by k-means when the training starts
     enhancement: EnhancementConfig = EnhancementConfig()
 
     @model_validator(mode="after")
     def _check(self) -> ObjectivesConfig:
-        if not self.l1 + self.cosine + self.mse + self.correlation + self.units > 0:
-            raise ValueError("one of l1, cosine, mse, correlation and units must be above 0")
+        if not self.l1 + self.cosine + self.mse + self.correlation > 0:
+            raise ValueError("one of l1, cosine, mse and correlation must be above 0")
         return self
 
 

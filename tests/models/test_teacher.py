@@ -52,15 +52,6 @@ def test_targets_have_the_frames_of_the_student(checkpoint, voice, kind):
             teacher(torch.tensor(voice(2.0))[None, : shortest - 1])
 
 
-def test_a_target_can_be_the_mean_of_the_layers_up_to_it(checkpoint, voice):
-    teacher = load_teacher(str(checkpoint("hubert")), (2, 3), precision="fp32", average=2)
-    wave = torch.tensor(voice(0.6))[None]
-    states = teacher.states(wave)[0]
-    torch.testing.assert_close(teacher(wave).hidden, (states[:, 1:3] + states[:, 2:4]) / 2)
-    with pytest.raises(UserError, match="no 3 layers up to layer 2"):
-        load_teacher(str(checkpoint("hubert")), (2, 3), average=3)
-
-
 @pytest.mark.parametrize("stable", [False, True])
 def test_stopping_at_the_highest_target_changes_nothing(checkpoint, voice, stable):
     folder = str(checkpoint("hubert", stable=stable))

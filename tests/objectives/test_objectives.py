@@ -9,7 +9,6 @@ from robustdistiller.models.encoder import EncoderOutput
 from robustdistiller.models.heads import Enhancement, stft
 from robustdistiller.models.student import StudentOutput
 from robustdistiller.models.teacher import TeacherOutput
-from robustdistiller.models.units import UnitPrediction, k_means, nearest
 from robustdistiller.objectives import distillation, enhancement
 from robustdistiller.objectives.quality import si_sdr
 from robustdistiller.objectives.total import total_loss
@@ -66,42 +65,6 @@ def test_distillation_terms_equal_a_plain_computation_and_hear_no_padding(pair, 
     for b in range(B):
         loud[0][b, :, LENGTHS[b] :] = 100.0
     torch.testing.assert_close(ours(*loud, LENGTHS), ours(*pair, LENGTHS), atol=1e-5, rtol=1e-5)
-
-
-def test_consistency_is_the_distance_of_the_first_half_to_the_second_and_none_where_there_is_no_second(pair):
-    both = torch.cat([pair[0][:2], pair[1][:1], pair[0][1:2], pair[0][1:2]])  # 0 and 1, one alone, then 0 and 1 again
-    lengths = LENGTHS[[0, 1, 2, 0, 1]]
-    apart = distillation.consistency(both, lengths)
-    expected = (both[0] - both[3]).abs().mean((1, 2))  # all 12 frames are valid
-    torch.testing.assert_close(apart, torch.stack([expected, *torch.zeros(2, L), expected, torch.zeros(L)]))
-    assert not distillation.consistency(both[:1], lengths[:1]).any()
-
-
-@pytest.mark.parametrize("masked", [True, False])
-def test_masked_units_are_the_cross_entropy_of_hidden_valid_frames_to_the_nearest_cluster(pair, masked):
-    generator = torch.Generator().manual_seed(1)
-    states, centroids = pair[1][:, 0], torch.randn(4, D, generator=generator)
-    logits = torch.randn(B, F + 1, 4, generator=generator)  # a frame more than the teacher has is no error
-    hidden = torch.rand(B, F + 1, generator=generator) < 0.5 if masked else None
-    ours = distillation.masked_units(UnitPrediction(logits, hidden, centroids), states, LENGTHS)
-    for b in range(B):
-        counted = [f for f in range(LENGTHS[b]) if hidden is None or hidden[b, f]]
-        units = [int((states[b, f] - centroids).norm(dim=1).argmin()) for f in counted]
-        expected = [-float(logits[b, f].log_softmax(0)[unit]) for f, unit in zip(counted, units, strict=True)]
-        np.testing.assert_allclose(float(ours[b]), np.mean(expected), rtol=1e-5)
-
-
-def test_k_means_finds_clusters_that_lie_apart_and_every_state_the_next_one():
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.arange(300) % 3
-    states = torch.eye(3).repeat_interleave(4, 1)[truth] * 50 + torch.randn(300, 12, generator=generator)
-    found = next(
-        c for c in (k_means(states, 3, seed) for seed in range(9)) if len(set(nearest(states, c).tolist())) == 3
-    )
-    for centroid in found:
-        mine = truth[(states - centroid).norm(dim=1) < 25]
-        assert len(mine) == 100 and len(set(mine.tolist())) == 1
-    torch.testing.assert_close(k_means(states, 1, 0), states.mean(0, keepdim=True))
 
 
 def test_identical_predictions_leave_only_what_the_cosine_keeps(pair):

@@ -54,8 +54,8 @@ def poison(monkeypatch, which, value=math.nan):
     """Make the L1 term of every utterance for which `which(clean row)` holds `value`."""
     sound = task.total_loss
 
-    def total(config, output, target, clean, repeated):
-        loss = sound(config, output, target, clean, repeated)
+    def total(config, output, target, clean):
+        loss = sound(config, output, target, clean)
         factor = torch.tensor([value if which(row) else 1.0 for row in clean])
         loss.terms["l1"] = loss.terms["l1"] * factor[:, None]
         loss.total = loss.total * factor

@@ -246,17 +246,10 @@ class SpeechEncoder(nn.Module):
         for layer in getattr(*self._stack()):
             layer.forward = torch.compile(layer.forward)
 
-    def forward(
-        self,
-        wave: Tensor,
-        lengths: Tensor | None = None,
-        chunking: Chunking | None = None,
-        hidden: tuple[Tensor, Tensor] | None = None,
-    ) -> EncoderOutput:
+    def forward(self, wave: Tensor, lengths: Tensor | None = None, chunking: Chunking | None = None) -> EncoderOutput:
         """Encode waveforms (B, T) of which the first `lengths` (B,) samples are valid (None: all of them).
 
         chunking: attend within chunks as a stream does; None: within the whole utterance
-        hidden: frames (B, F) that the Transformer does not see, and the vector (D,) that it sees instead
         """
         samples = wave.shape[1]
         if samples < self.grid.field:
@@ -276,13 +269,10 @@ class SpeechEncoder(nn.Module):
         projected = self._project(cnn)  # (B, F, D)
         frames = self.conv_grid.count(lengths)
         valid = mask_from_lengths(beside(frames, cnn), cnn.shape[1]) if padded else None
-        seen = projected
-        if hidden is not None:
-            seen = torch.where(hidden[0][..., None], hidden[1].to(projected.dtype), projected)
         if chunking is not None:
-            layers = chunked_layers(self.model.encoder, seen, valid, chunking)
+            layers = chunked_layers(self.model.encoder, projected, valid, chunking)
         else:
-            layers = self.transform(seen, valid)
+            layers = self.transform(projected, valid)
         return EncoderOutput((projected, *layers), cnn, frames)
 
     def _project(self, cnn: Tensor) -> Tensor:

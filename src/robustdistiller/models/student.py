@@ -23,7 +23,6 @@ from .heads import Enhancement, EnhancementHead, PredictionHeads
 from .hub import load_encoder, quiet_transformers
 from .repository import locate
 from .streaming import Chunking, check_streamable, draw_chunking, operating_point, split_operating_point
-from .units import UnitHead, UnitPrediction
 
 HEADS = "heads.safetensors"
 HEADS_CONFIG = "heads.json"
@@ -31,12 +30,11 @@ HEADS_CONFIG = "heads.json"
 
 @dataclass
 class StudentOutput:
-    """encoded: the encoder's states; predictions (B, L, F, D_teacher), enhancement and units where asked for, else None."""
+    """encoded: the encoder's states; predictions (B, L, F, D_teacher) and enhancement where asked for, else None."""
 
     encoded: EncoderOutput
     predictions: Tensor | None
     enhancement: Enhancement | None
-    units: UnitPrediction | None = None
 
 
 class Student(nn.Module):
@@ -53,7 +51,6 @@ class Student(nn.Module):
         streaming: The chunks that it is trained with, if it can stream.
 
     Attributes:
-        units: What predicts clusters of the teacher's states in training, if anything; it is not kept in a student folder.
         chunking: How it attends in evaluation mode, None for offline (docs/streaming.md).
 
     Raises:
@@ -75,7 +72,6 @@ class Student(nn.Module):
             check_streamable(encoder.model, encoder.normalize)
         self.streaming = streaming
         self.chunking: Chunking | None = None
-        self.units: UnitHead | None = None
         self.encoder, self.heads, self.enhancer = encoder, heads, enhancer
         self.layers, self.tap, self.name = tuple(layers), tap, name
         self.hidden_size = encoder.hidden_size
@@ -95,16 +91,12 @@ class Student(nn.Module):
         if lengths is None:
             lengths = torch.full((wave.shape[0],), wave.shape[1], device=wave.device)
         chunking = draw_chunking(self.streaming) if self.training and self.streaming is not None else self.chunking
-        hidden = None
-        if self.units is not None and self.training and predict:
-            hidden = self.units.draw(len(wave), int(GRID.count(torch.tensor(wave.shape[1]))))
-        encoded = self.encoder(wave, lengths, chunking, hidden)
+        encoded = self.encoder(wave, lengths, chunking)
         predictions = self.heads(encoded.states) if predict and self.heads is not None else None
         enhancement = None
         if enhance and self.enhancer is not None:
             enhancement = self.enhancer(self._tapped(encoded), encoded.lengths, wave, lengths)
-        units = self.units(encoded.states[-1], hidden) if predict and self.units is not None else None
-        return StudentOutput(encoded, predictions, enhancement, units)
+        return StudentOutput(encoded, predictions, enhancement)
 
     def _tapped(self, encoded: EncoderOutput) -> Tensor:
         if self.tap == "cnn":

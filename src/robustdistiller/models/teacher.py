@@ -37,7 +37,6 @@ class Teacher(nn.Module):
         name: How messages call it.
         precision: auto, fp32, bf16 or fp16.
         target_norm: "layer" standardises every frame of a target, "auto" does so for pre-norm encoders, "none" never.
-        average: Layers up to each target of which the mean is taken.
 
     Raises:
         UserError: A layer that the encoder does not have, or frames that are not 20 ms.
@@ -50,7 +49,6 @@ class Teacher(nn.Module):
         name: str = "teacher",
         precision: str = "auto",
         target_norm: str = "auto",
-        average: int = 1,
     ):
         super().__init__()
         self.name = name
@@ -61,9 +59,6 @@ class Teacher(nn.Module):
         wrong = [layer for layer in self.layers if not 1 <= layer <= self.num_layers]
         if wrong:
             raise UserError(f"The teacher {name} has {self.num_layers} layers, not {wrong[0]}: correct teacher.layers.")
-        self.average = average
-        if average > min(self.layers):
-            raise UserError(f"There are no {average} layers up to layer {min(self.layers)}: lower teacher.average.")
         if encoder.grid.stride != GRID.stride:
             raise UserError(f"The teacher {name} has frames of {encoder.grid.stride} samples; it takes 320.")
         self.hidden_size = encoder.hidden_size
@@ -118,9 +113,7 @@ class Teacher(nn.Module):
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> TeacherOutput:
         """Clean waveforms (B, T) with valid `lengths` (B,) samples → the target layers."""
-        chosen = [number for layer in self.layers for number in range(layer - self.average + 1, layer + 1)]
-        states, frames = self._states(wave, lengths, chosen)
-        hidden = states.unflatten(1, (len(self.layers), self.average)).mean(2)  # (B, L, F, D)
+        hidden, frames = self._states(wave, lengths, self.layers)  # (B, L, F, D)
         if self.target_norm == "layer":
             hidden = functional.layer_norm(hidden, hidden.shape[-1:])
         return TeacherOutput(hidden, frames)
@@ -137,7 +130,6 @@ def load_teacher(
     precision: str = "auto",
     device: torch.device | str | None = None,
     target_norm: str = "auto",
-    average: int = 1,
 ) -> Teacher:
     """Load a teacher: any of docs/teachers.md.
 
@@ -147,7 +139,6 @@ def load_teacher(
         precision: Of its computation.
         device: Where it is put; the CPU by default.
         target_norm: How targets are standardised.
-        average: Layers in a target.
 
     Returns:
         The teacher, frozen and in evaluation mode.
@@ -162,5 +153,5 @@ def load_teacher(
         >>> teacher(torch.randn(1, 16000) * 0.05).hidden.shape  # (B, L, F, D)
         torch.Size([1, 3, 49, 256])
     """
-    teacher = Teacher(load_encoder(name), layers, name, precision, target_norm, average)
+    teacher = Teacher(load_encoder(name), layers, name, precision, target_norm)
     return teacher.to(device) if device is not None else teacher

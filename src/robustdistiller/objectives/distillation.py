@@ -1,4 +1,4 @@
-"""Predicting the teacher's hidden layers: L1, log-sigmoid cosine, squared error, correlation metrics, VICReg's terms, units.
+"""Predicting the teacher's hidden layers: L1, log-sigmoid cosine, squared error, correlation metrics, VICReg's terms.
 
 Every term is one value per utterance, a mean over its valid frames, in float32. The trainer weights utterances by their
 valid frames, so that the sum is the mean over all valid frames of the global batch however it is split.
@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..models.frames import mask_from_lengths
-from ..models.units import UnitPrediction, nearest
 
 
 def frame_mean(values: Tensor, lengths: Tensor) -> Tensor:
@@ -73,31 +72,6 @@ def vicreg(predictions: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
     student = student * scale
     lacking = functional.relu(1 - variance.sqrt() * scale).mean((2, 3))
     return lacking + _off_diagonal(student.transpose(2, 3) @ student / count, predictions.shape[-1])
-
-
-def consistency(predictions: Tensor, lengths: Tensor) -> Tensor:
-    """Mean absolute difference of predictions (B, L, F, D) under two contaminations of one utterance, (B, L).
-
-    The batch is one of `training.dataset.twice`: its last B // 2 utterances are its first ones again. One that comes once
-    has 0.
-    """
-    half = len(predictions) // 2
-    apart = l1(predictions[:half], predictions[len(predictions) - half :], lengths[:half])
-    return torch.cat([apart, apart.new_zeros(len(predictions) - 2 * half, apart.shape[1]), apart])
-
-
-def masked_units(units: UnitPrediction, states: Tensor, lengths: Tensor) -> Tensor:
-    """Cross-entropy (B,) to the clusters of the teacher's `states` (B, F, D), over the valid frames that were hidden.
-
-    HuBERT's objective with the teacher's own states for targets (DiceHuBERT, arXiv 2507.02911). Where nothing was hidden, as in
-    validation, every valid frame counts.
-    """
-    logits = units.logits[:, : states.shape[1]].float()  # (B, F, K)
-    entropy = functional.cross_entropy(logits.transpose(1, 2), nearest(states, units.centroids), reduction="none")
-    counted = mask_from_lengths(lengths, states.shape[1])
-    if units.hidden is not None:
-        counted = counted & units.hidden[:, : states.shape[1]]
-    return (entropy * counted).sum(1) / counted.sum(1).clamp_min(1)
 
 
 def _standardise(x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ..config import ObjectivesConfig
 from ..models.frames import beside
 from ..models.student import StudentOutput
 from ..models.teacher import TeacherOutput
-from .distillation import TERMS, consistency, masked_units
+from .distillation import TERMS
 from .enhancement import enhancement_loss
 
 
@@ -23,12 +23,9 @@ class Loss:
     terms: dict[str, Tensor]
 
 
-def total_loss(
-    config: ObjectivesConfig, output: StudentOutput, target: TeacherOutput, clean: Tensor, twice: bool = False
-) -> Loss:
+def total_loss(config: ObjectivesConfig, output: StudentOutput, target: TeacherOutput, clean: Tensor) -> Loss:
     """The loss of a student's `output` on contaminated speech against the teacher's `target` on the `clean` (B, T).
 
-    twice: the second half of the utterances are those of the first, contaminated in another way
     The student's frames may be one or two more or fewer than the teacher's: the frames that both have count.
     """
     assert output.predictions is not None
@@ -41,12 +38,6 @@ def total_loss(
     wanted = [name for name in TERMS if weights[name] or name in ("l1", "cosine")]
     terms = {name: TERMS[name](predictions, hidden, lengths) for name in wanted}
     total = torch.stack([weights[name] * term.mean(1) for name, term in terms.items()]).sum(0)
-    if twice:
-        terms["consistency"] = consistency(predictions, lengths)
-        total = total + config.consistency * terms["consistency"].mean(1)
-    if output.units is not None:
-        terms["units"] = masked_units(output.units, hidden[:, -1], lengths)
-        total = total + config.units * terms["units"]
     if output.enhancement is not None:
         terms["enhancement"] = enhancement_loss(output.enhancement, clean)
         total = total + config.enhancement.weight * terms["enhancement"]

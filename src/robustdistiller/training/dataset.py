@@ -237,27 +237,16 @@ Ready = Callable[[int], None]
 
 
 class StepSampler(Sampler[list[tuple[int, Crop]]]):
-    """The microbatches of one rank from `start` to `stop`, in order; no state beyond the step.
+    """The microbatches of one rank from `start` to `stop`, in order; no state beyond the step."""
 
-    repeated: every microbatch is made `twice`
-    """
-
-    def __init__(
-        self, sampler: Planner, start: int, stop: int, ready: Ready = lambda step: None, repeated: bool = False
-    ):
-        self.sampler, self.start, self.stop, self.ready, self.repeated = sampler, start, stop, ready, repeated
+    def __init__(self, sampler: Planner, start: int, stop: int, ready: Ready = lambda step: None):
+        self.sampler, self.start, self.stop, self.ready = sampler, start, stop, ready
 
     def __iter__(self) -> Iterator[list[tuple[int, Crop]]]:
         for step in range(self.start, self.stop):
             self.ready(step)
             for microbatch in self.sampler.batch(step).parts:
-                yield [(step, crop) for crop in (twice(microbatch) if self.repeated else microbatch)]
-
-
-def twice(crops: Sequence[Crop]) -> list[Crop]:
-    """As many crops, the second half of which are those of the first under other scenes; of an odd number one comes once."""
-    half = len(crops) // 2
-    return [*crops[: len(crops) - half], *(replace(crop, epoch=-1 - crop.epoch) for crop in crops[:half])]
+                yield [(step, crop) for crop in microbatch]
 
 
 def plan_batches(recipe: Recipe, materials: Materials, rank: int, world: int) -> Planner:

@@ -26,7 +26,6 @@ from ..models.encoder import SpeechEncoder
 from ..models.frames import beside
 from ..models.precision import autocast, pick_precision
 from ..models.teacher import Teacher, TeacherOutput, load_teacher
-from ..models.units import UnitHead, k_means
 from ..objectives.total import total_loss
 from ..provenance import inherited
 from . import checkpoint
@@ -177,10 +176,6 @@ class Distillation:
             self.teacher, recipe.student, recipe.objectives.enhancement, settings.seed,
             () if found else some_speech(self.materials, settings.seed),
         )  # fmt: skip
-        self.repeated = recipe.objectives.consistency > 0
-        if recipe.objectives.units:
-            size, new = self.student.hidden_size, found is None
-            self.student.units = unit_head(recipe, self.materials, self.teacher, size, new)
         if teacher is None:  # of another's, other students may be made
             self.teacher.settle(self.device)
         self.module: nn.Module = self.student.to(self.device)
@@ -191,11 +186,6 @@ class Distillation:
         self.precision = pick_precision(settings.precision, self.device, self.student.encoder)
         self.sampler = plan_batches(recipe, self.materials, context.rank, context.world)
         self.accumulate = self.sampler.accumulate
-        if self.repeated and all(len(part) < 2 for part in self.sampler.batch(0).parts):
-            raise UserError(
-                "objectives.consistency needs two utterances in a microbatch: raise data.microbatch_seconds and "
-                "data.batch_seconds, or lower data.crop_seconds."
-            )
         self.dataset, self._ready = open_speech(recipe, self.materials, self.sampler)
         resources.callback(self.dataset.activity.dismiss)
         held = (self.materials.valid, self.materials.valid_environment)
@@ -207,7 +197,7 @@ class Distillation:
     def batches(self, start: int) -> Iterator[Batch]:
         """Microbatches of this process from the step `start` on."""
         steps = range(start, self.recipe.training.steps)
-        order = StepSampler(self.sampler, steps.start, steps.stop, self._ready, self.repeated)
+        order = StepSampler(self.sampler, steps.start, steps.stop, self._ready)
         read = read_batches(self.dataset, order, self.recipe.data.workers, self.device, self.cache is not None)
         for step in steps:
             frames = self.sampler.batch(step).planned_frames
@@ -230,7 +220,7 @@ class Distillation:
         noisy, target = self.inputs(batch)
         with autocast(self.device, self.precision):
             output = model(noisy, batch.lengths)
-        loss = total_loss(self.recipe.objectives, output, target, batch.clean, self.repeated)
+        loss = total_loss(self.recipe.objectives, output, target, batch.clean)
         terms = {name: term.mean(1) if term.dim() > 1 else term for name, term in loss.terms.items()}
         weights = beside(target.lengths / batch.planned_frames, loss.total)
         return StepLoss(loss.total, terms, weights, batch.seconds)
@@ -277,21 +267,9 @@ class Distillation:
         return lines
 
 
-def unit_head(recipe: Recipe, materials: Materials, teacher: Teacher, hidden: int, fit: bool) -> UnitHead:
-    """The head of masked prediction, with clusters of the teacher's highest target layer; without `fit` they come later."""
-    seed, device = recipe.training.seed, next(teacher.parameters()).device
-    centroids = torch.zeros(recipe.objectives.clusters, teacher.hidden_size)
-    if fit:
-        states = [teacher(clip[None].to(device)).hidden[0, -1] for clip in some_speech(materials, seed, clips=256)]
-        centroids = k_means(torch.cat(states), len(centroids), seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return UnitHead(hidden, centroids)
-
-
 def load_named(recipe: Recipe) -> Teacher:
     """The teacher that a recipe names. Raises `UserError` where it names none."""
     wanted = recipe.teacher
     if wanted.model is None:
         raise UserError("The recipe names no teacher: give --teacher with a hub name or a model folder.")
-    return load_teacher(wanted.model, wanted.layers, wanted.precision, None, wanted.target_norm, wanted.average)
+    return load_teacher(wanted.model, wanted.layers, wanted.precision, None, wanted.target_norm)

@@ -290,7 +290,7 @@ def teacher_identity(model: Teacher, device: torch.device) -> dict[str, Any]:
     config = {k: v for k, v in model.encoder.model.config.to_dict().items() if k != "_name_or_path"}
     return {
         "teacher": weights.hexdigest(), "config": digest(json.loads(json.dumps(config, default=str))),
-        "normalize": model.normalize, "layers": list(model.layers), "average": model.average,
+        "normalize": model.normalize, "layers": list(model.layers),
         "target_norm": model.target_norm, "precision": pick_precision(model.precision, device, model.encoder),
         "device": device.type, "versions": {"format": FORMAT, "transformers": transformers.__version__},
     }  # fmt: skip
