@@ -2,8 +2,8 @@
 
     python benchmarks/study/objectives.py RESULTS > docs/results/objectives.csv
 
-A line for each row of the study that was measured, in the order of rows.yaml: per cent right, clean and contaminated,
-and the paired difference to the reference in contaminated speech with its 95 % interval over speakers, trainings and heads.
+Per cent right in clean and in contaminated speech, and paired differences to the reference with 95 % intervals over speakers
+and heads.
 """
 
 from __future__ import annotations
@@ -12,27 +12,32 @@ import csv
 import sys
 from pathlib import Path
 
-import yaml
 from table import difference, percent, read
 
-TASKS = {
-    ("keywords", "accuracy"): "keywords", ("spoken-intents", "slots"): "spoken commands", ("intents", "slots"): "coffee orders",
-}  # fmt: skip
+TASKS = {("keywords", "accuracy"): "keywords", ("spoken-intents", "slots"): "spoken commands"}
+PARTS = {"clean": "clean", "mean:contaminated": "contaminated"}
+ROWS = {
+    "deep-robust": "L1 + cosine to three layers, enhancement at the CNN output (the paper's loss)",
+    "deep-off": "without enhancement",
+    "deep-tap-2": "enhancement at layer 2",
+    "deep-tap-last": "enhancement at the last layer",
+    "deep-correlation": "with correlation metrics",
+    "deep-vicreg": "with VICReg's variance and covariance",
+    "deep-mse": "squared error to the last layer alone (DeWavLM)",
+    "deep-skill": "targets are means of four layers (SKILL)",
+    "deep-consistency": "two contaminations have one prediction",
+    "deep-units": "masked units of the last layer alone (DiceHuBERT)",
+}
 
 
 def main() -> None:
-    found = read(Path(sys.argv[1]) / "results.csv")
-    rows = yaml.safe_load((Path(__file__).parent / "rows.yaml").read_text())["rows"]
+    found = read(Path(sys.argv[1]))
     out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(
-        ["row", "what", *(f"{t}, {c}" for t in TASKS.values() for c in ("clean", "contaminated", "difference"))]
-    )
-    for name in dict.fromkeys(model for _, _, model, _ in found):
-        line = [name, rows.get(name, {}).get("about", "")]
-        for task, metric in TASKS:
-            clean, contaminated = (found.get((task, metric, name, c)) for c in ("clean", "mean:contaminated"))
-            line += [*(percent(row["value"]) if row else "" for row in (clean, contaminated)), difference(contaminated)]
-        out.writerow(line)
+    columns = [f"{task}, {part}" for task in TASKS.values() for part in PARTS.values()]
+    out.writerow(["objective", *(word for column in columns for word in (column, "difference"))])
+    for name, title in ROWS.items():
+        rows = [found[task, metric, name, part] for task, metric in TASKS for part in PARTS]
+        out.writerow([title, *(word for row in rows for word in (percent(row["value"]), difference(row)))])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The table of teachers, tasks and models as CSV, from the tables that `robustdistiller evaluate` wrote.
+"""The tables of teachers, tasks and models as CSV, from those that `robustdistiller evaluate` wrote.
 
-    python benchmarks/study/table.py HuBERT=RESULTS WavLM=RESULTS … > docs/results/study.csv
+    python benchmarks/study/table.py docs/results HuBERT=RESULTS WavLM=RESULTS …
 
-A teacher may have several folders, of different tasks. A folder of RESULTS holds benchmark.json, and as `plain.csv` and
-`teacher.csv` its results.csv with that `--reference`. A line for each task and model: per cent right, and paired differences
-with 95 % intervals over speakers, trainings and heads.
+A teacher may have several folders, of different tasks. A folder of RESULTS holds benchmark.json, and as `plain.csv`,
+`robust.csv` and `teacher.csv` its results.csv with that `--reference`. study.csv: per cent right, a line for each task and
+model; differences.csv: paired differences of models. All intervals are 95 % over speakers, trainings and heads.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ MODELS = {
     "deep-robust": "robust, 4 × 256", "log-mel": "log-mel",
 }  # fmt: skip
 MEANS = ("clean", "mean:noise", "mean:reverb", "mean:both", "mean:contaminated")
-HEADER = ["task", "teacher", "model", "seeds", "clean", "noise", "rooms", "noise in rooms", "contaminated", "95 %",
-          *(f"{part} − {other}" for other in ("ordinary", "teacher") for part in ("clean", "contaminated"))]  # fmt: skip
+CONDITIONS = ("clean", "noise", "rooms", "noise in rooms", "contaminated")
+PAIRS = (
+    ("robust", "plain"), ("deep-robust", "plain"), ("deep-robust", "robust"), ("robust", "teacher"), ("deep-robust", "teacher"),
+)  # fmt: skip
 
 Row = dict[str, str]
 Key = tuple[str, str, str, str]  # task, metric, model, condition
@@ -49,42 +51,57 @@ def difference(row: Row | None) -> str:
     return f"{percent(row['difference_value'], sign=True)} ({low} to {high})"
 
 
+class Teacher:
+    """What was measured with one teacher: the tables by their reference, and the seeds of every model by task."""
+
+    def __init__(self, folders: list[Path]):
+        self.tables: dict[str, dict[Key, Row]] = {"plain": {}, "robust": {}, "teacher": {}}
+        self.seeds: dict[tuple[str, str], str] = {}
+        for folder in folders:
+            for reference, table in self.tables.items():
+                if (file := folder / f"{reference}.csv").is_file():
+                    table.update(read(file))
+            told = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
+            for task, model in ((task["name"], model) for task in told["tasks"] for model in told["models"]):
+                trainings = model.get("trainings", (model["name"],) if model["kind"] == "student" else ())
+                self.seeds[task, model["name"]] = " ".join(t.rsplit("-", 1)[1] for t in trainings)
+
+    def scores(self, task: str, metric: str, model: str) -> list[str] | None:
+        """Seeds, per cent right under all conditions, and the interval of the last."""
+        rows = [self.tables["plain"].get((task, metric, model, part)) for part in MEANS]
+        if not all(rows):
+            return None
+        return [self.seeds[task, model], *(percent(r["value"]) for r in rows if r),
+                " to ".join(percent(rows[-1][end]) for end in ("low", "high") if rows[-1])]  # fmt: skip
+
+    def differences(self, task: str, metric: str, model: str, other: str) -> list[str] | None:
+        found = [difference(self.tables[other].get((task, metric, model, part))) for part in MEANS]
+        return found if all(found) else None
+
+
 def main() -> None:
-    out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(HEADER)
-    found: dict[str, tuple[dict[Key, Row], dict[Key, Row]]] = {}
-    seeds: dict[tuple[str, str, str], str] = {}
-    for name, folder in (given.split("=", 1) for given in sys.argv[1:]):
-        for table, reference in zip(found.setdefault(name, ({}, {})), ("plain", "teacher"), strict=True):
-            table.update(read(Path(folder) / f"{reference}.csv"))
-        told = json.loads((Path(folder) / "benchmark.json").read_text(encoding="utf-8"))
-        for task, model in ((task["name"], model) for task in told["tasks"] for model in told["models"]):
-            trainings = model.get("trainings", ())
-            seeds[name, task, model["name"]] = " ".join(t.rsplit("-", 1)[1] for t in trainings)
+    to, folders = Path(sys.argv[1]), [given.split("=", 1) for given in sys.argv[2:]]
+    names = list(dict.fromkeys(name for name, _ in folders))
+    teachers = {name: Teacher([Path(folder) for n, folder in folders if n == name]) for name in names}
+    study: list[list[str]] = []
+    differences: list[list[str]] = []
     for (task, metric), title in TASKS.items():
-        for number, (teacher, tables) in enumerate(found.items()):
+        for name, teacher in teachers.items():
             for model, about in MODELS.items():
-                rows = [tables[0].get((task, metric, model, part)) for part in MEANS]
-                if not all(rows) or (model == "log-mel" and number):  # it is the same for every teacher
+                if model == "log-mel" and name != names[0]:  # it is the same for every teacher
                     continue
-                last = rows[-1]
-                assert last is not None
-                values = [percent(row["value"]) for row in rows if row]
-                interval = f"{percent(last['low'])} to {percent(last['high'])}"
-                gaps = [
-                    difference(t.get((task, metric, model, part))) for t in tables for part in (MEANS[0], MEANS[-1])
-                ]
-                out.writerow(
-                    [
-                        title,
-                        "" if model == "log-mel" else teacher,
-                        about,
-                        seeds[teacher, task, model],
-                        *values,
-                        interval,
-                        *gaps,
-                    ]
-                )
+                if scores := teacher.scores(task, metric, model):
+                    study.append([title, "" if model == "log-mel" else name, about, *scores])
+            for model, other in PAIRS:
+                if found := teacher.differences(task, metric, model, other):
+                    differences.append([title, name, f"{MODELS[model]} − {MODELS[other]}", *found])
+    write(to / "study.csv", ["task", "teacher", "model", "seeds", *CONDITIONS, "95 %"], study)
+    write(to / "differences.csv", ["task", "teacher", "difference", *CONDITIONS], differences)
+
+
+def write(file: Path, header: list[str], rows: list[list[str]]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([header, *rows])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from .assets import located
-from .config import Recipe, load_recipe
+from .config import Recipe
 from .errors import UserError
 from .files import StrPath, read_json
 
@@ -55,9 +55,7 @@ def read_provenance(folder: StrPath) -> TrainingExposure | None:
     lists = {name: values.get(name, []) for name in names} if isinstance(values, dict) else None
     if lists is None or not all(isinstance(items, list) for items in lists.values()):
         raise UserError(f"The provenance {file} cannot be understood: copy the student folder again.")
-    exposure = TrainingExposure(**{name: frozenset(map(str, items)) for name, items in lists.items()})
-    recipe = file.parent / "recipe.yaml"
-    return exposure | TrainingExposure(noise_kinds=noise_kinds(load_recipe(recipe))) if recipe.is_file() else exposure
+    return TrainingExposure(**{name: frozenset(map(str, items)) for name, items in lists.items()})
 
 
 def noise_kinds(recipe: Recipe) -> frozenset[str]:

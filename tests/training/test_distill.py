@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -270,3 +271,11 @@ def test_rows_after_the_checkpoint_are_dropped_on_resume(tmp_path):
         stream.write('{"step": 4, "tra')  # cut by a kill
     MetricsLog(tmp_path, 2).close()
     assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_what_a_student_was_trained_on_is_told_by_its_provenance_whatever_recipe_made_it(straight, tmp_path):
+    folder = tmp_path / "student"
+    shutil.copytree(straight[0] / "student", folder)
+    (folder / "recipe.yaml").write_text("objectives: {of another version: 1}\n")
+    assert read_provenance(folder) == read_provenance(straight[0] / "student")
+    assert read_provenance(folder).noise_kinds
