@@ -19,6 +19,8 @@ plain AdamW, memory as the C library gives and takes it. Rates count valid audio
 scenes: contamination alone, with that serial way and, where it is installed, lhotse (pip install lhotse). torch-audiomentations
 is not measured: it requires torchaudio, whose mere presence breaks imports of transformers.
 
+workers: what a process that reads costs, by part.
+
 microbatches, compiled: ours and plain distillation with other batches, and with compiled layers.
 """
 
@@ -33,6 +35,7 @@ import ctypes
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
 import platform
 import statistics
@@ -355,6 +358,55 @@ def scenes(lab: Lab, save: Any) -> None:
         print(f"{name:60}{value:12.3f}", flush=True)
 
 
+def worker_costs(lab: Lab, save: Any) -> None:
+    """Processor milliseconds for a second of speech: of one loader worker, of its parts by themselves, and of the main process.
+
+    Rooms are simulated and noises decoded before. Linux only.
+    """
+    environment, steps = lab.environments[True], 10 * lab.options.steps
+    lengths = [recording.seconds for recording in lab.speech]
+    sampler = LengthBucketSampler(lengths, lab.options.batch_seconds, lab.options.crop_seconds, frame_multiple=8)
+    dataset, clock = CropDataset(lab.speech, environment), Clock(lab.device, waits=False)
+    Clock.now, audio = staticmethod(time.process_time), 0.0
+    for step in range(2 * steps):
+        if step == steps:
+            clock.values.clear()
+        crops = sampler.batch(step).parts[0]
+        with clock.part("reading"):
+            waves = [load_crop(lab.speech[crop.index], crop) for crop in crops]
+        with clock.part("drawing"):
+            scenes = [environment.draw(lab.speech[crop.index].id, len(wave) / SAMPLE_RATE, crop.epoch, step)
+                      for crop, wave in zip(crops, waves, strict=True)]  # fmt: skip
+        with clock.part("noise"):
+            noises = [environment.fetch(scene, len(wave)) for scene, wave in zip(scenes, waves, strict=True)]
+        with clock.part("responses"):
+            responses = [environment.responses(scene) for scene in scenes]
+        with clock.part("batch"):
+            collate([(*item, []) for item in zip(waves, scenes, noises, responses, strict=True)])
+        audio += (step >= steps) * sum(map(len, waves)) / SAMPLE_RATE
+    numbers = {f"{part}, ms a second of speech": 1000 * sum(values) / audio for part, values in clock.values.items()}
+    audio, begin = 0.0, (0.0, 0.0)
+    for number, batch in enumerate(read_batches(dataset, StepSampler(sampler, 0, 3 * steps), 1, torch.device("cpu"))):
+        if number >= steps:
+            children = multiprocessing.active_children()
+            now = sum(map(_cpu_seconds, (child.pid for child in children))), time.process_time()
+            begin = now if number == steps else begin
+            audio += (number > steps) * batch.seconds
+    numbers |= {
+        "one worker": 1000 * (now[0] - begin[0]) / audio,
+        "main process, rendering": 1000 * (now[1] - begin[1]) / audio,
+    }
+    save(numbers)
+    for name, value in numbers.items():
+        print(f"{name:60}{value:12.3f}", flush=True)
+
+
+def _cpu_seconds(process: int | None) -> float:
+    """User and system time of a process."""
+    user, system = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def lhotse_scenes(lab: Lab, rooms: list[Path]) -> Callable[[Crop, np.random.Generator], np.ndarray]:
     """One utterance read and contaminated with lhotse's cuts: noise that is repeated where it is short, and responses."""
     import lhotse
@@ -652,7 +704,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("tiny", "mini", "base", "large"), default="mini")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--groups", nargs="*", default=["measures", "serial", "scenes"],
-                        choices=("measures", "serial", "scenes", "microbatches", "compiled"))  # fmt: skip
+                        choices=("measures", "serial", "scenes", "workers", "microbatches", "compiled"))  # fmt: skip
     parser.add_argument("--microbatches", type=float, nargs="*", default=[], help="seconds, for the scaling over them")
     parser.add_argument("--cases", nargs="*", default=[], help="only these of the measures, by name")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each variant")
@@ -683,9 +735,10 @@ def main() -> None:
         speech, noise = make_sound(Path(name), options.recordings, options.crop_seconds)
         lab = Lab(options, Path(name), speech, noise, device)
         print(f"{options.size}, {options.batch_seconds:g} s a batch, {options.steps} steps; {machine}")
+        alone = {"serial": beside_serial, "scenes": scenes, "workers": worker_costs}
         for group in options.groups:
-            if group in ("serial", "scenes"):
-                (beside_serial if group == "serial" else scenes)(lab, save)
+            if group in alone:
+                alone[group](lab, save)
                 continue
             for cases in variants(group, options):
                 for variant, numbers in in_turns(lab, cases):
