@@ -17,6 +17,7 @@ from acoustics_material import RATE, Make, audible, decibels, power, speechlike
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import butter, fftconvolve, sosfiltfilt
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustdistiller.acoustics import scene as scene_module
 from robustdistiller.acoustics.curriculum import progress, snr_limits
@@ -333,6 +334,30 @@ def test_another_device_gives_the_same_up_to_rounding(
             patch.setattr(scene_module, "_values", lambda x: x)
             elsewhere = env.render(clean, lengths, noise, scenes)
         np.testing.assert_allclose(on_processor, elsewhere, atol=2e-5 * float(on_processor.abs().max()))
+
+
+def test_many_rows_take_a_device_no_more_operations_than_few(
+    plain: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scene_module, "_values", lambda x: x)
+
+    class Count(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            self.names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for rows in (2, 2, 20):  # the first fills caches
+        clean, noise = torch.randn(rows, 4000), torch.randn(rows, 4000)
+        scenes = [fixed_scene(plain, f"u{i}", 0.25, i, 5.0, "white", "hall", noise_in_room=True) for i in range(rows)]
+        with Count() as count:
+            plain.render(clean, torch.full((rows,), 4000), noise, scenes)
+        counts.append(len(count.names))
+    assert counts[1] == counts[2]
 
 
 def test_rendering_reads_nothing_from_the_device(environment: Environment) -> None:
