@@ -85,7 +85,7 @@ def high_pass(rows: Array) -> Array:
     """(..., T) without the mean and what lies below 20 Hz, in phase.
 
     Beyond its ends a row is continued by odd reflection, so that a rumble is not cut off there with a click. What is taken away
-    is so slow that it is found at a sixteenth of the rate, and has straight lines between: a tenth of the time.
+    is so slow that it is found at a sixteenth of the rate, and has straight lines between: a fifth of the time.
     """
     count = rows.shape[-1]
     edge = min(EDGE, count - 1)
@@ -102,9 +102,7 @@ def high_pass(rows: Array) -> Array:
     valid -= valid.mean(-1)[..., None]
     size, device = fft_size(blocks), None if isinstance(rows, np.ndarray) else rows.device
     hats, below = _hats(device), _below_lowest(size, device)
-    parts = (
-        padded.reshape(*rows.shape[:-1], blocks, COARSE) @ hats
-    )  # (..., blocks, 2): of the steps at both ends of a block
+    parts = padded.reshape(*rows.shape[:-1], blocks, COARSE) @ hats  # (..., blocks, 2): of the steps at both ends
     steps = parts[..., 0] * 1
     steps[..., 1:] += parts[..., :-1, 1]
     parts[..., 0] = irfft(rfft(steps, size) * below, size)[..., :blocks]
