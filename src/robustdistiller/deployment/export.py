@@ -41,7 +41,7 @@ from .graph import ClassifierGraph, EncoderGraph, EnhancerGraph, at_level, trace
 from .onnx_file import write_model
 from .parity import AGREEMENT, COSINE, TOLERANCE, Measured, Once, Reference, compare, fidelity, varied_audio
 from .quantise import FRONT_END, Ranges, quantise
-from .stream_export import StreamJob, trace_stream
+from .stream_export import StreamJob, StreamSession, trace_stream
 from .stream_graph import DetectorGraph, StreamGraph
 from .task_head import TaskHead, labelled_audio, read_head
 
@@ -113,7 +113,7 @@ class _Job:
     kind: str
     model: Any
     reference: Reference
-    single: Reference
+    single: Reference | None
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     task: str = ""
     states: tuple[str, ...] = ()
@@ -208,9 +208,8 @@ def _write(
     """
     calibration, held_out = real[: -len(real) // 3 or None], real[-len(real) // 3 :]
     report(f"checking {job.name}", 0, 1)
-    fp32 = _session(job.model)
-    audio = varied_audio(held_out, options.seed)
-    measured = job.stream.compare(fp32, audio) if job.stream else compare(fp32, job.reference, audio, job.single)
+    fp32 = _session(job.model, job.stream)
+    measured = compare(fp32, job.reference, varied_audio(held_out, options.seed), job.single)
     fp32_path = folder / f"{job.name}.onnx"
     description = replace(
         about,
@@ -232,12 +231,12 @@ def _write(
     done = [Exported(out / fp32_path.name, description, measured, fp32_path.stat().st_size, short)]
     if not options.int8:
         return done
-    calibrating = job.stream.steps(fp32, calibration) if job.stream else calibration
+    calibrating = job.stream.steps(fp32.model, calibration) if job.stream else calibration
     fp32 = Once(fp32)
     for spared, nodes in list(SPARED.items())[list(SPARED).index(first) :]:
         model = quantise(job.model, calibrating, nodes, lambda k, n: report(f"calibrating {job.name}", k, n), ranges)
-        int8 = _session(model)
-        measured = job.stream.fidelity(fp32, int8, held_out) if job.stream else fidelity(fp32, int8, held_out, job.kind)
+        int8 = _session(model, job.stream)
+        measured = fidelity(fp32, int8, held_out, job.kind)
         measured.spared = spared
         short = _shortfall(job, measured)
         if job.kind == "classifier" and labelled is not None and head is not None:
@@ -347,14 +346,10 @@ def _trace_stream(
         stream = StreamJob(network, loaded, part)
         name, labels, task = ("encoder", {}, "") if part is None else (part.task, part.labels, part.task)
         jobs.append(
-            _Job(f"{name}.stream", stream.description.kind, trace_stream(network), _no_reference, _no_reference, labels, task,
+            _Job(f"{name}.stream", stream.description.kind, trace_stream(network), stream.references, None, labels, task,
                  stream.description.states, stream)
         )  # fmt: skip
     return jobs
-
-
-def _no_reference(wave: Tensor, lengths: Tensor) -> Sequence[Tensor]:
-    raise NotImplementedError("a stream is compared by its StreamJob")
 
 
 def _matching_head(options: ExportOptions, folder: str, student: Student) -> TaskHead:
@@ -413,12 +408,14 @@ def _require_packages() -> None:
         optional(name, "export", "Exporting")
 
 
-def _session(model: Any) -> Any:
+def _session(model: Any, stream: StreamJob | None = None) -> Any:
+    """What answers whole recordings."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session if stream is None else StreamSession(stream.description, session)
 
 
 def _parameters(model: Any) -> int:

@@ -124,7 +124,8 @@ def compare(
         if not error <= TOLERANCE:
             own = _largest_difference(_outputs(single, wave, lengths), wanted) if single is not None else 0.0
             if not error <= 2 * own and not error < result.error:
-                result.exceeded = f"{error:.1e} on {name} (PyTorch's own float32: {own:.1e})"
+                beside = f" (PyTorch's own float32: {own:.1e})" if single is not None else ""
+                result.exceeded = f"{error:.1e} on {name}{beside}"
         result.error = max(result.error, error)
         result.seconds += int(lengths.sum()) / SAMPLE_RATE
     return result
@@ -166,19 +167,20 @@ class Once:
 
 
 def fidelity(fp32: Any, int8: Any, waves: Sequence[Floats], kind: str) -> Measured:
-    """int8 against fp32 on real audio: cosines of states, agreement of answers, or the cosine of enhanced waveforms."""
+    """int8 against fp32 on real audio: cosines of states or of enhanced waveforms; equal answers of heads."""
     cosines: list[NDArray[Any]] = []
-    same: list[bool] = []
+    same: list[NDArray[Any]] = []
     for wave in waves:
         feed = {"wave": wave[None], "lengths": np.array([len(wave)], np.int64)}
         wanted, found = fp32.run(None, feed), int8.run(None, feed)
-        if kind == "classifier":
-            same.append(all(np.argmax(a) == np.argmax(b) for a, b in zip(wanted, found, strict=True)))
+        if kind in ("classifier", "detector"):
+            equal = [a.argmax(-1) == b.argmax(-1) for a, b in zip(wanted, found, strict=True)]
+            same.append(np.all(equal, axis=0).ravel())
         else:
             cosines.append(_cosine(wanted[0][0], found[0][0]))
     seconds = sum(len(wave) for wave in waves) / SAMPLE_RATE
-    if kind == "classifier":
-        return Measured(agreement=float(np.mean(same)), seconds=seconds)
+    if same:
+        return Measured(agreement=float(np.concatenate(same).mean()), seconds=seconds)
     joined = np.concatenate(cosines, 1)
     worst = float(np.quantile(joined, 0.01, axis=1).min())
     return Measured(cosine=tuple(joined.mean(1).tolist()), lowest=worst, seconds=seconds)

@@ -7,7 +7,7 @@ type of every tensor of the state, in the order of the graph's inputs behind `wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import UserError
 from ..evaluation.evaluated import open_models
@@ -25,7 +26,6 @@ from ..models.student import Student, load_student
 from ..runtime.container import Description
 from ..runtime.detection import BACKGROUND, Detector
 from ..runtime.stream import Stream
-from .parity import TOLERANCE, Measured, ProbeBatch, _cosine
 from .stream_graph import DetectorGraph, StreamGraph
 from .task_head import TaskHead, read_head
 from .tracing import trace
@@ -109,6 +109,25 @@ def streamed(stream: Stream, wave: NDArray[np.float32], cuts: Sequence[int] = CU
     return np.concatenate(parts, 1)
 
 
+class StreamSession:
+    """A stream as a session of whole recordings: each is pushed alone, in pieces of many sizes."""
+
+    def __init__(self, description: Description, model: Any):
+        self.description, self.model = description, model
+
+    def run(self, names: None, feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """wave (B, T) with lengths (B,) → the states (B, S, F, D) alone, zeros beyond the end of each."""
+        waves = [wave[:size] for wave, size in zip(feed["wave"], feed["lengths"], strict=True)]
+        made = [streamed(open_stream(self.description, self.model), wave) for wave in waves]
+        return [_padded(made).numpy()]
+
+
+def _padded(states: Sequence[NDArray[Any]]) -> Tensor:
+    """States (S, F, D) of several recordings, (B, S, F, D)."""
+    rows = [torch.from_numpy(one).transpose(0, 1) for one in states]
+    return pad_sequence(rows, batch_first=True).transpose(1, 2)
+
+
 class StreamJob:
     """How a step is checked and calibrated.
 
@@ -129,19 +148,9 @@ class StreamJob:
         states = self.student.states(wave[None].double(), predictions=wanted > len(self.student.states_names))[0]
         return (states[0] if self.head is None else pooled_scores(self.head.head, states)[None]).numpy()  # type: ignore[no-any-return]
 
-    def compare(self, model: Any, audio: Iterator[ProbeBatch]) -> Measured:
-        """A stream of `model` against `reference` on every recording of `audio`, alone, in pieces of many sizes."""
-        worst, samples, signal = 0.0, 0, ""
-        for name, wave, lengths in audio:
-            for row, length in zip(wave, lengths.tolist(), strict=True):
-                found = streamed(open_stream(self.description, model), row[:length].numpy())
-                for mine, theirs in zip(found, self.reference(row[:length]), strict=True):
-                    difference = np.abs(mine - theirs).max() / max(1.0, np.sqrt(np.square(theirs).mean()))
-                    difference = float(difference) if np.isfinite(difference) else float("inf")
-                    worst, signal = max((difference, name), (worst, signal))
-                samples += length
-        exceeded = "" if worst <= TOLERANCE else f"{worst:.1e} on {signal}"
-        return Measured(error=worst, exceeded=exceeded, seconds=samples / 16_000)
+    def references(self, wave: Tensor, lengths: Tensor) -> list[Tensor]:
+        """The same for each of a batch (B, T), as `StreamSession` gives it."""
+        return [_padded([self.reference(row[:size]) for row, size in zip(wave, lengths.tolist(), strict=True)])]
 
     def steps(self, model: Any, waves: Waves) -> list[dict[str, Any]]:
         """The inputs of some of the steps of these recordings, to set ranges with."""
@@ -149,14 +158,3 @@ class StreamJob:
         for wave in waves:
             streamed(open_stream(self.description, model, fed), wave)
         return fed[:: max(1, len(fed) // CALIBRATION_STEPS)]
-
-    def fidelity(self, fp32: Any, int8: Any, waves: Waves) -> Measured:
-        """An int8 stream against that in float32, frame by frame: cosines of states, or equal answers."""
-        pairs = [[streamed(open_stream(self.description, model), wave) for model in (fp32, int8)] for wave in waves]
-        seconds = sum(map(len, waves)) / 16_000
-        if self.head is not None:
-            same = [a.argmax(-1) == b.argmax(-1) for a, b in pairs]
-            return Measured(agreement=float(np.concatenate(same, 1).mean()), seconds=seconds)
-        joined = np.concatenate([_cosine(*pair) for pair in pairs], 1)
-        lowest = float(np.quantile(joined, 0.01, axis=1).min())
-        return Measured(cosine=tuple(float(c) for c in joined.mean(1)), lowest=lowest, seconds=seconds)
