@@ -55,17 +55,13 @@ def closest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
-def need(module: str, extra: str, purpose: str) -> UserError:
-    """The error for an optional package that is not installed (`extra` is the name in ``robustdistiller[extra]``)."""
-    return UserError(f"{purpose} needs the package '{module}': run  pip install 'robustdistiller[{extra}]'.")
-
-
 def optional(module: str, extra: str, purpose: str) -> Any:
-    """An optional package, imported; raises the error of `need` where it, or what it needs itself, is not installed."""
+    """A package of ``robustdistiller[extra]``, imported; raises `UserError` where it, or what it needs, is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise need(error.name or module, extra, purpose) from error
+        package = f"needs the package '{error.name or module}'"
+        raise UserError(f"{purpose} {package}: run  pip install 'robustdistiller[{extra}]'.") from error
 
 
 def first_line(error: BaseException, most: int = 140) -> str:

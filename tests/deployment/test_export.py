@@ -11,7 +11,7 @@ import torch
 from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.deployment import export as export_module
 from robustdistiller.deployment.export import ExportOptions, export_student
-from robustdistiller.deployment.parity import Measured, compare, fidelity, varied_audio
+from robustdistiller.deployment.parity import Measured, answers, compare, fidelity, varied_audio
 from robustdistiller.deployment.task_head import read_head
 from robustdistiller.errors import UserError
 from robustdistiller.models.building import build_student
@@ -181,7 +181,8 @@ def test_int8_is_smaller_and_its_fidelity_is_told_as_it_is(exported, voice):
     graph = onnx.load(out / "encoder.int8.onnx").graph
     assert {"Scan", "QuantizeLinear"} <= {node.op_type for node in graph.node}
     assert not any("convolutions" in node.name for node in graph.node)
-    measured = fidelity(session(out / "encoder.onnx"), session(out / "encoder.int8.onnx"), [voice(1.5, 3)], "encoder")
+    both = [answers(session(out / name), [voice(1.5, 3)]) for name in ("encoder.onnx", "encoder.int8.onnx")]
+    measured = fidelity(*both, "encoder")
     assert len(told.cosine) == 2 and all(0.9 < cosine <= 1 for cosine in (*told.cosine, *measured.cosine))
     assert measured.cosine != (1.0, 1.0)
 

@@ -39,8 +39,8 @@ from .calibration import calibration_waves
 from .cost import licence_of, macs_per_second
 from .graph import ClassifierGraph, EncoderGraph, EnhancerGraph, at_level, trace_waves
 from .onnx_file import write_model
-from .parity import AGREEMENT, COSINE, TOLERANCE, Measured, Once, Reference, compare, fidelity, varied_audio
-from .quantise import FRONT_END, Ranges, quantise
+from .parity import AGREEMENT, COSINE, TOLERANCE, Measured, Reference, answers, compare, fidelity, varied_audio
+from .quantise import FRONT_END, Ranges, feeds, quantise
 from .stream_export import StreamJob, StreamSession, trace_stream
 from .stream_graph import DetectorGraph, StreamGraph
 from .task_head import TaskHead, labelled_audio, read_head
@@ -232,12 +232,12 @@ def _write(
     if not options.int8:
         return done
     calibrating = job.stream.steps(fp32.model, calibration) if job.stream else calibration
-    fp32 = Once(fp32)
+    wanted = answers(fp32, held_out)
     for spared, nodes in list(SPARED.items())[list(SPARED).index(first) :]:
         model = quantise(job.model, calibrating, nodes, lambda k, n: report(f"calibrating {job.name}", k, n), ranges)
         int8 = _session(model, job.stream)
-        measured = fidelity(fp32, int8, held_out, job.kind)
-        measured.spared = spared
+        measured = fidelity(wanted, answers(int8, held_out), job.kind)
+        measured.spared, measured.seconds = spared, sum(map(len, held_out)) / SAMPLE_RATE
         short = _shortfall(job, measured)
         if job.kind == "classifier" and labelled is not None and head is not None:
             measured.agreement = None  # the answers on one audio and the accuracy on another look like a contradiction
@@ -267,14 +267,12 @@ def _shortfall(job: _Job, measured: Measured) -> str | None:
 
 def _accuracy(job: _Job, int8: Any, labelled: Any, head: TaskHead, measured: Measured) -> str | None:
     """Accuracy on labelled audio, in PyTorch and int8, into `measured`; the shortfall as half a sentence."""
-    waves, answers = labelled
-    right = {"fp32": 0, "int8": 0}
-    for wave, answer in zip(waves, answers, strict=True):
-        lengths = torch.tensor([len(wave)])
+    right, (waves, labels) = {"fp32": 0, "int8": 0}, labelled
+    for wave, answer in zip(waves, labels, strict=True):
         with torch.no_grad():
-            wanted = job.reference(torch.from_numpy(wave)[None].double(), lengths)
+            wanted = job.reference(torch.from_numpy(wave)[None].double(), torch.tensor([len(wave)]))
         right["fp32"] += head.answers(wanted)[0] == answer
-        right["int8"] += head.answers(int8.run(None, {"wave": wave[None], "lengths": lengths.numpy()}))[0] == answer
+        right["int8"] += head.answers(int8.run(None, feeds(wave)))[0] == answer
     measured.accuracy = {name: count / len(waves) for name, count in right.items()}
     lost = 100 * (right["fp32"] - right["int8"]) / len(waves)
     if lost > ACCURACY_POINTS:
@@ -322,11 +320,11 @@ def _trace(
             names = [f"probabilities_{number}" for number in range(len(names))]
         classifier = ClassifierGraph(fresh, head.head, head.level, predictions)
 
-        def answers(student: Student, wave: Tensor, lengths: Tensor) -> Sequence[Tensor]:
+        def probabilities(student: Student, wave: Tensor, lengths: Tensor) -> Sequence[Tensor]:
             levelled = at_level(wave, lengths, head.level) if head.level is not None else wave
             return classifier.classify(*features(student, levelled, lengths))
 
-        both = in_both(answers)
+        both = in_both(probabilities)
         jobs.append(_Job(head.task, "classifier", trace_waves(classifier, names), *both, head.labels, head.task))
     return jobs
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..audio.io import SAMPLE_RATE
 from ..models.frames import GRID
 from ..randomness import generator
+from .quantise import feeds
 
 LENGTHS = (GRID.field, 719, 16_000, 48_123, 80_000)
 TOLERANCE, COSINE, AGREEMENT = 1e-4, 0.999, 0.995
@@ -152,38 +153,19 @@ def _by_state(value: NDArray[Any]) -> list[NDArray[Any]]:
     return [value[:, s] for s in range(value.shape[1])] if value.ndim == 4 else [value]
 
 
-class Once:
-    """A session that answers what it was asked before from memory."""
-
-    def __init__(self, session: Any):
-        self.session = session
-        self._known: dict[bytes, list[NDArray[Any]]] = {}
-
-    def run(self, names: None, feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        key = b"".join(value.tobytes() for value in feed.values())
-        if key not in self._known:
-            self._known[key] = self.session.run(names, feed)
-        return self._known[key]
+def answers(session: Any, waves: Sequence[Floats]) -> list[list[NDArray[Any]]]:
+    """The outputs of a session for each utterance (T,), alone."""
+    return [session.run(None, feeds(wave)) for wave in waves]
 
 
-def fidelity(fp32: Any, int8: Any, waves: Sequence[Floats], kind: str) -> Measured:
-    """int8 against fp32 on real audio: cosines of states or of enhanced waveforms; equal answers of heads."""
-    cosines: list[NDArray[Any]] = []
-    same: list[NDArray[Any]] = []
-    for wave in waves:
-        feed = {"wave": wave[None], "lengths": np.array([len(wave)], np.int64)}
-        wanted, found = fp32.run(None, feed), int8.run(None, feed)
-        if kind in ("classifier", "detector"):
-            equal = [a.argmax(-1) == b.argmax(-1) for a, b in zip(wanted, found, strict=True)]
-            same.append(np.all(equal, axis=0).ravel())
-        else:
-            cosines.append(_cosine(wanted[0][0], found[0][0]))
-    seconds = sum(len(wave) for wave in waves) / SAMPLE_RATE
-    if same:
-        return Measured(agreement=float(np.concatenate(same).mean()), seconds=seconds)
-    joined = np.concatenate(cosines, 1)
-    worst = float(np.quantile(joined, 0.01, axis=1).min())
-    return Measured(cosine=tuple(joined.mean(1).tolist()), lowest=worst, seconds=seconds)
+def fidelity(fp32: Sequence[Sequence[Any]], int8: Sequence[Sequence[Any]], kind: str) -> Measured:
+    """`answers` of int8 against those of fp32: cosines of states or of enhanced waveforms; equal answers of heads."""
+    if kind in ("classifier", "detector"):
+        same = [np.all([a.argmax(-1) == b.argmax(-1) for a, b in zip(*pair, strict=True)], axis=0).ravel()
+                for pair in zip(fp32, int8, strict=True)]  # fmt: skip
+        return Measured(agreement=float(np.concatenate(same).mean()))
+    joined = np.concatenate([_cosine(a[0][0], b[0][0]) for a, b in zip(fp32, int8, strict=True)], 1)
+    return Measured(cosine=tuple(joined.mean(1).tolist()), lowest=float(np.quantile(joined, 0.01, axis=1).min()))
 
 
 def _cosine(wanted: Floats, found: Floats) -> NDArray[Any]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, need
+from ..errors import UserError, optional
 from ..files import read_json, replacing
 from ..outputs import software
 from .latency import Latency
@@ -43,12 +43,8 @@ def plot_tradeoff(
     The accuracy of a model is that of its PyTorch version in the benchmark, in every format. Raises `UserError` when no
     measured model is in the benchmark, or matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise need("matplotlib", "report", "The plot") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    optional("matplotlib", "report", "The plot")
+    from matplotlib.figure import Figure
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     scores = robustness(benchmark)
@@ -56,7 +52,8 @@ def plot_tradeoff(
     if not known:
         names = ", ".join(sorted(scores))
         raise UserError(f"None of the measured models is in {benchmark}: name them as there ({names}), as name=MODEL.")
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharex=True, constrained_layout=True)
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True)
     colours = {name: f"C{k}" for k, name in enumerate(dict.fromkeys(row.candidate.name for row in known))}
     for axis, condition in zip(axes, ("clean", "contaminated"), strict=True):
         for row in known:
@@ -64,15 +61,11 @@ def plot_tradeoff(
             if value is None:
                 continue
             rtf = row.timings[threads].minimum / latency.audio
+            label = f"{candidate.name}, {FORMAT_NAMES[candidate.format]}, {candidate.bytes / 1e6:.0f} MB"
             axis.scatter(
-                rtf,
-                100 * value,
-                s=20 + 4 * candidate.bytes / 1e6,
-                marker=FORMAT_MARKS[candidate.format],
-                color=colours[candidate.name],
-                alpha=0.75,
-                label=f"{candidate.name}, {FORMAT_NAMES[candidate.format]}, {candidate.bytes / 1e6:.0f} MB",
-            )
+                rtf, 100 * value, s=20 + 4 * candidate.bytes / 1e6, color=colours[candidate.name],
+                marker=FORMAT_MARKS[candidate.format], alpha=0.75, label=label,
+            )  # fmt: skip
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -86,4 +79,3 @@ def plot_tradeoff(
     figure.suptitle(f"{latency.machine['processor']} ({', '.join(latency.machine['flags'])})", fontsize=8)
     with replacing(Path(out)) as temporary:
         figure.savefig(temporary, dpi=150, metadata={"Title": software("latency")})
-    pyplot.close(figure)
