@@ -18,6 +18,7 @@ from robustdistiller.deployment.stream_graph import DetectorGraph, LayerNormBloc
 from robustdistiller.deployment.task_head import TaskHead
 from robustdistiller.errors import AudioError, UserError
 from robustdistiller.evaluation.evaluated import open_models
+from robustdistiller.evaluation.false_alarms import DetectionHead, part_means
 from robustdistiller.evaluation.probes import save_heads
 from robustdistiller.evaluation.task_heads import Trained, UtteranceHead
 from robustdistiller.models.building import build_student
@@ -89,6 +90,18 @@ def test_the_file_computes_what_pytorch_computes(folder, exported, precision):
         assert cosine.mean() > 0.99
     else:
         np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_minutes_drift_from_neither_offline_pass(folder, exported):
+    size, piece = 40 * 16_000, 10 * 16_000
+    loud = np.repeat([1.0, 0.0, 0.01, 1.0], piece)  # a voice, silence, the voice far away, and the voice again
+    wave = (loud * voice_like(size, 8)).astype(np.float32)
+    found = streamed(Stream(exported / "encoder.stream.onnx"), wave)
+    student = load_student(f"{folder}@80+40")
+    for network in (student, copy.deepcopy(student).double()):  # in the same precision, and exactly
+        wanted = network.states(torch.from_numpy(wave)[None])[0][0].numpy()
+        assert found.shape == wanted.shape
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_bias_that_the_norm_takes_away_costs_no_digits(folder):
@@ -223,16 +236,17 @@ def test_a_state_of_another_file_or_version_or_a_damaged_one_is_refused(exported
 def test_a_detector_scores_the_last_second(folder):
     labels = ("no", "yes", "_unknown_")
     torch.manual_seed(0)
-    head = UtteranceHead(3, 64, [3])
-    task = TaskHead(head.eval(), "words", {"word": labels}, None, ("cnn", "layer 1", "layer 2"), "")
-    job, network = reference(folder, Chunking(4, 2, 6), task)
     wave = voice_like(40_000, 6)
-    found = streamed(open_stream(job.description, network), wave)
-    np.testing.assert_allclose(found, job.reference(torch.from_numpy(wave)), atol=1e-6)
-    student = load_student(f"{folder}@80+40")
-    states = student.states(torch.from_numpy(wave)[None])[0]
-    last = head(states[:, :, -50:].mean(2))[0].softmax(-1)  # as a clip's
-    np.testing.assert_allclose(found[0, -1], last[0].detach(), atol=1e-5)
+    states = load_student(f"{folder}@80+40").states(torch.from_numpy(wave)[None])[0][:, :, -50:].detach()
+    for head, clip in (
+        (UtteranceHead(3, 64, [3]).eval(), states.mean(2)),
+        (DetectionHead(3, 64, [3]).eval(), torch.from_numpy(part_means(states[0].transpose(0, 1).numpy(), [49]))),
+    ):
+        task = TaskHead(head, "words", {"word": labels}, None, ("cnn", "layer 1", "layer 2"), "")
+        job, network = reference(folder, Chunking(4, 2, 6), task)
+        found = streamed(open_stream(job.description, network), wave)
+        np.testing.assert_allclose(found, job.reference(torch.from_numpy(wave)), atol=1e-6)
+        np.testing.assert_allclose(found[0, -1], head(clip)[0].softmax(-1)[0].detach(), atol=1e-5)
 
 
 def test_a_trigger_is_the_same_for_any_cut():

@@ -17,16 +17,19 @@ from robustdistiller.evaluation.benchmark import Settings, evaluate
 from robustdistiller.evaluation.false_alarms import (
     FRAME_RATE,
     THRESHOLDS,
+    DetectionHead,
     alarms,
     detection_curves,
+    frame_scores,
     hits,
-    pooled_scores,
+    label_windows,
+    part_means,
 )
-from robustdistiller.evaluation.features import reduce_states
+from robustdistiller.evaluation.features import StoredFeatures
 from robustdistiller.evaluation.metrics import RECALL, DetectionScores
 from robustdistiller.evaluation.statistics import Bootstrap, interval
 from robustdistiller.evaluation.task_file import DetectionConfig, TaskConfig
-from robustdistiller.evaluation.task_heads import UtteranceHead
+from robustdistiller.evaluation.task_heads import HeadConfig, UtteranceHead, by_answers, fit_averaged
 from robustdistiller.report import write_page
 from robustdistiller.runtime import Trigger
 
@@ -160,22 +163,46 @@ def test_stretches_are_all_running_speech_once(speech):
     assert len({stretch.cluster for stretch in found}) == len(found)
 
 
-def test_a_head_learns_from_seconds_that_end_with_what_it_is_told(speech):
+def test_a_head_learns_from_scenes_of_words_in_speech_and_in_silence(speech):
     flow, word = speech
-    clips = {clip.form: (clip, label) for clip, label in scenes.training_clips([(word, "yes")], flow)}
-    assert {form: label for form, (_, label) in clips.items()} == {
-        "whole": "yes", "inside": "yes", "shifted": scenes.UNKNOWN, "speech": scenes.UNKNOWN, "silence": scenes.UNKNOWN
-    }  # fmt: skip
-    for form, (clip, _) in clips.items():
-        last = float(np.abs(clip.load()[-16_000:]).max())
-        assert (last < 1e-2) is (form == "silence")
-    states, frames = torch.randn(2, 3, 90, 4), torch.tensor([90, 40])
-    rows, _ = reduce_states(states, frames, 50)
-    torch.testing.assert_close(rows[0], states[0, :, 40:].mean(1))
-    torch.testing.assert_close(rows[1], states[1, :, :40].mean(1))
-    head = UtteranceHead(3, 4, [3]).eval()
-    running = pooled_scores(head, states[:1])[-1]
-    torch.testing.assert_close(running, head(rows[:1])[0][0].softmax(-1))
+    (around, label), (silent, same) = scenes.keyword_scenes([(word, "yes")], flow, silent=True)
+    assert label == same == "yes" and around.id != silent.id and around.marks() == silent.marks()
+    begin = round(16_000 * silent.marks()[0])
+    assert np.abs(silent.load()[:begin]).max() < 1e-2 < np.abs(around.load()[:begin]).max()
+    told = label_windows(*silent.marks(), 299)
+    said = [frame / FRAME_RATE for frame, is_said in told if is_said]
+    other = [frame / FRAME_RATE for frame, is_said in told if not is_said]
+    begin, end = silent.marks()
+    assert said and all(end <= time <= end + 0.3 for time in said)
+    # Before, and of the word less than half; or long after it.
+    assert {time < begin for time in other} == {True, False}
+    assert all(time < (begin + end) / 2 or time > end + 0.6 for time in other)
+    assert min(other) >= 0.98  # a whole second
+
+
+def test_a_head_over_frames_reads_the_window_that_ends_with_each():
+    states = torch.randn(1, 3, 90, 4)
+    for head in (DetectionHead(3, 4, [3]).eval(), UtteranceHead(3, 4, [3]).eval()):
+        running = frame_scores(head, states)
+        assert running.shape == (90, 3)
+        for end in (50, 71, 90):
+            read = states[:, :, end - 50 : end].mean(2)
+            if isinstance(head, DetectionHead):
+                read = torch.from_numpy(part_means(states[0].transpose(0, 1).numpy(), [end - 1]))
+                torch.testing.assert_close(read[0, 2], states[0, :, end - 30 : end - 20].mean(1))
+            torch.testing.assert_close(running[end - 1], head(read)[0][0].softmax(-1))
+
+
+def test_a_detection_head_hears_the_order_of_sounds():
+    """Two words of the same sounds, one the other backwards: their means are equal."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=(400, 1))
+    rise = np.linspace(-1, 1, 5)[None, :, None, None] * np.where(labels, 1, -1)[..., None, None]
+    rows = (rise + 0.3 * rng.standard_normal((400, 5, 2, 8))).astype(np.float32)
+    parts = [(StoredFeatures(rows[k], np.ones(200, np.int64)), labels[k]) for k in (slice(200), slice(200, 400))]
+    config = HeadConfig(learning_rates=(3e-3,), weight_decays=(1e-2,), steps=60, seeds=1)
+    (trained,) = fit_averaged(DetectionHead, *parts[0], [2], by_answers(*parts[1]), config, 0)
+    assert trained.validation > 0.95
 
 
 def test_parts_share_no_speaker_and_too_little_is_refused(speech):
@@ -199,7 +226,8 @@ def test_a_detection_task_is_measured_like_the_others(words, speech, tmp_path):
     )
     grid = tmp_path / "grid.yaml"
     grid.write_text("noise: {sources: [{name: white, kind: white}], snr_db: [10]}\n")
-    settings = Settings(seeds=1, replicates=50, similarity=0, save_audio=0)
+    heads = HeadConfig(learning_rates=(3e-3,), epochs=2, steps=40)
+    settings = Settings(seeds=1, heads=heads, replicates=50, similarity=0, save_audio=0)
     result = evaluate(["log-mel"], [task], grid, tmp_path / "out", settings=settings)
     (told,) = result["tasks"]
     assert told["metrics"][0]["title"] == "Recall at 0.5 false alarms an hour"
@@ -231,7 +259,7 @@ def test_a_word_in_a_pause_is_as_loud_as_the_speech_that_pauses(tmp_path, voice)
     write_audio(tmp_path / "word.wav", 0.01 * voice(0.6, 3).astype(np.float32))
     flow = Recording("late", str(tmp_path / "late.wav"), 8.0)
     word = Recording("word", str(tmp_path / "word.wav"), 0.6)
-    clip = scenes.Montage("clip", word.path, 2.0, form="inside", word=word, flow=(flow,))
+    clip = scenes.Montage("scene", word.path, 6.0, word=word, flow=(flow,))
     begin, end = (round(t * 16_000) for t in clip.marks())
     ratio = np.square(clip.load()[begin:end]).mean() / np.square(quiet[48_000:]).mean()
     assert abs(10 * np.log10(ratio)) < 6

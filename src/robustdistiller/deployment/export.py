@@ -29,6 +29,7 @@ from ..assets import located
 from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, optional
 from ..evaluation.evaluated import open_models
+from ..evaluation.false_alarms import DetectionHead
 from ..files import replacing_folder, write_json
 from ..models.frames import GRID
 from ..models.streaming import split_operating_point
@@ -314,6 +315,10 @@ def _trace(
     if options.enhance:
         both = in_both(lambda student, wave, lengths: [student.enhance(wave, lengths)])
         jobs.append(_Job("enhancer", "enhancer", trace_waves(EnhancerGraph(fresh), ["enhanced"]), *both))
+    if isinstance(head and head.head, DetectionHead):
+        raise UserError(
+            f"The head {options.task} listens to a stream: name the operating point, as in {folder}@160+160."
+        )
     if head is not None:
         names = [f"probabilities_{slot}" for slot in head.labels]
         if not all(name.isidentifier() for name in names):

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import UserError
 from ..evaluation.evaluated import open_models
-from ..evaluation.false_alarms import pooled_scores
+from ..evaluation.false_alarms import frame_scores
 from ..models.frames import GRID
 from ..models.streaming import ENDLESS
 from ..models.student import Student, load_student
@@ -146,7 +146,7 @@ class StreamJob:
         """What the stream must give for (T,), by the chunk-masked offline pass: states (S, F, D), or scores (1, F, classes)."""
         wanted = len(self.head.states) if self.head else len(self.description.states)
         states = self.student.states(wave[None].double(), predictions=wanted > len(self.student.states_names))[0]
-        return (states[0] if self.head is None else pooled_scores(self.head.head, states)[None]).numpy()  # type: ignore[no-any-return]
+        return (states[0] if self.head is None else frame_scores(self.head.head, states)[None]).numpy()  # type: ignore[no-any-return]
 
     def references(self, wave: Tensor, lengths: Tensor) -> list[Tensor]:
         """The same for each of a batch (B, T), as `StreamSession` gives it."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import UserError
-from ..evaluation.false_alarms import WINDOW
+from ..evaluation.false_alarms import WINDOW, window_scores
 from ..models.frames import GRID
 from ..models.streaming import MASKED, Chunking, check_streamable
 from ..models.student import Student
@@ -175,7 +175,7 @@ class StreamGraph(nn.Module):
 class DetectorGraph(StreamGraph):
     """The same with a head of the benchmark behind it: probabilities (1, 1, C, classes) of the last `WINDOW` frames.
 
-    As in the benchmark's utterances, the head reads the mean of the states; here of the window that ends with each frame.
+    As in the benchmark, a head of kind detection reads the window that ends with each frame, another the mean of it.
     """
 
     output = "probabilities"
@@ -201,7 +201,5 @@ class DetectorGraph(StreamGraph):
         number = position - self.chunking.look_ahead + torch.arange(self.chunking.chunk)
         states = states * ((number >= 0) & (number < end))[:, None]
         window = torch.cat([window, states], 2)  # (1, S, WINDOW - 1 + C, D)
-        total = functional.avg_pool1d(window.flatten(0, 1).transpose(1, 2), WINDOW, 1) * WINDOW  # (S, D, C)
-        mean = total / (number + 1).clamp(1, WINDOW)
-        scores = self.head(mean.permute(2, 0, 1))[0].softmax(-1)  # (C, classes)
+        scores = window_scores(self.head, window)  # (C, classes)
         return (scores[None, None], *after, window[:, :, self.chunking.chunk :])

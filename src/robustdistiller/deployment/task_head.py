@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AudioError, UserError, explained
+from ..evaluation.false_alarms import DetectionHead
 from ..evaluation.probes import read_heads
 from ..evaluation.rendering import load_wave
 from ..evaluation.task_heads import UtteranceHead
@@ -20,12 +21,12 @@ from ..files import StrPath
 
 @dataclass(frozen=True)
 class TaskHead:
-    """head: averaged states (B, S, D) → logits per slot; labels by slot; level in dBFS, or None.
+    """head: averaged states (B, S, D), or windows, → logits per slot; labels by slot; level in dBFS, or None.
 
     model: the digest of the student that it was trained on; states: the names of the states that it reads
     """
 
-    head: UtteranceHead
+    head: UtteranceHead | DetectionHead
     task: str
     labels: dict[str, tuple[str, ...]]
     level: float | None
@@ -56,7 +57,8 @@ def read_head(path: StrPath) -> TaskHead:
     with explained(f"The head {path} does not fit together", "run `evaluate` again."):
         labels = {str(slot): tuple(classes) for slot, classes in zip(about["slots"], about["classes"], strict=True)}
         states, size = state["mix.mean"].shape
-        head = UtteranceHead(states, size, [len(classes) for classes in labels.values()])
+        kind = DetectionHead if about["kind"] == "detection" else UtteranceHead
+        head = kind(states, size, [len(classes) for classes in labels.values()])
         head.load_state_dict(state)
         told_states = tuple(about["states"])
         return TaskHead(head.eval(), about["task"], labels, about["level_dbfs"], told_states, about["model"])

@@ -225,11 +225,11 @@ class _Benchmark:
     # StoredFeatures, heads, predictions
 
     def _extract(
-        self, models: Sequence[EvaluatedModel], task: Task, part: str, condition: Condition, pooled: bool | int
+        self, models: Sequence[EvaluatedModel], task: Task, part: str, condition: Condition, pooled: bool
     ) -> dict[str, StoredFeatures]:
         """The features of some models, computed where they are missing."""
         folds = next((folds for folds in self.tasks if task in folds), [])
-        if len(folds) > 1 and condition.kind == "clean" and pooled is True:
+        if len(folds) > 1 and condition.kind == "clean" and pooled:
             return self._of_folds(models, task, part, condition, folds)
         streams = {model.name: self.store.stream(model, task, part, condition, pooled) for model in models}
         lacking = self._lacking_similarity(models, task, condition) if part == "test" else []
@@ -241,7 +241,7 @@ class _Benchmark:
 
     def _compute(
         self, models: Sequence[EvaluatedModel], streams: Sequence[FeatureStream], lacking: Sequence[EvaluatedModel],
-        task: Task, part: str, condition: Condition, pooled: bool | int, numbers: Sequence[int],
+        task: Task, part: str, condition: Condition, pooled: bool, numbers: Sequence[int],
     ) -> None:  # fmt: skip
         """The states of some utterances of a part, once for the features and for the similarity of models that lack it."""
         compared = {model.name: Similarity(self._clean_states(model, task)) for model in lacking}

@@ -183,15 +183,15 @@ def extract(
     streams: Sequence[FeatureStream],
     plan: Plan,
     render: Render,
-    pooled: bool | int,
+    pooled: bool,
     device: torch.device | str = "cpu",
     tick: Callable[[], None] | None = None,
     watch: Mapping[str, Watch] = {},
 ) -> None:
     """Fill one stream per model; every model gets the same rendered samples, and only missing shards are computed.
 
-    pooled: mean over valid frames, or over so many at the end, else all frames; tick: called once a shard; watch: who else
-    wants the states of every batch, by the name of the model.
+    pooled: mean over valid frames, else all of them; tick: called once a shard; watch: who else wants the states of every
+    batch, by the name of the model.
     """
     for number, shard in enumerate(plan.shards):
         missing = [k for k, stream in enumerate(streams) if not stream.has(number)]
@@ -217,14 +217,12 @@ def extract(
         stream.finish(plan)
 
 
-def reduce_states(states: Tensor, frames: Tensor, pooled: bool | int) -> tuple[Tensor, Tensor]:
+def reduce_states(states: Tensor, frames: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
     """States (B, S, F, D) with valid `frames` (B,) → rows (ΣF', S, D) and rows per utterance (B,)."""
     if pooled:
-        place = torch.arange(states.shape[2], device=states.device)
-        count = frames if pooled is True else frames.clamp(max=pooled)
-        valid = (place < frames[:, None]) & (place >= (frames - count)[:, None])  # (B, F)
+        valid = torch.arange(states.shape[2], device=states.device) < frames[:, None]  # (B, F)
         total = (states.float() * valid[:, None, :, None]).sum(2)
-        return total / count[:, None, None], torch.ones_like(frames)
+        return total / frames[:, None, None], torch.ones_like(frames)
     kept = [state[:, :count].transpose(0, 1) for state, count in zip(states, frames.tolist(), strict=True)]
     return torch.cat(kept).clamp(-65504, 65504).half(), frames
 

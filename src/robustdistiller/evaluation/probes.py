@@ -24,9 +24,20 @@ from ..files import replacing
 from ..randomness import generator
 from . import ctc, metrics, task_heads
 from .conditions import Condition
-from .false_alarms import FRAME_RATE, THRESHOLDS, WINDOW, alarms, hits, pooled_scores
+from .false_alarms import (
+    FRAME_RATE,
+    THRESHOLDS,
+    WINDOW,
+    DetectionHead,
+    alarms,
+    frame_scores,
+    hits,
+    label_windows,
+    part_means,
+)
 from .features import StoredFeatures
 from .metrics import AnyScores, DetectionScores, Metric, Scores, TrialScores
+from .scenes import UNKNOWN
 from .task_file import Example, Task
 from .task_heads import HeadConfig, Tick, Trained, UtteranceHead, fit_averaged, load_head
 from .verification import Trials, make_trials, trial_similarities
@@ -39,10 +50,10 @@ MOST_FRAMES = 50_000  # that a frame-wise head learns from
 class Probe:
     """How one kind of task trains and reads its heads.
 
-    pooled, pooled_test: which features it wants in training and test, the mean of all frames, of so many last ones, or all
+    pooled, pooled_test: which features it wants in training and test, the mean of all frames or all of them
     """
 
-    pooled: bool | int = True
+    pooled = True
     pooled_test = True
 
     def __init__(self, task: Task, config: HeadConfig, seed: int, device: torch.device | str = "cpu"):
@@ -139,18 +150,37 @@ class FrameProbe(UtteranceProbe):
         return [Scores(metrics.FRAMES, right, np.array(count, dtype=np.float64))]
 
 
-class DetectionProbe(UtteranceProbe):
-    """Keywords in running speech: a head that learns from seconds runs over every frame (false_alarms.py)."""
+class DetectionProbe(Probe):
+    """Keywords in running speech: a head that learns from seconds of scenes runs over every frame (false_alarms.py)."""
 
-    pooled, pooled_test = WINDOW, False
+    pooled = pooled_test = False
+
+    def _windows(self, examples: Sequence[Example], frames: StoredFeatures) -> tuple[StoredFeatures, NDArray[np.int64]]:
+        """What a head reads of the scenes of `examples`, as rows, and the class of each, (N, 1)."""
+        code, means, classes = _numbered(self.task.classes[0]), list[NDArray[np.float32]](), list[int]()
+        for example, start, count in zip(examples, frames.starts[:-1], frames.frames, strict=True):
+            begin, end = example.recording.marks()  # type: ignore[attr-defined]
+            told = label_windows(begin, end, int(count))
+            means.append(part_means(frames.rows[start : start + count], [frame for frame, _ in told]))
+            classes += [code[example.target[0] if said else UNKNOWN] for _, said in told]
+        rows = np.concatenate(means)
+        return StoredFeatures(rows, np.ones(len(rows), np.int64)), np.array(classes, dtype=np.int64)[:, None]
+
+    def fit(self, train: StoredFeatures, valid: StoredFeatures, tick: Tick = None) -> list[Trained]:
+        windows = self._windows(self.task.train, train)
+        better = task_heads.by_answers(*self._windows(self.task.valid, valid))
+        # Dropout does more than decay.
+        config = replace(self.config, weight_decays=self.config.weight_decays[:1], epochs=min(8, self.config.epochs))
+        sizes = [len(self.task.classes[0])]
+        return fit_averaged(DetectionHead, *windows, sizes, better, config, self.seed, tick, self.device)
 
     def predict(self, trained: Sequence[Trained], test: StoredFeatures) -> list[Row]:
         shape, (labels,), config = test.rows.shape[1:], self.task.classes, self.task.config.detection
-        heads = [load_head(t, UtteranceHead, shape, [len(labels)]) for t in trained]
+        heads = [load_head(t, DetectionHead, shape, [len(labels)]) for t in trained]
         rows = []
         for k, example in enumerate(self.task.test):
             states = torch.from_numpy(np.asarray(test.rows[test.starts[k] : test.starts[k + 1]], np.float32))
-            scores = [pooled_scores(head, states.transpose(0, 1)[None]).numpy() for head in heads]
+            scores = [frame_scores(head, states.transpose(0, 1)[None]).numpy() for head in heads]
             row = {**_about(example), "target": list(example.target)}
             if example.target:
                 ends = example.recording.marks()  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
 """The audio of a detection task, put together from recordings when it is read.
 
-A head of a running detector learns from two seconds, of whose last one it reads the mean: keywords that have just ended, in
-silence or in running speech, and, as `UNKNOWN`, words cut off, other words, running speech and silence. It is tested on scenes
-(a keyword between running speech, with known ends) and on stretches of running speech without any keyword, whose detections
-are all false alarms. Recordings of running speech follow each other without a gap, so that short ones make minutes.
+A head of a running detector learns from scenes: a word, keyword or not, between running speech or in silence, with known ends.
+It is tested on scenes of keywords, and on stretches of running speech without any, whose detections are all false alarms.
+Recordings of running speech follow each other without a gap, so that short ones make minutes. A scene has more before its word
+than a stream attends to, as there always is on a device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from ..randomness import fraction, generator
 Wave = NDArray[np.float32]
 
 UNKNOWN = "_unknown_"
-CLIP_SECONDS = 2.0
 SCENE_SECONDS, WORD_AT, LONGEST_WORD = 6.0, 2.5, 2.0
 STRETCH_SECONDS = 20.0
 FAINT = 1e-4  # standard deviation of what stands for silence
@@ -34,13 +33,11 @@ class Montage(Recording):
     """A recording made of others.
 
     Attributes:
-        form: keyword, stretch, or what a head learns from: whole, inside, shifted, speech, silence.
-        word: The recording of one word, trimmed to where it is loud.
+        word: The recording of one word, trimmed to where it is loud; None in a stretch.
         flow: Running speech, one recording after the other; empty for silence.
         offset: Seconds into the first of them.
     """
 
-    form: str = "stretch"
     word: Recording | None = field(default=None, hash=False)
     flow: tuple[Recording, ...] = field(default=(), hash=False)
     offset: float = 0.0
@@ -80,17 +77,7 @@ class Montage(Recording):
         if self.word is None:
             return silence, np.zeros(0, np.float32), 0
         word = trimmed(self.word.load())[: round(LONGEST_WORD * SAMPLE_RATE)]
-        if self.form == "keyword":
-            return silence, word, round(WORD_AT * SAMPLE_RATE)
-        late = int(rng.uniform(0, 0.3) * SAMPLE_RATE)  # the decision may come a little after the word's end
-        word = word[: size - late]
-        if self.form != "shifted":
-            return silence, word, size - late - len(word)
-        # At most half of it: the end is missing, or the beginning.
-        part = max(GRID.stride, int(len(word) * rng.uniform(0.2, 0.5)))
-        if rng.random() < 0.5:
-            return silence, word[:part], size - part
-        return silence, word[-part:], size - SAMPLE_RATE
+        return silence, word, round(WORD_AT * SAMPLE_RATE)
 
     def _running(self, size: int) -> Wave:
         pieces, offset, missing = [], self.offset, size
@@ -146,29 +133,19 @@ def _unit(recording: Recording, few: bool) -> str:
     return recording.id if few or recording.speaker is None else recording.speaker
 
 
-def training_clips(words: Sequence[tuple[Recording, str]], flow: Sequence[Recording]) -> list[tuple[Montage, str]]:
-    """What a head learns from: (recording of one word, its label or `UNKNOWN`) and running speech → clips and labels.
+def keyword_scenes(
+    words: Sequence[tuple[Recording, str]], flow: Sequence[Recording], silent: bool = False
+) -> list[tuple[Montage, str]]:
+    """(recording of one word, its label) and running speech → one scene for each word in the middle of it, and its label.
 
-    Of each keyword one clip in silence, one in running speech and one cut off; three of running speech for each word, because
-    that is what the head will hear nearly always; a few of silence.
+    silent: another scene for each, in silence
     """
-    running, clips = _Flow(flow, "clips"), []
-    for number, (word, label) in enumerate(words):
-        forms = ["whole", "inside", *(["shifted"] if label != UNKNOWN else []), *(["speech"] * 3)]
-        for take, form in enumerate((*forms, *(["silence"] if number % 8 == 0 else []))):
-            known = label if form in ("whole", "inside") else UNKNOWN
-            around, offset = running.draw(CLIP_SECONDS) if form in ("inside", "speech") else ((), 0.0)
-            held = None if form in ("speech", "silence") else word
-            clips.append((_montage(f"{form} {take} {word.id}", form, CLIP_SECONDS, held, around, offset, word), known))
-    return clips
-
-
-def keyword_scenes(words: Sequence[tuple[Recording, str]], flow: Sequence[Recording]) -> list[tuple[Montage, str]]:
-    """One scene for each keyword, in the middle of running speech."""
     running, scenes = _Flow(flow, "scenes"), []
     for word, label in words:
         around, offset = running.draw(SCENE_SECONDS)
-        scenes.append((_montage(f"keyword {word.id}", "keyword", SCENE_SECONDS, word, around, offset, word), label))
+        scenes.append((_montage(f"keyword {word.id}", SCENE_SECONDS, word, around, offset, word), label))
+        if silent:
+            scenes.append((_montage(f"silent {word.id}", SCENE_SECONDS, word, (), 0.0, word), label))
     return scenes
 
 
@@ -188,20 +165,20 @@ def stretches(flow: Sequence[Recording]) -> list[Montage]:
             if filled >= STRETCH_SECONDS - 1e-9:
                 parts = tuple(pieces)
                 name = f"stretch {len(found)}"
-                found.append(_montage(name, "stretch", STRETCH_SECONDS, None, parts, offset, pieces[0]))
+                found.append(_montage(name, STRETCH_SECONDS, None, parts, offset, pieces[0]))
                 pieces, filled = [], 0.0
     return found
 
 
 def _montage(
-    name: str, form: str, seconds: float, word: Recording | None, flow: tuple[Recording, ...], offset: float, first: Recording
+    name: str, seconds: float, word: Recording | None, flow: tuple[Recording, ...], offset: float, first: Recording
 ) -> Montage:  # fmt: skip
     """A montage that stands for `first` where speakers, files and groups are compared."""
     speakers = {r.speaker for r in flow} if word is None else {word.speaker}
     speaker = speakers.pop() if len(speakers) == 1 else None
     start = first.start + (offset if word is None and flow else 0.0)
     group = first.group
-    return Montage(name, first.path, seconds, start, speaker, first.label, None, group, {}, form, word, flow, offset)
+    return Montage(name, first.path, seconds, start, speaker, first.label, None, group, {}, word, flow, offset)
 
 
 class _Flow:

@@ -89,7 +89,7 @@ def fingerprint(recordings: Iterable[Recording]) -> list[Any]:
     rows = []
     for recording in recordings:
         if isinstance(recording, Montage):
-            what = [recording.id, recording.form, recording.seconds, recording.offset]
+            what = [recording.id, recording.seconds, recording.offset]
             rows.append([*what, *fingerprint(recording.parts)])
             continue
         try:

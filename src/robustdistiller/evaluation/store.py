@@ -67,9 +67,7 @@ class Store:
         """Relative to `out`."""
         return Path("audio") / unique_name(task.name) / unique_name(example.id) / f"{condition.name}.wav"
 
-    def stream(
-        self, model: EvaluatedModel, task: Task, part: str, condition: Condition, pooled: bool | int
-    ) -> FeatureStream:
+    def stream(self, model: EvaluatedModel, task: Task, part: str, condition: Condition, pooled: bool) -> FeatureStream:
         """The features of a part of a task under a condition."""
         key = {
             "model": model.digest, "audio": task.fingerprints[part],
@@ -80,7 +78,7 @@ class Store:
 
     # Keys
 
-    def head_key(self, model: EvaluatedModel, task: Task, pooled: bool | int) -> str:
+    def head_key(self, model: EvaluatedModel, task: Task, pooled: bool) -> str:
         condition = CLEAN if self.settings.train_on == "clean" else TRAINING
         streams = [self.stream(model, task, part, condition, pooled).key for part in ("train", "valid")]
         answers = [[list(e.target) for e in task.part(part)] for part in ("train", "valid")]
@@ -89,7 +87,7 @@ class Store:
         return digest([task_heads.FORMAT, streams, answers, config, self.settings.seed, kind, units])
 
     def predictions_key(
-        self, model: EvaluatedModel, task: Task, condition: Condition, pooled: bool | int, pooled_test: bool
+        self, model: EvaluatedModel, task: Task, condition: Condition, pooled: bool, pooled_test: bool
     ) -> str:
         answers = [list(e.target) for e in task.test]
         stream = self.stream(model, task, "test", condition, pooled_test).key

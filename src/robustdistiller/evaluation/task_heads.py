@@ -66,8 +66,9 @@ class Mix(nn.Module):
         """Set mean and deviation from all rows of the training features, streamed."""
         total = square = torch.zeros(())
         count = 0
-        for _, rows in features.chunks():
-            total, square = total + rows.double().sum(0), square + rows.double().square().sum(0)
+        for _, chunk in features.chunks():
+            rows = chunk.flatten(0, -3).double()
+            total, square = total + rows.sum(0), square + rows.square().sum(0)
             count += len(rows)
         mean = total / count
         self.mean.copy_(mean)
@@ -123,7 +124,7 @@ class UtteranceHead(nn.Module):
         few = answer.shape[1] < mixed.shape[1]
         logits = mixed @ (answer @ project).mT if few else (mixed @ project.mT) @ answer.mT  # (C, B, all classes)
         parts = (logits + bias @ answer.mT + offset).split([answer.shape[1] for answer in answers], -1)
-        return torch.stack([_cross_entropy(x, targets[..., k]) for k, x in enumerate(parts)]).mean(0)
+        return torch.stack([cross_entropies(x, targets[..., k]) for k, x in enumerate(parts)]).mean(0)
 
     def _stacked(self, weights: Weights, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mixed states (C, B, D), and weight (C, 256, D) and bias (C, 1, 256) of the first layer."""
@@ -144,10 +145,10 @@ class SpeakerHead(UtteranceHead):
         embedded = functional.normalize(mixed @ project.mT + bias, dim=-1)
         cosine = embedded @ functional.normalize(weights["answers.0.weight"], dim=-1).mT
         margin = MARGIN * functional.one_hot(targets[..., 0], cosine.shape[-1])
-        return _cross_entropy(SCALE * (cosine - margin), targets[..., 0])
+        return cross_entropies(SCALE * (cosine - margin), targets[..., 0])
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
     """Logits (C, B, K) and class indices (C, B) or (1, B) → the mean over the utterances, (C,)."""
     loss = functional.cross_entropy(logits.flatten(0, 1), targets.expand(len(logits), -1).flatten(), reduction="none")
     return loss.view(len(logits), -1).mean(1)
@@ -283,10 +284,10 @@ def shuffled(count: int, size: int) -> Callable[[int, int], list[NDArray[np.int6
 
 
 def fit_averaged(
-    kind: type[UtteranceHead], train: StoredFeatures, targets: NDArray[np.int64], classes: Sequence[int],
+    kind: Callable[..., nn.Module], train: StoredFeatures, targets: NDArray[np.int64], classes: Sequence[int],
     validate: Validate, config: HeadConfig, seed: int, tick: Tick = None, device: torch.device | str = "cpu",
 ) -> list[Trained]:  # fmt: skip
-    """Heads of a `kind` on averaged features, chosen by `validate`; targets (N, slots) are class indices."""
+    """Heads of a `kind` on averaged features (N, …, S, D), chosen by `validate`; targets (N, slots) are class indices."""
 
     def losses(head: nn.Module, weights: Weights, batch: NDArray[np.int64]) -> Tensor:
         rows = torch.from_numpy(np.asarray(train.rows[batch], dtype=np.float32)).to(device)  # (C or 1, B, S, D)
@@ -314,7 +315,7 @@ def builder(
     kind: Callable[..., nn.Module], train: StoredFeatures, *sizes: Any, device: torch.device | str = "cpu"
 ) -> Build:
     """Fresh heads ``kind(S, D, *sizes)`` that share one pass over the training features for their mean and deviation."""
-    shape = train.rows.shape[1:]
+    shape = train.rows.shape[-2:]
     fitted = Mix(*shape)
     fitted.fit(train)
 

@@ -33,7 +33,7 @@ from ..models.frames import GRID
 from ..randomness import fraction
 from .fairness import check_answers, check_overlap, remark_speakers
 from .phones import FOLDINGS
-from .scenes import STRETCH_SECONDS, UNKNOWN, deal, keyword_scenes, stretches, training_clips
+from .scenes import STRETCH_SECONDS, UNKNOWN, deal, keyword_scenes, stretches
 from .sources import matches, read_source, value_of
 from .task_file import PARTS, Example, SplitConfig, Task, TaskConfig
 
@@ -153,10 +153,10 @@ def _words(text: Any) -> set[str]:
 def _running(
     config: TaskConfig, words: dict[str, list[Example]], flow: dict[str, list[Recording]]
 ) -> dict[str, list[Example]]:
-    """The examples of a detection task: clips to learn from, scenes with a keyword, stretches without."""
+    """The examples of a detection task: scenes to learn from, scenes with a keyword, stretches without."""
     told = {part: [(e.recording, UNKNOWN if e.target[0] in config.detection.background else e.target[0])
                    for e in examples] for part, examples in words.items()}  # fmt: skip
-    parts = {part: [Example(clip, (label,)) for clip, label in training_clips(told[part], flow[part])]
+    parts = {part: [Example(clip, (label,)) for clip, label in keyword_scenes(told[part], flow[part], silent=True)]
              for part in ("train", "valid")}  # fmt: skip
     keywords = [(word, label) for word, label in told["test"] if label != UNKNOWN]
     scenes = [Example(scene, (label,)) for scene, label in keyword_scenes(keywords, flow["test"])]
