@@ -114,20 +114,19 @@ def _parts(values: dict[str, Any], path: Any) -> tuple[dict[str, Tensor], dict[s
 
 def build(tensors: dict[str, Tensor], settings: dict[str, Any], where: str) -> Student:
     """The student that these tensors and settings describe. Raises `UserError` when they do not fit together."""
+    from transformers import HubertModel
+
     left = dict(tensors)
     try:
         config, strides = _config(left, settings, where)
         state = _encoder_state(left, config)
         heads, layers = _heads(left, settings, config.hidden_size, where)
+        if left:
+            raise UserError(_unexpected(left, tensors, where))
+        model = HubertModel(config)
+        model.load_state_dict(state)
     except (KeyError, IndexError) as error:
         raise UserError(f"{where} lacks the tensor {error.args[0]}: copy the checkpoint again.") from error
-    if left:
-        raise UserError(_unexpected(left, tensors, where))
-    from transformers import HubertModel
-
-    model = HubertModel(config)
-    try:
-        model.load_state_dict(state)
     except RuntimeError as error:
         first = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"The tensors of {where} do not fit together ({first[-1][:140]}): copy it again.") from error
@@ -231,18 +230,11 @@ def _heads(
     if shared[0].shape != (count * hidden, hidden) or weights.shape[0] != count or weights.shape[-1] != hidden:
         raise UserError(f"The heads of {where} are not {hidden} wide inside (out_layer_inter_dim), as ours have to be.")
     heads = PredictionHeads(hidden, weights.shape[1], count)
-    with torch.no_grad():
-        _fill(heads.shared, *shared, where)
-        for output, weight, bias in zip(heads.outputs, weights, biases, strict=True):
-            _fill(output, weight, bias, where)
+    state = {"shared.weight": shared[0], "shared.bias": shared[1]}
+    for part, values in (("weight", weights), ("bias", biases)):
+        state |= {f"outputs.{k}.{part}": value for k, value in enumerate(values)}
+    heads.load_state_dict(state)
     return heads, tuple(layers)
-
-
-def _fill(linear: Any, weight: Tensor, bias: Tensor, where: str) -> None:
-    if linear.weight.shape != weight.shape or linear.bias.shape != bias.shape:
-        raise UserError(f"The heads of {where} do not fit together: copy the checkpoint again.")
-    linear.weight.copy_(weight)
-    linear.bias.copy_(bias)
 
 
 def _unexpected(left: dict[str, Tensor], tensors: dict[str, Tensor], where: str) -> str:
