@@ -27,21 +27,20 @@ class CleanStates:
         """numbers: what each of the utterances of plan and `render` is called by `Similarity.add`."""
         self._folder = tempfile.TemporaryDirectory()
         self.numbers = frozenset(numbers)
-        total, products, count = torch.zeros(()), torch.zeros(()), 0
+        total = products = torch.zeros((), dtype=torch.float64, device=device)
+        count = 0
         for batch in plan.batches:
             wave, lengths = render(batch)
             states, frames = model.states(wave.to(device), lengths.to(device))
             for index, state, size in zip(batch, states, frames.tolist(), strict=True):
                 state = state[:, :size].contiguous()
                 save_file({"states": state.cpu()}, self._file(numbers[index]))
-                total, products = (
-                    total + state.double().sum(1).cpu(),
-                    products + (state.double().mT @ state.double()).cpu(),
-                )
-                count += size
+                exact = state.double()
+                total, products, count = total + exact.sum(1), products + exact.mT @ exact, count + size
         mean = total / count
-        self.centre = mean.float()[:, None].to(device)  # (S, 1, D)
-        self.norm = (products / count - mean[:, :, None] * mean[:, None]).flatten(1).norm(dim=1)  # (S,)
+        self.centre = mean.float()[:, None]  # (S, 1, D)
+        covariance = products / count - mean[:, :, None] * mean[:, None]
+        self.norm = covariance.flatten(1).norm(dim=1)  # (S,)
 
     def _file(self, number: int) -> str:
         return f"{self._folder.name}/{number}.safetensors"
@@ -73,9 +72,8 @@ class Similarity:
 
     def values(self) -> dict[str, list[float]]:
         """Mean cosine and CKA per state. The mean of all clean frames is 0 here, so theirs with others is none to subtract."""
-        mean = (self.sums / self.count).cpu()
-        own, cross = self.products.double().cpu() / self.count
+        mean, (own, cross) = self.sums / self.count, self.products.double() / self.count
         norm = self.clean.norm * (own - mean[:, :, None] * mean[:, None]).flatten(1).norm(dim=1)
         cka = cross.flatten(1).square().sum(1) / norm.clamp_min(1e-30)
-        found = {"cosine": self.cosines.cpu() / self.count, "cka": cka}
+        found = {"cosine": self.cosines / self.count, "cka": cka}
         return {name: [round(value, 5) for value in values.tolist()] for name, values in found.items()}
