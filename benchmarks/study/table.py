@@ -22,12 +22,13 @@ TASKS = {
 }  # fmt: skip
 MODELS = {
     "teacher": "the teacher", "plain": "ordinary, 2 × 1024", "robust": "robust, 2 × 1024", "deep-plain": "ordinary, 4 × 256",
-    "deep-robust": "robust, 4 × 256", "log-mel": "log-mel",
+    "deep-robust": "robust, 4 × 256", "mini-deep": "`mini-deep`, its predictions", "log-mel": "log-mel",
 }  # fmt: skip
 MEANS = ("clean", "mean:noise", "mean:reverb", "mean:both", "mean:contaminated")
 CONDITIONS = ("clean", "noise", "rooms", "noise in rooms", "contaminated")
 PAIRS = (
-    ("robust", "plain"), ("deep-robust", "plain"), ("deep-robust", "robust"), ("robust", "teacher"), ("deep-robust", "teacher"),
+    ("robust", "plain"), ("deep-robust", "plain"), ("mini-deep", "plain"), ("deep-robust", "robust"),
+    ("robust", "teacher"), ("deep-robust", "teacher"), ("mini-deep", "teacher"),
 )  # fmt: skip
 
 Row = dict[str, str]
@@ -64,7 +65,9 @@ class Teacher:
             told = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
             for task, model in ((task["name"], model) for task in told["tasks"] for model in told["models"]):
                 trainings = model.get("trainings", (model["name"],) if model["kind"] == "student" else ())
-                self.seeds[task, model["name"]] = " ".join(t.rsplit("-", 1)[1] for t in trainings)
+                self.seeds[task, model["name"]] = " ".join(
+                    seed for t in trainings if (seed := t.rsplit("-", 1)[-1]).isdigit()
+                )
 
     def scores(self, task: str, metric: str, model: str) -> list[str] | None:
         """Seeds, per cent right under all conditions, and the interval of the last."""
@@ -94,7 +97,7 @@ def main() -> None:
                     study.append([title, "" if model == "log-mel" else name, about, *scores])
             for model, other in PAIRS:
                 if found := teacher.differences(task, metric, model, other):
-                    differences.append([title, name, f"{MODELS[model]} − {MODELS[other]}", *found])
+                    differences.append([title, name, f"{MODELS[model]} − {MODELS[other]}".replace(",", ""), *found])
     write(to / "study.csv", ["task", "teacher", "model", "seeds", *CONDITIONS, "95 %"], study)
     write(to / "differences.csv", ["task", "teacher", "difference", *CONDITIONS], differences)
 
