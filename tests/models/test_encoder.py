@@ -128,17 +128,6 @@ def test_what_lies_in_the_padding_is_not_heard(checkpoint, voice):
     torch.testing.assert_close(one.states[-1][0, :frames], other.states[-1][0, :frames], atol=1e-4, rtol=0)
 
 
-def test_the_transformer_sees_nothing_of_hidden_frames(checkpoint, voice):
-    encoder = load_encoder(checkpoint("hubert")).eval()
-    waves = torch.tensor(voice(1.0, 1))[None], torch.tensor(voice(1.0, 2))[None]
-    everything = torch.ones(1, 49, dtype=torch.bool), torch.zeros(encoder.hidden_size)
-    with torch.no_grad():
-        one, other = (encoder(wave, hidden=everything).states for wave in waves)
-    assert not torch.equal(one[0], other[0])
-    for mine, theirs in zip(one[1:], other[1:], strict=True):
-        torch.testing.assert_close(mine, theirs)
-
-
 def test_normalisation_equals_that_of_the_hub(voice):
     from transformers import Wav2Vec2FeatureExtractor
 
