@@ -227,11 +227,16 @@ class Environment:
         if isinstance(clean, Tensor):
             told = on_device(told, clean.device)
         in_room, noise_in_room, noisy = told[:, 0] > 0, told[:, 1] > 0, told[:, 2] > 0
-        level, rows = audible_power(clean), clean
+        rows = clean
         if any(rooms):
-            wet = self._through_rooms(rows, rooms, responses)
-            found = audible_power(wet)
-            rows = choose(in_room & (found > 0), scaled(wet, gain(level, found)), rows)
+            wet = self._through_rooms(clean, rooms, responses)
+            if isinstance(clean, Tensor):  # both at once: a launch costs more than what it does
+                level, found = audible_power(torch.stack([clean, wet]))
+            else:
+                level, found = audible_power(clean), audible_power(wet)
+            rows = choose(in_room & (found > 0), scaled(wet, gain(level, found)), clean)
+        else:
+            level = audible_power(clean)
         if any(snr is not None for snr in snrs):
             if any(noise_rooms):
                 wet = self._through_rooms(noise, noise_rooms, responses, circular=True)
