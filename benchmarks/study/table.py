@@ -22,13 +22,14 @@ TASKS = {
 }  # fmt: skip
 MODELS = {
     "teacher": "the teacher", "plain": "ordinary, 2 × 1024", "robust": "robust, 2 × 1024", "deep-plain": "ordinary, 4 × 256",
-    "deep-robust": "robust, 4 × 256", "mini-deep": "`mini-deep`, its predictions", "log-mel": "log-mel",
+    "deep-robust": "robust, 4 × 256", "mini-deep": "`mini-deep`, its predictions",
+    "mini-robust": "`mini-robust`, its predictions", "log-mel": "log-mel",
 }  # fmt: skip
 MEANS = ("clean", "mean:noise", "mean:reverb", "mean:both", "mean:contaminated")
 CONDITIONS = ("clean", "noise", "rooms", "noise in rooms", "contaminated")
 PAIRS = (
-    ("robust", "plain"), ("deep-robust", "plain"), ("mini-deep", "plain"), ("deep-robust", "robust"),
-    ("robust", "teacher"), ("deep-robust", "teacher"), ("mini-deep", "teacher"),
+    ("robust", "plain"), ("deep-robust", "plain"), ("mini-deep", "plain"), ("mini-robust", "plain"), ("deep-robust", "robust"),
+    ("robust", "teacher"), ("deep-robust", "teacher"), ("mini-deep", "teacher"), ("mini-robust", "teacher"),
 )  # fmt: skip
 
 Row = dict[str, str]
