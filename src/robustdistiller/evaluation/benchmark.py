@@ -33,10 +33,10 @@ from ..errors import UserError, closest
 from ..files import exclusive, read_json, write_json
 from ..objectives.quality import available_quality
 from ..progress import Progress
-from .checks import check_exposure
 from .conditions import CLEAN, Condition, load_conditions
 from .enhancement_scores import UNPROCESSED, enhance_and_score, score_enhancement
 from .evaluated import EvaluatedModel, ReportedModel, open_reported
+from .fairness import check_exposure
 from .features import FeatureModel, FeatureStream, Plan, StoredFeatures, extract, make_plan, require_space
 from .metrics import AnyScores, join_scores
 from .probes import Confusions, Probe, load_heads, make_probe, save_heads

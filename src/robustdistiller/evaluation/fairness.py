@@ -1,14 +1,26 @@
-"""What makes a task a fair test: answers that can be known, and nothing in test that training had."""
+"""What makes a fair test: answers that can be known, and nothing in test that heads or students had in training."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..audio.manifest import Recording
 from ..errors import UserError
 from .task_file import Task
+
+if TYPE_CHECKING:
+    from .evaluated import EvaluatedModel
+    from .rendering import ConditionRenderer
+
+
+def note_overlap(sentence: str, advice: str, allow: bool) -> str:
+    """The note about what training and test share. Raises `UserError` where that is not allowed."""
+    if not allow:
+        raise UserError(f"{sentence}: {advice}, or pass --allow-overlap to report it loudly.")
+    return f"OVERLAP: {sentence}; its figures are too good."
 
 
 def check_answers(task: Task) -> list[str]:
@@ -57,9 +69,7 @@ def check_overlap(task: Task, allow: bool) -> list[str]:
                     f"The task {task.name} tests on {len(shared)} {what}{'s' * (len(shared) > 1)} of its {learnt} split "
                     f"(for example {example})"
                 )
-                if not allow:
-                    raise UserError(f"{sentence}: separate the splits, or pass --allow-overlap to report it loudly.")
-                notes.append(f"OVERLAP: {sentence}; its figures are too good.")
+                notes.append(note_overlap(sentence, "separate the splits", allow))
     return notes
 
 
@@ -72,4 +82,35 @@ def remark_speakers(task: Task) -> list[str]:
     clusters = len({e.cluster for e in task.test})
     if clusters < 10:
         notes.append(f"Only {clusters} test speakers: intervals over so few are rough, and rather too narrow.")
+    return notes
+
+
+def check_exposure(
+    subjects: Sequence[EvaluatedModel], tasks: Sequence[Task], stage: ConditionRenderer, allow: bool
+) -> list[str]:
+    """Notes about the provenance of every student; refuses (or, with `allow`, reports) what training and test share.
+
+    Speakers of test utterances, and the noise recordings and rooms of conditions marked unseen, are compared.
+    """
+    notes = []
+    for subject in subjects:
+        if subject.kind != "student":
+            continue
+        if subject.exposure is None:
+            notes.append(f"The folder of {subject.name} does not tell its training: no overlap can be checked.")
+            continue
+        made = sorted(subject.exposure.noise_kinds & stage.synthetic_noises())
+        if made:
+            notes.append(f"{subject.name} was trained on {', '.join(made)} noise, which the conditions call unseen.")
+        pairs = []
+        for task in tasks:
+            said = {e.recording.speaker or "" for e in task.test} - {""}
+            pairs.append((f"speaker(s) of the task {task.name}", subject.exposure.speakers, said))
+        pairs.append(("noise recording(s) marked unseen", subject.exposure.noise_groups, stage.groups("noise")))
+        pairs.append(("room(s) marked unseen", subject.exposure.room_groups, stage.groups("rooms")))
+        for what, trained, tested in pairs:
+            shared = sorted(trained & tested)
+            if shared:
+                sentence = f"The student {subject.name} was trained on {len(shared)} {what} (for example {shared[0]})"
+                notes.append(note_overlap(sentence, "test on others, mark what is seen as seen", allow))
     return notes

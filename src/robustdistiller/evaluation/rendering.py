@@ -28,6 +28,7 @@ from ..files import digest
 from ..models.frames import GRID
 from ..randomness import generator
 from .conditions import Bin, Condition, ConditionsConfig, NoiseSource, RoomSource, grid
+from .fairness import note_overlap
 from .features import Render
 from .sources import fingerprint, matches, read_source, value_of
 from .task_file import Example, Task
@@ -288,9 +289,7 @@ class ConditionRenderer:
                     f"The {role} sources have {len(shared)} recordings or rooms in training and in test "
                     f"(for example {sorted(shared)[0]})"
                 )
-                if not allow:
-                    raise UserError(f"{sentence}: separate their splits, or pass --allow-overlap to report it loudly.")
-                self.notes.append(f"OVERLAP: {sentence}.")
+                self.notes.append(note_overlap(sentence, "separate their splits", allow))
 
 
 def load_wave(recording: Recording, level_dbfs: float | None = None) -> np.ndarray:
