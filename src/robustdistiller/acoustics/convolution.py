@@ -100,7 +100,7 @@ def high_pass(rows: Array) -> Array:
     padded[..., start + count : start + count + edge] = 2 * rows[..., -1:] - flip(rows[..., -edge - 1 : -1], (-1,))
     valid = padded[..., start - edge : start + count + edge]
     valid -= valid.mean(-1)[..., None]
-    size, device = fft_size(blocks), None if isinstance(rows, np.ndarray) else rows.device
+    size, device = fft_size(blocks), device_of(rows)
     hats, below = _hats(device), _below_lowest(size, device)
     parts = padded.reshape(*rows.shape[:-1], blocks, COARSE) @ hats  # (..., blocks, 2): of the steps at both ends
     steps = parts[..., 0] * 1
@@ -118,22 +118,25 @@ def _below_lowest(size: int, device: torch.device | None) -> Array:
     phase = np.pi * hertz / SAMPLE_RATE
     hat = (np.sin(COARSE * phase) / np.sin(phase)) ** 2 / COARSE  # the spectrum of a hat, whose sum is COARSE
     taken = 1 - (1 + (LOWEST_HZ / hertz) ** (2 * ORDER)) ** -0.5
-    return _placed((COARSE * taken / hat**2).astype(np.float32), device)
+    return on_device((COARSE * taken / hat**2).astype(np.float32), device)
 
 
 @lru_cache(8)
 def _hats(device: torch.device | None) -> Array:
     """The falling and the rising side of the hat over a step of the high pass, (COARSE, 2)."""
     rising = np.arange(COARSE, dtype=np.float32) / COARSE
-    return _placed(np.stack([1 - rising, rising], 1), device)
+    return on_device(np.stack([1 - rising, rising], 1), device)
 
 
-def _placed(values: np.ndarray, device: torch.device | None) -> Array:
-    return values if device is None else on_device(values, device)
+def device_of(rows: Array) -> torch.device | None:
+    """Where a tensor is; None for an array."""
+    return None if isinstance(rows, np.ndarray) else rows.device
 
 
-def on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy on `device`, for which the host does not wait."""
+def on_device(values: np.ndarray, device: torch.device | None) -> Array:
+    """A tensor on `device`, for which the host does not wait; the values as they are where there is none."""
+    if device is None:
+        return values
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 

@@ -11,7 +11,7 @@ import torch
 
 from ..audio.io import SAMPLE_RATE
 from ..config import EffectsConfig
-from .convolution import Array, fft_size, irfft, on_device, rfft
+from .convolution import Array, device_of, fft_size, irfft, on_device, rfft
 
 ORDER = 8  # of the band limit: 48 dB an octave, like a telephone channel
 GUARD = SAMPLE_RATE // 20  # silent samples that keep the ringing at one end out of the other
@@ -65,7 +65,7 @@ def band_limit(row: Array, low_hz: float, high_hz: float) -> Array:
     size = fft_size(len(row) + GUARD)
     hertz = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 1e-3)
     gain = ((1 + (low_hz / hertz) ** (2 * ORDER)) * (1 + (hertz / high_hz) ** (2 * ORDER))) ** -0.5
-    return irfft(rfft(row, size) * _like(gain.astype(np.float32), row), size)[: len(row)]
+    return irfft(rfft(row, size) * on_device(gain.astype(np.float32), device_of(row)), size)[: len(row)]
 
 
 def clip(row: Array, percent: float) -> Array:
@@ -84,7 +84,3 @@ def mu_law(row: Array) -> Array:
     size = xp.clip(xp.abs(row), 0.0, 1.0)
     code = xp.round(xp.log1p(MU * size) * (127.0 / math.log1p(MU)))
     return xp.sign(row) * xp.expm1(code * (math.log1p(MU) / 127.0)) / MU
-
-
-def _like(values: np.ndarray, row: Array) -> Array:
-    return values if isinstance(row, np.ndarray) else on_device(values, row.device)

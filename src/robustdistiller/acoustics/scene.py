@@ -28,6 +28,7 @@ from .convolution import (
     audible_power,
     choose,
     convolve,
+    device_of,
     fft_size,
     gain,
     mean_power,
@@ -223,9 +224,8 @@ class Environment:
         """Utterances (R, T) of one length."""
         plan = [(scene.room, scene.noise_room, scene.snr_db, 10 ** (-(scene.snr_db or 0.0) / 20)) for scene in scenes]
         rooms, noise_rooms, snrs, _ = zip(*plan, strict=True)
-        told: Array = np.array([[value is not None for value in row[:3]] + [row[3]] for row in plan])  # (R, 4)
-        if isinstance(clean, Tensor):
-            told = on_device(told, clean.device)
+        table = np.array([[x is not None for x in row[:3]] + [row[3]] for row in plan])  # (R, 4)
+        told = on_device(table, device_of(clean))
         in_room, noise_in_room, noisy = told[:, 0] > 0, told[:, 1] > 0, told[:, 2] > 0
         rows = clean
         if any(rooms):
@@ -264,7 +264,7 @@ class Environment:
             for row, response in zip(aligned, found, strict=True):
                 if response is not None:
                     row[delay - response.direct :][: len(response.samples)] = response.samples
-            return rfft(on_device(aligned, rows.device) if isinstance(rows, Tensor) else aligned, size)
+            return rfft(on_device(aligned, device_of(rows)), size)
 
         def kept(size: int) -> Array:  # for a processor, which takes a row at a time
             return self._spectra.get((*rooms, size), lambda: spectra(size))
