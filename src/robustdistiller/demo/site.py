@@ -33,6 +33,7 @@ from ..deployment.export import Exported, ExportOptions, export_student
 from ..deployment.task_head import TaskHead, read_head
 from ..errors import UserError
 from ..evaluation.evaluated import EvaluatedModel, open_models
+from ..evaluation.false_alarms import DetectionHead
 from ..files import replacing_folder, write_json
 from ..progress import PartProgress
 from ..randomness import generator
@@ -141,7 +142,7 @@ def _matched(
     for subject in subjects:
         found: dict[str, tuple[Path, TaskHead]] = {}
         for path, mine in read.items():
-            if mine.model != subject.digest:
+            if mine.model != subject.digest or isinstance(mine.head, DetectionHead):  # that one needs a stream
                 continue
             if mine.task in found:
                 raise UserError(f"{subject.name} has two heads for {mine.task}: give {found[mine.task][0]} or {path}.")
