@@ -27,9 +27,11 @@ from robustdistiller.evaluation.false_alarms import (
 )
 from robustdistiller.evaluation.features import StoredFeatures
 from robustdistiller.evaluation.metrics import RECALL, DetectionScores
+from robustdistiller.evaluation.probes import DetectionProbe
 from robustdistiller.evaluation.statistics import Bootstrap, interval
 from robustdistiller.evaluation.task_file import DetectionConfig, TaskConfig
 from robustdistiller.evaluation.task_heads import HeadConfig, UtteranceHead, by_answers, fit_averaged
+from robustdistiller.evaluation.tasks import build_task
 from robustdistiller.report import write_page
 from robustdistiller.runtime import Trigger
 
@@ -203,6 +205,22 @@ def test_a_detection_head_hears_the_order_of_sounds():
     config = HeadConfig(learning_rates=(3e-3,), weight_decays=(1e-2,), steps=60, seeds=1)
     (trained,) = fit_averaged(DetectionHead, *parts[0], [2], by_answers(*parts[1]), config, 0)
     assert trained.validation > 0.95
+
+
+def test_a_single_wake_word_needs_no_other_words(speech, tmp_path):
+    flow, word = speech
+    parts = ("train", "valid", "test")
+    said = [replace(word, id=f"word {k}", speaker=f"anna {k}", split=parts[k % 3]) for k in range(9)]
+    write_manifest(tmp_path / "words.jsonl", said)
+    write_manifest(tmp_path / "flow.jsonl", flow)
+    config = TaskConfig(name="wake", kind="detection", source=str(tmp_path / "words.jsonl"),
+                        negatives={"source": str(tmp_path / "flow.jsonl")})  # fmt: skip
+    task = build_task(config, tmp_path, allow_overlap=True)
+    assert task.classes == ((scenes.UNKNOWN, "yes"),)
+    rows = np.random.default_rng(0).standard_normal((299 * len(task.train), 1, 4)).astype(np.float32)
+    stored = StoredFeatures(rows, np.full(len(task.train), 299))
+    windows, targets = DetectionProbe(task, HeadConfig(), 0)._windows(task.train, stored)
+    assert windows.rows.shape == (len(targets), 5, 1, 4) and set(targets[:, 0]) == {0, 1}
 
 
 def test_parts_share_no_speaker_and_too_little_is_refused(speech):

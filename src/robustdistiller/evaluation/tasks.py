@@ -300,7 +300,8 @@ def _limit(examples: list[Example], limit: int | None) -> list[Example]:
 def _classes(config: TaskConfig, train: list[Example], slots: int) -> tuple[tuple[str, ...], ...]:
     if config.kind in ("ctc", "frames"):
         return (tuple(sorted({unit for e in train for unit in e.target} - {""})),)
-    return tuple(tuple(sorted({e.target[k] for e in train})) for k in range(slots))
+    more = {UNKNOWN} if config.kind == "detection" and train else set()
+    return tuple(tuple(sorted({e.target[k] for e in train} | more)) for k in range(slots))
 
 
 def families(folds: Sequence[Task]) -> list[list[Task]]:
