@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
 import soundfile
 
 from robustdistiller.audio import prepare as module
+from robustdistiller.audio.checking import check_all
 from robustdistiller.audio.io import read_audio, write_audio
 from robustdistiller.audio.manifest import Recording, read_manifest, write_manifest
 from robustdistiller.audio.prepare import prepare, prepare_all, write_skipped
@@ -77,6 +79,15 @@ def test_heavy_clipping_is_kept_and_counted(tmp_path):
     share = {recording.id: recording.extra.get("clipped") for recording in found.recordings}
     assert found.clipped == 1 and share["loud"] is None
     assert share["clipped"] == pytest.approx(np.mean(1.5 * np.abs(hum) >= 1), abs=0.05)
+
+
+def test_samples_beyond_every_scale_are_summed_without_a_warning(tmp_path):
+    """A float file may hold numbers whose squares single precision does not have."""
+    soundfile.write(tmp_path / "absurd.wav", np.float32([1e37, -1e37] * 8000), 16000, "FLOAT")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        [found] = check_all([Recording("absurd", str(tmp_path / "absurd.wav"), 1.0)], "speech", 1)
+    assert isinstance(found, Recording) and found.seconds == 1
 
 
 def test_a_response_of_several_microphones_is_heard_by_one(mixed):

@@ -137,7 +137,7 @@ def _decoded(recording: Recording, role: Role) -> Recording:
                 raise AudioError(f"{path} holds samples that are not numbers.", "nan")
             frames += len(block)
             low, high = min(low, float(block.min())), max(high, float(block.max()))
-            step = np.diff(block)
+            step = np.diff(block.astype(np.float64))  # float32 cannot square all that it holds
             moved += float(step @ step)
             if max(-low, high) >= _FULL_SCALE:
                 flat = np.abs(step) < _FLAT
