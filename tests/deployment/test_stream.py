@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,19 +264,30 @@ def test_a_trigger_is_the_same_for_any_cut():
     assert [(frame // 10, column) for frame, column, _ in whole] == [(10, 0)]  # once, and never the background
 
 
-@pytest.fixture(scope="module")
-def head_file(folder, tmp_path_factory):
-    """A head for the student at 80 ms + 40 ms, as the benchmark writes it."""
-    (subject,) = open_models([f"{folder}@80+40"])
+def write_head(model: str, kind: str, head: type, path: Path) -> Path:
+    """A head of three words for a model, as the benchmark writes it."""
+    (subject,) = open_models([model])
     torch.manual_seed(0)
-    head = UtteranceHead(len(subject.state_names), 64, [3])
-    path = tmp_path_factory.mktemp("results") / "heads" / "words" / "student.safetensors"
     about = {
-        "task": "words", "kind": "classification", "slots": ["label"], "classes": [["_unknown_", "no", "yes"]],
+        "task": "words", "kind": kind, "slots": ["label"], "classes": [["_unknown_", "no", "yes"]],
         "states": list(subject.state_names), "level_dbfs": None, "model": subject.digest,
     }  # fmt: skip
-    save_heads(path, [Trained(head.state_dict(), 1e-3, 1e-2, 0.5)], "key", about)
+    weights = head(len(subject.state_names), 64, [3]).state_dict()
+    save_heads(path, [Trained(weights, 1e-3, 1e-2, 0.5)], "key", about)
     return path
+
+
+@pytest.fixture(scope="module")
+def head_file(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("results") / "heads" / "words" / "student.safetensors"
+    return write_head(f"{folder}@80+40", "classification", UtteranceHead, path)
+
+
+def test_a_head_that_reads_a_stream_is_exported_with_an_operating_point_alone(folder, tmp_path):
+    head = write_head(str(folder), "detection", DetectionHead, tmp_path / "heads" / "words" / "student.safetensors")
+    with pytest.raises(UserError, match="name the operating point"):
+        export_student(str(folder), tmp_path / "onnx", ExportOptions(task=str(head)))
+    assert not (tmp_path / "onnx").exists()
 
 
 def test_the_exported_detector_tells_what_pytorch_tells(folder, head_file, tmp_path):
