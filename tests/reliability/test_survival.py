@@ -3,10 +3,14 @@
 import json
 import math
 import os
+import pickle
+import select
 import shutil
 import signal
+from multiprocessing.reduction import ForkingPickler
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -143,6 +147,19 @@ def test_a_validation_that_is_not_finite_is_never_the_best(recipe, tmp_path, mon
     result = distill(recipe("training.valid_every=2"), tmp_path / "run")
     assert (result.progress.best, result.progress.best_step) == (2.0, 4)
     assert validation_at(tmp_path / "run", 4)["loss/contaminated"] == 2.0
+
+
+def test_what_a_worker_sends_fits_into_a_pipe_at_once():
+    """Else one that is killed leaves a part there, and who reads waits for the rest for ever."""
+    sound = torch.randn(2, 40, 16_000, generator=torch.Generator().manual_seed(0))
+    rooms = {str(k): np.full(16_000, k, np.float32) for k in range(40)}
+    batch = data.Batch(sound[0], torch.arange(40), sound[1], ["scene" * 40] * 40, 40.0, responses=rooms)
+    parcel = data.Parcel.of(batch)
+    assert len(ForkingPickler.dumps(parcel)) < select.PIPE_BUF < len(pickle.dumps(rooms))
+    opened = parcel.open()
+    assert torch.equal(opened.clean, batch.clean) and torch.equal(opened.noise, batch.noise)
+    assert torch.equal(opened.lengths, batch.lengths) and opened.scenes == batch.scenes
+    assert all(np.array_equal(opened.responses[k], rooms[k]) for k in rooms)
 
 
 @pytest.mark.parametrize("death", ["kill", "exit"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -74,6 +75,31 @@ class Batch:
         """For the loader: page-locked copies, which a GPU reads without waiting."""
         noise = None if self.noise is None else self.noise.pin_memory()
         return replace(self, clean=self.clean.pin_memory(), noise=noise)
+
+
+@dataclass
+class Parcel:
+    """A `Batch` as a worker sends it: all in shared memory, so that the message fits into a pipe at once.
+
+    Of a longer one a worker that is killed may leave a part there, and the main process would wait for the rest for ever.
+    """
+
+    clean: Tensor
+    noise: Tensor | None
+    rest: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch) -> Parcel:
+        rest = pickle.dumps(replace(batch, clean=torch.empty(0), noise=None))
+        return cls(batch.clean, batch.noise, torch.frombuffer(bytearray(rest), dtype=torch.uint8))
+
+    def open(self) -> Batch:
+        """Comes from a process of our own, as all that a loader sends pickled."""
+        return replace(pickle.loads(self.rest.numpy().tobytes()), clean=self.clean, noise=self.noise)
+
+    def pin_memory(self) -> Batch:
+        """For the loader: opened, in page-locked memory."""
+        return self.open().pin_memory()
 
 
 Item = tuple[np.ndarray, Scene, "np.ndarray | None", dict[str, RIR], list[dict[str, Any]]]
@@ -274,9 +300,12 @@ def open_speech(recipe: Recipe, materials: Materials, sampler: Planner) -> tuple
     return ShardDataset(materials.shards, spool.folder, materials.train_environment), ready
 
 
-def _collate(items: Sequence[Item | UserError], keyed: bool) -> Batch | UserError:
+def _collate(items: Sequence[Item | UserError], keyed: bool) -> Batch | Parcel | UserError:
     wrong = next((item for item in items if isinstance(item, UserError)), None)
-    return collate(items, keyed) if wrong is None else wrong  # type: ignore[arg-type]
+    if wrong is not None:
+        return wrong
+    batch = collate(items, keyed)  # type: ignore[arg-type]
+    return batch if get_worker_info() is None else Parcel.of(batch)
 
 
 def read_batches(
@@ -287,10 +316,10 @@ def read_batches(
     For a GPU they are copied and rendered one ahead, beside the computation. Raises what a worker met.
     """
 
-    def prepare(batch: Batch | UserError) -> Batch:
-        if isinstance(batch, UserError):
-            raise batch
-        batch = batch.to(device)
+    def prepare(sent: Batch | Parcel | UserError) -> Batch:
+        if isinstance(sent, UserError):
+            raise sent
+        batch = (sent.open() if isinstance(sent, Parcel) else sent).to(device)
         return replace(batch, noisy=batch.contaminated(dataset.environment))
 
     loader = DataLoader(
