@@ -89,9 +89,8 @@ class LengthAwareGroupNorm(nn.GroupNorm):
         if lengths is None and x.dtype in (torch.bfloat16, torch.float16):
             # `autocast` would have the largest tensor of a pass normalised, activated and copied in twice the bytes.
             with torch.autocast(x.device.type, enabled=False):
-                return functional.group_norm(
-                    x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps
-                )
+                weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+                return functional.group_norm(x, self.num_groups, weight, bias, self.eps)
         if lengths is None:
             return super().forward(x)
         x, lengths = at_least_single(x), beside(lengths, x)
@@ -126,12 +125,11 @@ def convolve_by_products(
     x = functional.pad(x, (padding, blocks * block + taps - 1 - size - padding))
     windows = x.unfold(-1, span, block).unflatten(1, (groups, -1))  # (B, groups, C / groups, blocks, span)
     windows = windows.permute(1, 0, 3, 2, 4).reshape(groups, batch * blocks, -1)
-    # The taps once for each frame of a block, each time one sample later: rows of span + 1 read as rows of span.
+    # The taps once for each frame of a block, each time one sample later: rows of span + 1 read as rows of span,
+    # which makes (groups, C / groups · span, C' / groups · block).
     rows = functional.pad(weight, (0, block))[:, :, None].expand(-1, -1, block, -1).flatten(2)
     later = rows[..., : block * span].unflatten(2, (block, span)).unflatten(0, (groups, -1))
-    later = later.permute(0, 2, 4, 1, 3).reshape(
-        groups, windows.shape[2], -1
-    )  # (groups, C/groups · span, C'/groups · block)
+    later = later.permute(0, 2, 4, 1, 3).reshape(groups, windows.shape[2], -1)
     out = (windows @ later).unflatten(1, (batch, blocks)).unflatten(3, (-1, block))
     out = out.permute(1, 0, 3, 2, 4).reshape(batch, width, blocks * block)[..., :frames]
     return out if bias is None else out + bias[:, None].to(dtype)
