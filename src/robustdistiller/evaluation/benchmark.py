@@ -38,12 +38,12 @@ from .enhancement_scores import UNPROCESSED, enhance_and_score, score_enhancemen
 from .evaluated import EvaluatedModel, ReportedModel, open_reported
 from .fairness import check_exposure
 from .features import FeatureModel, FeatureStream, Plan, StoredFeatures, extract, make_plan, require_space
+from .label_free import LabelFree
 from .metrics import AnyScores, join_scores
 from .probes import Confusions, Probe, load_heads, make_probe, save_heads
 from .rendering import TRAINING, ConditionRenderer
 from .results import benchmark_result, task_figures, task_summary
 from .settings import Settings
-from .similarity import CleanStates, Similarity
 from .store import Row, Store, read_rows, write_rows
 from .tables import write_tables
 from .task_heads import Trained
@@ -148,7 +148,7 @@ class _Benchmark:
         self.stage, self.settings, self.out = store.stage, store.settings, store.out
         self.reference, self.notes, self.progress = reference, notes, progress
         self.done = self.total = self.begun = 0
-        self.clean: dict[tuple[str, str], CleanStates] = {}  # by task and model
+        self.label_free = LabelFree(store, self._plan, device)
 
     def run(self, ranks: Distributed) -> dict[str, Any]:
         """Everything; with several processes the first one finds most of it done."""
@@ -232,7 +232,9 @@ class _Benchmark:
         if len(folds) > 1 and condition.kind == "clean" and pooled:
             return self._of_folds(models, task, part, condition, folds)
         streams = {model.name: self.store.stream(model, task, part, condition, pooled) for model in models}
-        lacking = self._lacking_similarity(models, task, condition) if part == "test" else []
+        # One fold is enough.
+        told = part == "test" and any(task.name == folds[0].name for folds in self.tasks)
+        lacking = self.label_free.lacking(models, task, condition) if told else []
         missing = [model for model in models if model in lacking or not streams[model.name].finished]
         if missing:
             numbers = range(len(task.part(part)))
@@ -244,15 +246,13 @@ class _Benchmark:
         task: Task, part: str, condition: Condition, pooled: bool, numbers: Sequence[int],
     ) -> None:  # fmt: skip
         """The states of some utterances of a part, once for the features and for the similarity of models that lack it."""
-        compared = {model.name: Similarity(self._clean_states(model, task)) for model in lacking}
+        compared = self.label_free.begun(lacking, task)
         examples = [task.part(part)[k] for k in numbers]
         extract(
             models, streams, self._plan(examples), self.stage.render(condition, task, part, examples), pooled,
             self.device, self._tick, {name: partial(one.add, numbers) for name, one in compared.items()},
         )  # fmt: skip
-        for model in lacking:
-            file, key = self._similarity_place(model, task, condition)
-            write_rows(file, [{"condition": condition.name, **compared[model.name].values()}], key)
+        self.label_free.write(lacking, task, condition, compared)
 
     def _of_folds(
         self, models: Sequence[EvaluatedModel], task: Task, part: str, condition: Condition, folds: list[Task]
@@ -339,48 +339,21 @@ class _Benchmark:
                 scored[name][condition.name] = score_enhancement(rows[name] or [], wanted)
         return scored
 
-    # Similarity without labels: of some utterances, told while the states of the test part are computed
-
-    def _compared(self, task: Task) -> list[int]:
-        """Every k-th test utterance, so that all speakers of a sorted list are among them."""
-        count = min(self.settings.similarity, len(task.test))
-        return [int(k * len(task.test) / count) for k in range(count)]
-
-    def _similarity_place(self, model: EvaluatedModel, task: Task, condition: Condition) -> tuple[Path, str]:
-        examples = [task.test[k] for k in self._compared(task)]
-        key = self.store.similarity_key(model, task, examples, condition)
-        return self.store.similarity_file(task, model, condition), key
-
-    def _lacking_similarity(
-        self, models: Sequence[EvaluatedModel], task: Task, condition: Condition
-    ) -> list[EvaluatedModel]:
-        first = [folds[0].name for folds in self.tasks]  # one fold is enough
-        if not self.settings.similarity or condition.kind == "clean" or task.name not in first:
-            return []
-        return [m for m in models if read_rows(*self._similarity_place(m, task, condition)) is None]
-
-    def _clean_states(self, model: EvaluatedModel, task: Task) -> CleanStates:
-        self.clean = {key: states for key, states in self.clean.items() if key[0] == task.name}
-        key = (task.name, model.name)
-        if key not in self.clean:
-            numbers = self._compared(task)
-            examples = [task.test[k] for k in numbers]
-            render = self.stage.render(CLEAN, task, "test", examples)
-            self.clean[key] = CleanStates(model, numbers, self._plan(examples), render, self.device)
-        return self.clean[key]
+    # Similarity without labels: told while the states of the test part are computed
 
     def _similarity(self, task: Task, models: Sequence[EvaluatedModel]) -> dict[str, list[Row]]:
         """Cosine and CKA of clean and contaminated states, by model: a row per contaminated condition."""
         contaminated = [c for c in self.stage.conditions if c.kind != "clean"] if self.settings.similarity else []
         found: dict[str, list[Row]] = {model.name: [] for model in models if contaminated}
         for condition in contaminated:
-            lacking = self._lacking_similarity(models, task, condition)
+            lacking = self.label_free.lacking(models, task, condition)
             if lacking and task.config.has_heads:
                 self._extract(lacking, task, "test", condition, True)
             elif lacking:  # there are no features of the whole test part to compute beside it
-                self._compute(lacking, [], lacking, task, "test", condition, True, self._compared(task))
+                numbers = self.label_free.utterances(task)
+                self._compute(lacking, [], lacking, task, "test", condition, True, numbers)
             for model in models:
-                found[model.name] += read_rows(*self._similarity_place(model, task, condition)) or []
+                found[model.name] += self.label_free.rows(model, task, condition) or []
             self._phase(len(models))
         return found
 
