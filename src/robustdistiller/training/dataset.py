@@ -95,7 +95,7 @@ class Parcel:
 
     def open(self) -> Batch:
         """Comes from a process of our own, as all that a loader sends pickled."""
-        return replace(pickle.loads(self.rest.numpy()), clean=self.clean, noise=self.noise)
+        return replace(pickle.loads(self.rest.numpy().tobytes()), clean=self.clean, noise=self.noise)
 
     def pin_memory(self) -> Batch:
         """For the loader: opened, in page-locked memory."""
