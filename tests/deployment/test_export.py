@@ -1,20 +1,25 @@
 """Exported graphs compute what the student computes, say what they are, and appear only when they are right."""
 
+import hashlib
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
+from robustdistiller.assets import asset
 from robustdistiller.config import EnhancementConfig, StudentConfig
 from robustdistiller.deployment import export as export_module
-from robustdistiller.deployment.export import ExportOptions, export_student
+from robustdistiller.deployment.export import ExportOptions, _about, export_student
 from robustdistiller.deployment.parity import Measured, answers, compare, fidelity, varied_audio
 from robustdistiller.deployment.task_head import read_head
 from robustdistiller.errors import UserError
 from robustdistiller.models.building import build_student
+from robustdistiller.models.repository import locate
 from robustdistiller.models.student import load_student
 from robustdistiller.models.teacher import load_teacher
 from robustdistiller.runtime import Classifier, Encoder, Enhancer, describe
@@ -103,8 +108,6 @@ def test_the_head_with_the_best_validation_is_exported(head_file):
 
 
 def test_a_file_says_what_it_is(exported, student_folder):
-    import hashlib
-
     d = describe(exported[0] / "encoder.onnx")
     assert (d.kind, d.precision, d.sampling_rate, d.stride, d.field) == ("encoder", "fp32", 16_000, 320, 400)
     assert d.states == ("cnn", "layer 1") and d.hidden == 64 and d.normalize
@@ -115,6 +118,26 @@ def test_a_file_says_what_it_is(exported, student_folder):
         "action": ("off", "on"),
         "room": ("bath", "hall", "kitchen"),
     }
+
+
+@pytest.mark.parametrize("name", ["mini-edge", "mini-stream"])
+def test_a_file_of_a_shipped_student_says_so_too(name):
+    student, files = load_student(name), locate(name)
+    d = _about(files, student, ExportOptions())
+    weights = Path(asset(name), "model.safetensors").read_bytes()
+    assert (d.student, d.licence, d.weights) == (name, "apache-2.0", hashlib.sha256(weights).hexdigest())
+
+
+def test_weights_in_another_format_have_a_digest_as_well(student_folder, tmp_path):
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "other" / "student"
+    shutil.copytree(student_folder, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    d = _about(locate(folder), load_student(folder), ExportOptions())
+    assert (d.student, d.licence) == ("other", "cc-by-4.0")
+    assert d.weights == hashlib.sha256((folder / "pytorch_model.bin").read_bytes()).hexdigest()
 
 
 def test_a_file_tells_nothing_of_the_machine(exported):

@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import __version__
-from ..assets import located
 from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, optional
 from ..evaluation.evaluated import open_models
 from ..evaluation.false_alarms import DetectionHead
-from ..files import replacing_folder, write_json
+from ..files import replacing_folder, telling_name, write_json
 from ..models.frames import GRID
+from ..models.repository import ModelFiles, locate
 from ..models.streaming import split_operating_point
 from ..models.student import Student, load_student
 from ..progress import PartProgress
@@ -155,7 +155,7 @@ def export_student(
     _check_target(out)
     _require_packages()
     report = progress or (lambda what, done, total: None)
-    student = located(student)
+    files = locate(split_operating_point(os.fspath(student))[0], also=("README.md",))
     loaded = load_student(student).double()  # the reference: float32 has errors of its own
     head = _matching_head(options, str(student), loaded) if options.task else None
     predictions = options.predictions or (head is not None and len(head.states) > len(loaded.states_names))
@@ -164,11 +164,10 @@ def export_student(
         jobs = _trace(str(student), loaded, options, predictions, head)
     else:
         jobs = _trace_stream(str(student), loaded, options, predictions, head)
-    student = split_operating_point(str(student))[0]
     report("tracing", 1, 1)
-    real, told = _audio(str(student), options)
+    real, told = _audio(files.folder, options)
     labelled = labelled_audio(options.task_file, head) if options.task_file and head else None
-    about = _about(str(student), loaded, options)
+    about = _about(files, loaded, options)
     done: list[Exported] = []
     ranges: Ranges = {}
     with replacing_folder(out) as folder:
@@ -365,7 +364,7 @@ def _matching_head(options: ExportOptions, folder: str, student: Student) -> Tas
     return head
 
 
-def _audio(folder: str, options: ExportOptions) -> tuple[list[NDArray[np.float32]], str]:
+def _audio(folder: Path, options: ExportOptions) -> tuple[list[NDArray[np.float32]], str]:
     """Contaminated speech to calibrate with; a little of it, if there is any, to check with."""
     sources = (options.speech, options.noise, options.rooms)
     if not options.int8:
@@ -381,21 +380,21 @@ def _audio(folder: str, options: ExportOptions) -> tuple[list[NDArray[np.float32
     return waves, told
 
 
-def _about(folder: str, student: Student, options: ExportOptions) -> Description:
-    path = Path(folder)
-    weights = path / "model.safetensors"
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+def _about(files: ModelFiles, student: Student, options: ExportOptions) -> Description:
+    weights = hashlib.sha256()
+    for name in files.weights:
+        weights.update((files.folder / name).read_bytes())
     return Description(
         kind="encoder",
         precision="fp32",
-        student=path.parent.name if path.name == "student" else path.name,
+        student=telling_name(files.name),
         sampling_rate=SAMPLE_RATE,
         stride=GRID.stride,
         field=GRID.field,
         normalize=student.encoder.normalize,
         hidden=student.hidden_size,
-        licence=options.licence or licence_of(path),
-        weights=digest,
+        licence=options.licence or licence_of(files.folder),
+        weights=weights.hexdigest(),
         macs_per_second=macs_per_second(student),
         version=__version__,
     )
