@@ -16,7 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
+settings.register_profile("repeatable", derandomize=True)  # --hypothesis-profile=default draws new examples
+settings.load_profile("repeatable")
 torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False  # on a GPU, fp32 means fp32 in these tests
 
