@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from robustdistiller import EnvironmentConfig, contaminate, load_teacher
-from robustdistiller.acoustics.scene import Environment
+from robustdistiller.acoustics.environment import Environment
 from robustdistiller.audio.io import SAMPLE_RATE, find_audio, probe, read_audio
 from robustdistiller.audio.manifest import Recording
 from robustdistiller.config import NoiseMix

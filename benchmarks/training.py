@@ -55,7 +55,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from robustdistiller.acoustics.scene import Environment
+from robustdistiller.acoustics.environment import Environment
 from robustdistiller.audio.batching import Crop, LengthBucketSampler
 from robustdistiller.audio.io import SAMPLE_RATE, read_audio, write_audio
 from robustdistiller.audio.manifest import Recording

@@ -13,8 +13,8 @@ __version__ = "0.2.0"
 _WHERE = {
     "UserError": "errors", "Recipe": "config", "load_recipe": "config", "Recording": "audio.manifest",
     "prepare": "audio.prepare", "read_audio": "audio.io", "write_audio": "audio.io",
-    "Contaminator": "acoustics.contaminator", "Environment": "acoustics.scene", "EnvironmentConfig": "config",
-    "contaminate": "acoustics.scene", "contaminate_file": "acoustics.contamination", "Student": "models.student",
+    "Contaminator": "acoustics.contaminator", "Environment": "acoustics.environment", "EnvironmentConfig": "config",
+    "contaminate": "acoustics.contamination", "contaminate_file": "acoustics.contamination", "Student": "models.student",
     "load_student": "models.student", "Teacher": "models.teacher", "load_teacher": "models.teacher",
     "distill": "training.distill", "extract_features": "apply", "enhance_files": "apply",
 }  # fmt: skip
@@ -22,9 +22,9 @@ _WHERE = {
 __all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
-    from .acoustics.contamination import contaminate_file
+    from .acoustics.contamination import contaminate, contaminate_file
     from .acoustics.contaminator import Contaminator
-    from .acoustics.scene import Environment, contaminate
+    from .acoustics.environment import Environment
     from .apply import enhance_files, extract_features
     from .audio.io import read_audio, write_audio
     from .audio.manifest import Recording

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .acoustics.scene import Environment, contaminate, fixed_scene
+from .acoustics.contamination import contaminate
+from .acoustics.environment import Environment, fixed_scene
 from .audio.io import SAMPLE_RATE, write_audio
 from .audio.manifest import Recording, read_manifest
 from .config import EnvironmentConfig, NoiseMix, load_recipe

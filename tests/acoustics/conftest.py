@@ -10,9 +10,9 @@ import pytest
 import soundfile
 from acoustics_material import RATE, Make, speechlike, synthetic_response
 
+from robustdistiller.acoustics.environment import Environment
 from robustdistiller.acoustics.noise import NoiseBank
 from robustdistiller.acoustics.rooms import RoomBank
-from robustdistiller.acoustics.scene import Environment
 from robustdistiller.audio.manifest import Recording
 from robustdistiller.config import EnvironmentConfig
 

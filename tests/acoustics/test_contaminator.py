@@ -12,9 +12,10 @@ import torch
 from acoustics_material import RATE
 
 from robustdistiller import Contaminator, EnvironmentConfig
+from robustdistiller.acoustics import contamination
 from robustdistiller.acoustics import contaminator as module
-from robustdistiller.acoustics import scene
-from robustdistiller.acoustics.scene import Environment, contaminate
+from robustdistiller.acoustics.contamination import contaminate
+from robustdistiller.acoustics.environment import Environment
 
 KINDS = {"recorded": 1, "babble": 1, "white": 1}
 CONFIG = EnvironmentConfig(clean=0.1, noise_kinds=KINDS, noises=(1, 2), effects={"gain": 0.5, "clipping": 0.3})
@@ -74,7 +75,7 @@ def test_evaluation_mode_type_and_gradients(batch) -> None:
 
 
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noises, responses) -> None:
-    assert all(doctest.testmod(documented).failed == 0 for documented in (module, scene))
+    assert all(doctest.testmod(documented).failed == 0 for documented in (module, contamination))
     for folder, recordings in (("noise", noises), ("rirs", responses)):
         (tmp_path / folder).mkdir()
         for number, recording in enumerate(recordings):

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import fftconvolve
 
+from robustdistiller.acoustics.contamination import contaminate
 from robustdistiller.acoustics.effects import Effects, apply_effects, band_limit, clip, draw_effects, mu_law
-from robustdistiller.acoustics.scene import Environment, contaminate
+from robustdistiller.acoustics.environment import Environment
 from robustdistiller.config import EffectsConfig, EnvironmentConfig
 from robustdistiller.randomness import generator
 

@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 from scipy.signal import butter, fftconvolve, sosfiltfilt
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robustdistiller.acoustics import scene as scene_module
+from robustdistiller.acoustics import mixing
+from robustdistiller.acoustics.contamination import contaminate
 from robustdistiller.acoustics.curriculum import progress, snr_limits
+from robustdistiller.acoustics.environment import Environment, fixed_scene
 from robustdistiller.acoustics.noise import NoiseBank, NoiseDraw
 from robustdistiller.acoustics.rooms import RoomBank
-from robustdistiller.acoustics.scene import Environment, Scene, contaminate, fixed_scene
+from robustdistiller.acoustics.scene import Scene
 from robustdistiller.audio.manifest import Recording
 from robustdistiller.config import EnvironmentConfig, NoiseMix
 from robustdistiller.errors import AudioError, UserError
@@ -331,7 +333,7 @@ def test_another_device_gives_the_same_up_to_rounding(
         noise = _noise(env, scenes, counts, clean.shape[1])
         on_processor = env.render(clean, lengths, noise, scenes)
         with monkeypatch.context() as patch:
-            patch.setattr(scene_module, "_values", lambda x: x)
+            patch.setattr(mixing, "_values", lambda x: x)
             elsewhere = env.render(clean, lengths, noise, scenes)
         np.testing.assert_allclose(on_processor, elsewhere, atol=2e-5 * float(on_processor.abs().max()))
 
@@ -339,7 +341,7 @@ def test_another_device_gives_the_same_up_to_rounding(
 def test_many_rows_take_a_device_no_more_operations_than_few(
     plain: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scene_module, "_values", lambda x: x)
+    monkeypatch.setattr(mixing, "_values", lambda x: x)
 
     class Count(TorchDispatchMode):
         def __init__(self) -> None:

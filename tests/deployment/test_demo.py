@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from robustdistiller.acoustics.convolution import audible_power
+from robustdistiller.acoustics.environment import Environment
 from robustdistiller.acoustics.noise import NoiseDraw
 from robustdistiller.acoustics.rooms import RoomBank
-from robustdistiller.acoustics.scene import Environment, Scene
+from robustdistiller.acoustics.scene import Scene
 from robustdistiller.audio.io import read_audio, write_audio
 from robustdistiller.config import EnvironmentConfig
 from robustdistiller.demo.site import build_site, demo_room, serve

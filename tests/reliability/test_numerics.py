@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import make_recipe, shared
 
-from robustdistiller.acoustics.scene import Environment, fixed_scene
+from robustdistiller.acoustics.environment import Environment, fixed_scene
 from robustdistiller.audio.io import SAMPLE_RATE, write_audio
 from robustdistiller.audio.manifest import Recording
 from robustdistiller.config import EnhancementConfig, EnvironmentConfig, ObjectivesConfig, StudentConfig

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from robustdistiller.acoustics.scene import Environment
+from robustdistiller.acoustics.environment import Environment
 from robustdistiller.audio.batching import Crop
 from robustdistiller.audio.manifest import Recording, read_manifest
 from robustdistiller.config import EnvironmentConfig, load_recipe

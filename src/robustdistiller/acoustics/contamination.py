@@ -1,10 +1,13 @@
-"""One file in, contaminated as in training out, with a list of what was drawn: the verb ``contaminate``."""
+"""One utterance or file in, contaminated as in training out, with what was drawn: the verb ``contaminate``."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from ..audio.io import SAMPLE_RATE, probe, read_audio, write_audio
 from ..audio.prepare import prepare_all
@@ -14,12 +17,63 @@ from ..files import write_json
 from ..outputs import claim_file, is_audio_of, is_json_with, software
 from ..progress import Progress
 from ..randomness import fraction, generator
+from .convolution import audible_power
 from .curriculum import snr_at
-from .noise import SYNTHETIC_KINDS, NoiseBank
+from .environment import Environment, fixed_scene
+from .noise import SILENCE, SYNTHETIC_KINDS, NoiseBank
 from .rooms import RoomBank
-from .scene import LONGEST_HOURS, Environment, Scene, contaminate, fixed_scene
+from .scene import Scene
 
 SIMULATED = "simulated"
+LONGEST_HOURS = 1.0
+
+
+def contaminate(
+    wave: np.ndarray,
+    environment: Environment,
+    utterance: str = "utterance",
+    epoch: int = 0,
+    step: int = 0,
+    speaker: str | None = None,
+    scene: Scene | None = None,
+) -> tuple[np.ndarray, Scene]:
+    """Contaminate one utterance (T,) at 16 kHz: contaminated speech (T,) float32, and the scene, drawn unless given.
+
+    Args:
+        wave: Clean speech, (T,).
+        environment: What is drawn, and from where.
+        utterance: Its id; with `epoch` and the environment's seed it decides what is drawn.
+        epoch: The visit to it.
+        step: Where the curriculum stands.
+        speaker: Whom babble avoids.
+        scene: A scene to apply instead of drawing one.
+
+    Raises:
+        AudioError: The speech is empty, longer than an hour, or holds samples that are not numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> from robustdistiller import Environment, EnvironmentConfig, contaminate
+        >>> kinds = {"recorded": 0, "white": 0, "rain": 1}
+        >>> environment = Environment.build(EnvironmentConfig(noise_kinds=kinds, clean=0, reverb=0, both=0))
+        >>> wave = 0.1 * np.random.default_rng(0).standard_normal(16000)
+        >>> noisy, scene = contaminate(wave, environment, "utterance-1")
+        >>> noisy.shape, scene.kind, scene.noises[0].kind
+        ((16000,), 'noise', 'rain')
+    """
+    if wave.ndim != 1 or not len(wave):
+        raise AudioError("There is no speech to contaminate: give at least one sample of mono audio.", "empty")
+    if len(wave) > LONGEST_HOURS * 3600 * SAMPLE_RATE:
+        raise AudioError("The speech is longer than an hour: cut it into shorter files first.", "too-long")
+    wave = np.ascontiguousarray(wave, np.float32)
+    if not np.all(np.isfinite(wave)):
+        raise AudioError("The speech holds samples that are not numbers: repair or leave it out.", "nan")
+    if scene is None:
+        scene = environment.draw(utterance, len(wave) / SAMPLE_RATE, epoch, step, speaker)
+    if not audible_power(wave) > SILENCE:
+        return wave.copy(), scene.silenced()
+    contaminated = environment.render(torch.from_numpy(wave)[None], torch.tensor([len(wave)]), None, [scene])
+    return contaminated[0].numpy(), scene
 
 
 def contaminate_file(

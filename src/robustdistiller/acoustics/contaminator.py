@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +12,8 @@ from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import Recording
 from ..audio.prepare import prepare_all
 from ..config import EnvironmentConfig
-from .scene import Environment, Scene
+from .environment import Environment
+from .scene import Scene
 
 Sources = Sequence[str] | Sequence[Recording]
 
@@ -104,15 +104,9 @@ class Contaminator(nn.Module):
         counts = [int(count) for count in lengths]
         if not all(0 < count <= clean.shape[1] for count in counts):
             raise ValueError(f"lengths lie between 1 and the {clean.shape[1]} samples of a row, not {counts}")
-        environment = self.environment
         pairs = zip(keys, counts, strict=True)
-        self.scenes = [environment.draw(key, count / SAMPLE_RATE, epoch, step) for key, count in pairs]
-        noise = np.zeros(clean.shape, np.float32)
-        for row, scene, count in zip(noise, self.scenes, counts, strict=True):
-            wave = environment.fetch(scene, count)
-            if wave is not None:
-                row[:count] = wave
-        return environment.render(clean, lengths, torch.from_numpy(noise), self.scenes).to(clean.dtype)
+        self.scenes = [self.environment.draw(key, count / SAMPLE_RATE, epoch, step) for key, count in pairs]
+        return self.environment.render(clean, lengths, None, self.scenes).to(clean.dtype)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The number of batches so far, so that a resumed training draws on."""

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..acoustics.scene import Environment, contaminate
+from ..acoustics.contamination import contaminate
+from ..acoustics.environment import Environment
 from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import Recording, read_manifest
 from ..audio.prepare import prepare_all

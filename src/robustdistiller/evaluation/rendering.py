@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..acoustics.cache import ByteCache
+from ..acoustics.environment import Environment, fixed_scene
 from ..acoustics.noise import SYNTHETIC_KINDS, NoiseBank
 from ..acoustics.rooms import RoomBank
-from ..acoustics.scene import Environment, Scene, fixed_scene
+from ..acoustics.scene import Scene
 from ..audio.corpora import Role
 from ..audio.manifest import Recording
 from ..config import EnvironmentConfig, NoiseMix
@@ -240,14 +241,7 @@ class ConditionRenderer:
             return clean
         environment = self._environment(condition, task, part)
         scenes = [self.scene(condition, task, part, example) for example in examples]
-        noise = None
-        if any(scene.noises for scene in scenes):
-            noise = torch.zeros_like(clean)
-            for row, (scene, length) in enumerate(zip(scenes, lengths.tolist(), strict=True)):
-                sound = environment.fetch(scene, length)
-                if sound is not None:
-                    noise[row, :length] = torch.from_numpy(sound)
-        return environment.render(clean, lengths, noise, scenes)
+        return environment.render(clean, lengths, None, scenes)
 
     def _environment(self, condition: Condition, task: Task, part: str) -> Environment:
         key = (self._talkers(condition, task, part), condition.noise or condition.kind, condition.rooms)

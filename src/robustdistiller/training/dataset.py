@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from ..acoustics.scene import Environment, Scene
+from ..acoustics.environment import Environment
+from ..acoustics.scene import Scene
 from ..audio.batching import Crop, LengthBucketSampler
 from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import Recording

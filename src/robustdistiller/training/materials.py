@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..acoustics.scene import Environment
+from ..acoustics.environment import Environment
 from ..audio.corpora import Role
 from ..audio.manifest import Recording, write_manifest
 from ..audio.prepare import prepare_all

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..acoustics.scene import Environment
+from ..acoustics.environment import Environment
 from ..audio.batching import Crop
 from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import Recording
