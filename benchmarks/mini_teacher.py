@@ -44,7 +44,7 @@ from robustdistiller.evaluation.task_heads import (
     predict,
 )
 from robustdistiller.files import write_json
-from robustdistiller.models.encoder import SpeechEncoder
+from robustdistiller.models.encoder import ConvEncoder
 from robustdistiller.models.teacher import Teacher, load_teacher
 from robustdistiller.randomness import generator
 from robustdistiller.training.mini import build_mini
@@ -166,7 +166,7 @@ def main() -> None:
     subjects: dict[str, tuple[Callable[[], States], bool]] = {f: (partial(loaded, f), False) for f in options.model}
     if not subjects:
         torch.manual_seed(0)
-        untrained = Teacher(SpeechEncoder(build_mini(), normalize=True), precision="fp32")
+        untrained = Teacher(ConvEncoder(build_mini(), normalize=True), precision="fp32")
         mini = partial(loaded, str(asset("mini-hubert")))
         subjects = {
             "log-mel": (lambda: feature_states(LogMel()), False),

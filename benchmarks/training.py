@@ -68,7 +68,7 @@ from robustdistiller.config import (
     load_recipe,
 )
 from robustdistiller.models.building import build_student
-from robustdistiller.models.encoder import SpeechEncoder
+from robustdistiller.models.encoder import ConvEncoder
 from robustdistiller.models.precision import autocast, pick_precision
 from robustdistiller.models.student import Student
 from robustdistiller.models.teacher import Teacher, load_teacher
@@ -471,7 +471,7 @@ class Lab:
             if attention:
                 teacher.encoder.model.set_attn_implementation(attention)  # type: ignore[union-attr]
             if compile:
-                assert isinstance(teacher.encoder, SpeechEncoder)
+                assert isinstance(teacher.encoder, ConvEncoder)
                 teacher.encoder.compile_layers()
             self.teachers[precision, attention, compile] = teacher
         return self.teachers[precision, attention, compile]

@@ -6,8 +6,8 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModel
 
 from robustdistiller.models.encoder import (
+    ConvEncoder,
     LengthAwareGroupNorm,
-    SpeechEncoder,
     conv_grid,
     convolve_by_products,
     normalize_wave,
@@ -145,7 +145,7 @@ def test_gradient_of_the_convolutions_is_scaled(checkpoint, voice):
     folder = checkpoint("hubert")
     gradients = []
     for factor in (1.0, 0.1):
-        encoder = SpeechEncoder(AutoModel.from_pretrained(folder, layerdrop=0.0), grad_mult=factor).train()
+        encoder = ConvEncoder(AutoModel.from_pretrained(folder, layerdrop=0.0), grad_mult=factor).train()
         for module in encoder.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

@@ -162,10 +162,10 @@ def test_other_sizes_can_be_built(checkpoint, voice, tmp_path):
 def test_the_paper_student_has_the_published_size(tmp_path):
     from transformers import HubertConfig, HubertModel
 
-    from robustdistiller.models.encoder import SpeechEncoder
+    from robustdistiller.models.encoder import ConvEncoder
     from robustdistiller.models.teacher import Teacher
 
-    teacher = Teacher(SpeechEncoder(HubertModel(HubertConfig(num_hidden_layers=3))))
+    teacher = Teacher(ConvEncoder(HubertModel(HubertConfig(num_hidden_layers=3))))
     student, _ = build_student(teacher, StudentConfig(projection_norm=False), EnhancementConfig(enabled=False))
     assert round(student.num_parameters / 1e6, 2) == 23.49
 

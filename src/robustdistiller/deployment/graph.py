@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import UserError
-from ..models.encoder import LengthAwareGroupNorm, SpeechEncoder, normalize_wave
+from ..models.encoder import ConvEncoder, LengthAwareGroupNorm, normalize_wave
 from ..models.frames import GRID, align_frames, mask_from_lengths
 from ..models.heads import BINS, HOP, MASK_GRID, SPECTRUM_GRID
 from ..models.streaming import layer_outputs
@@ -216,7 +216,7 @@ def trace_waves(network: EncoderGraph, outputs: Sequence[str]) -> Any:
     return trace(network, {"wave": (waves[0], waves[1]), "lengths": lengths}, outputs)
 
 
-def prepare_encoder(encoder: SpeechEncoder) -> SpeechEncoder:
+def prepare_encoder(encoder: ConvEncoder) -> ConvEncoder:
     """Make a freshly loaded encoder fit for export, in place: plain weights and plain attention.
 
     The position convolution's weight-norm parametrisation is folded into its weight; on a deep copy that would break the

@@ -26,7 +26,7 @@ from .. import __version__
 from ..errors import UserError, closest, code, explained, markdown
 from ..files import StrPath
 from ..models.building import NO_MASKING
-from ..models.encoder import SpeechEncoder
+from ..models.encoder import ConvEncoder
 from ..models.frames import GRID
 from ..models.heads import PredictionHeads
 from ..models.student import Student
@@ -134,7 +134,7 @@ def build(tensors: dict[str, Tensor], settings: dict[str, Any], where: str) -> S
         raise UserError(f"{where} holds weights that are not numbers: its training failed; take another checkpoint.")
     if math.prod(strides) != GRID.stride:
         raise UserError(f"{where} has a frame every {math.prod(strides)} samples: only 320 (20 ms) can be used here.")
-    return Student(SpeechEncoder(model), heads, None, layers, name=Path(where).stem).eval()
+    return Student(ConvEncoder(model), heads, None, layers, name=Path(where).stem).eval()
 
 
 def _config(tensors: dict[str, Tensor], settings: dict[str, Any], where: str) -> tuple[Any, list[int]]:

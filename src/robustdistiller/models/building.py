@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..config import EnhancementConfig, StudentConfig
 from ..errors import UserError
 from . import pruning
-from .encoder import SpeechEncoder
+from .encoder import ConvEncoder, SpeechEncoder
 from .heads import EnhancementHead, PredictionHeads
-from .hub import Encoder, load_encoder
+from .hub import load_encoder
 from .initialise import Initialisation, copyable_state, initialise
 from .layer_norm import fit_layer_norm
 from .student import Student
@@ -51,7 +51,7 @@ def build_student(
         torch.manual_seed(seed)
         model = _build_model(source, config)
         normalize = source.normalize and config.streaming is None if config.normalize is None else config.normalize
-        encoder = SpeechEncoder(model, normalize, config.feature_grad_mult)
+        encoder = ConvEncoder(model, normalize, config.feature_grad_mult)
         sources = None
         if config.predict_from == "layers":
             sources = [math.ceil(layer * config.layers / teacher.num_layers) for layer in teacher.layers]
@@ -70,7 +70,7 @@ def build_student(
     # A front end normalised over time must be fitted to one that is not.
     norm = getattr(source.model.config, "feat_extract_norm", "layer")
     streams = config.streaming is not None and config.init != "random" and norm == "group"
-    if (report.kept or streams) and isinstance(source, SpeechEncoder):
+    if (report.kept or streams) and isinstance(source, ConvEncoder):
         device = next(source.parameters()).device
         if clips := [clip.to(device) for clip in speech]:
             kept, moments = pruning.plan_pruning(encoder, source, clips, origins)
@@ -82,7 +82,7 @@ def build_student(
                 fit_layer_norm(encoder, source, clips, kept.channels)
                 report.mark_fitted("feature_")
             encoder.cpu()
-    if report.random and isinstance(source, SpeechEncoder) and config.init != "random":
+    if report.random and isinstance(source, ConvEncoder) and config.init != "random":
         logger.warning(
             "%d of the student's %d tensors start at random%s.",
             len(report.random), len(model.state_dict()), _mismatch(model.config, source.model.config),
@@ -99,10 +99,10 @@ def _mismatch(mine: Any, theirs: Any) -> str:
     return ""
 
 
-def _build_model(source: Encoder, config: StudentConfig) -> nn.Module:
+def _build_model(source: SpeechEncoder, config: StudentConfig) -> nn.Module:
     from transformers import HubertConfig, HubertModel, WavLMConfig, WavLMModel
 
-    theirs: Any = source.model.config if isinstance(source, SpeechEncoder) else HubertConfig()
+    theirs: Any = source.model.config if isinstance(source, ConvEncoder) else HubertConfig()
     hidden = config.hidden_size or source.hidden_size
     same = hidden == source.hidden_size
     heads = config.heads or (_size(source, "attention_heads") if same else max(1, hidden // 64))
@@ -147,7 +147,7 @@ def _build_model(source: Encoder, config: StudentConfig) -> nn.Module:
         raise UserError(f"This student cannot be built ({error}): check the recipe's student section.") from error
 
 
-def _size(source: Encoder, name: str) -> int:
+def _size(source: SpeechEncoder, name: str) -> int:
     config: Any = source.model.config
     others = {"attention_heads": "num_attention_heads", "ffn_dim": "intermediate_size"}[name]
     return int(getattr(config, f"encoder_{name}", None) or getattr(config, others))  # the first is Whisper's

@@ -85,7 +85,7 @@ class LengthAwareGroupNorm(nn.GroupNorm):
         self.weight, self.bias = original.weight, original.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        lengths = _FIRST_LENGTHS.get()  # (B,) bound by SpeechEncoder; None: all frames are valid
+        lengths = _FIRST_LENGTHS.get()  # (B,) bound by ConvEncoder; None: all frames are valid
         if lengths is None and x.dtype in (torch.bfloat16, torch.float16):
             # `autocast` would have the largest tensor of a pass normalised, activated and copied in twice the bytes.
             with torch.autocast(x.device.type, enabled=False):
@@ -161,15 +161,53 @@ def normalize_wave(wave: Tensor, lengths: Tensor) -> Tensor:
 
 
 class SpeechEncoder(nn.Module):
-    """A convolutional speech encoder of `transformers` with lengths in and lengths out.
+    """An encoder of `transformers` with lengths in and lengths out.
+
+    Attributes:
+        grid: The frames of its states.
+        normalize: Whether the input is brought to zero mean and unit variance first.
+        pre_norm: Whether its layers add to a stream that is not normalised.
+        final_norm: Whether the last state is more than what the last layer gives.
+        source: The files that it was read from.
+    """
+
+    model: Any
+    grid: FrameGrid
+    normalize = pre_norm = final_norm = False
+    source = ""
+
+    def _stack(self) -> tuple[Any, str]:
+        """Where the layers are: a module and the name of its list."""
+        return self.model.encoder, "layers"
+
+    @property
+    def stack(self) -> Any:
+        """The Transformer layers."""
+        return getattr(*self._stack())
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.stack)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    def truncate(self, layers: int) -> None:
+        """Drop the Transformer layers above `layers`, with the final normalisation if it no longer follows its layer."""
+        if layers < self.num_layers:
+            setattr(*self._stack(), self.stack[:layers])
+            self.final_norm = False
+
+
+class ConvEncoder(SpeechEncoder):
+    """An encoder with convolutions before the Transformer.
 
     model: a HubertModel, Wav2Vec2Model, WavLMModel, Data2VecAudioModel, UniSpeechModel, UniSpeechSatModel or
     Wav2Vec2ConformerModel
     normalize: whether the input is brought to zero mean and unit variance first
     grad_mult: factor on the gradient that reaches the convolutions
     """
-
-    source = ""  # the files that it was read from
 
     def __init__(self, model: Any, normalize: bool = False, grad_mult: float = 1.0):
         super().__init__()
@@ -188,7 +226,7 @@ class SpeechEncoder(nn.Module):
         first = self.model.feature_extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
             first.layer_norm = LengthAwareGroupNorm(first.layer_norm)
-        for layer in getattr(*self._stack()):
+        for layer in self.stack:
             if capture_output not in layer._forward_hooks.values():  # the model may have been in an encoder before
                 layer.register_forward_hook(capture_output)
         position = getattr(getattr(self.model.encoder, "pos_conv_embed", None), "conv", None)
@@ -205,33 +243,13 @@ class SpeechEncoder(nn.Module):
         if config.model_type == "wavlm":  # `transformers` gives PyTorch masks of two types, which it adds as it should
             warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
 
-    def _stack(self) -> tuple[Any, str]:
-        """Where the layers are: a module and the name of its list."""
-        return self.model.encoder, "layers"
-
     def _past_padding(self) -> list[nn.Module]:
         """The convolutions that padding, silent when the encoder begins, would reach as something else than zeros."""
         position: Any = getattr(self.model.encoder, "pos_conv_embed", None)
         found = [*getattr(position, "layers", ())]  # the second to fifth of data2vec
         if getattr(position, "batch_norm", None) is not None:  # a HuBERT with conv_pos_batch_norm
             found.append(position.conv)
-        layers = getattr(*self._stack())
-        return found + [layer.conv_module.depthwise_conv for layer in layers if hasattr(layer, "conv_module")]
-
-    @property
-    def num_layers(self) -> int:
-        return len(getattr(*self._stack()))
-
-    @property
-    def hidden_size(self) -> int:
-        return int(self.model.config.hidden_size)
-
-    def truncate(self, layers: int) -> None:
-        """Drop the Transformer layers above `layers`, with the final normalisation if it no longer follows its layer."""
-        if layers < self.num_layers:
-            holder, name = self._stack()
-            setattr(holder, name, getattr(holder, name)[:layers])
-            self.final_norm = False
+        return found + [layer.conv_module.depthwise_conv for layer in self.stack if hasattr(layer, "conv_module")]
 
     def compile_layers(self) -> None:
         """Have `torch.compile` fuse the Transformer layers, once for all of a shape, when the first is used.
@@ -241,7 +259,7 @@ class SpeechEncoder(nn.Module):
         import torch._dynamo
 
         torch._dynamo.config.suppress_errors = True
-        for layer in getattr(*self._stack()):
+        for layer in self.stack:
             layer.forward = torch.compile(layer.forward)
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None, chunking: Chunking | None = None) -> EncoderOutput:
@@ -305,8 +323,8 @@ class SpeechEncoder(nn.Module):
         return _rebuilt, (values,)
 
 
-def _rebuilt(values: dict[str, Any]) -> SpeechEncoder:
-    encoder: SpeechEncoder = values["made"](values["kind"](values["config"]), values["normalize"], values["grad_mult"])
+def _rebuilt(values: dict[str, Any]) -> ConvEncoder:
+    encoder: ConvEncoder = values["made"](values["kind"](values["config"]), values["normalize"], values["grad_mult"])
     encoder.truncate(values["layers"])
     encoder.load_state_dict(values["state"], assign=True)
     for name, parameter in encoder.named_parameters():

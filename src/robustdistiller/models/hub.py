@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import UserError, explained
 from ..files import read_json
 from .config_limits import check_finite, check_values
-from .encoder import SpeechEncoder
+from .encoder import ConvEncoder, SpeechEncoder
 from .repository import CONFIGS, FORMATS, ModelFiles, locate
 from .squeezed import SqueezedEncoder
 from .w2v_bert import W2vBertEncoder
@@ -23,8 +23,6 @@ from .whisper import WhisperEncoder
 
 logger = logging.getLogger(__name__)
 
-Encoder = SpeechEncoder | WhisperEncoder | W2vBertEncoder
-
 SUPPORTED = (
     "hubert", "wavlm", "wav2vec2", "wav2vec2-conformer", "wav2vec2-bert", "data2vec-audio", "unispeech", "unispeech-sat",
     "sew", "sew-d", "whisper",
@@ -32,7 +30,7 @@ SUPPORTED = (
 FROM_LOG_MEL = ("whisper", "wav2vec2-bert")
 
 
-def load_encoder(name: str | os.PathLike[str] | ModelFiles) -> Encoder:
+def load_encoder(name: str | os.PathLike[str] | ModelFiles) -> SpeechEncoder:
     """Load any supported encoder in float32, with its input normalisation and without the heads or adapters beside it.
 
     Args:
@@ -59,9 +57,9 @@ def load_encoder(name: str | os.PathLike[str] | ModelFiles) -> Encoder:
     model = _build(config, _open(files), files.name)
     with _one_sentence(files.name):
         if kind in FROM_LOG_MEL:
-            encoder: Encoder = (WhisperEncoder if kind == "whisper" else W2vBertEncoder)(model, extractor)
+            encoder: SpeechEncoder = (WhisperEncoder if kind == "whisper" else W2vBertEncoder)(model, extractor)
         else:
-            made = SqueezedEncoder if kind in ("sew", "sew-d") else SpeechEncoder
+            made = SqueezedEncoder if kind in ("sew", "sew-d") else ConvEncoder
             encoder = made(model, normalize=normalize)
     encoder.source = files.source
     return encoder

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .encoder import SpeechEncoder
+from .encoder import ConvEncoder
 
 CONVOLUTION = "feature_extractor.conv_layers.{}.conv.weight"
 PROJECT = "feature_projection.projection.weight"
@@ -64,7 +64,7 @@ def copyable_state(source: nn.Module, layers: Sequence[int]) -> dict[str, Tensor
         source: The encoder.
         layers: Its layers (1-based) that a student starts from; they are numbered as the student's.
     """
-    if not isinstance(source, SpeechEncoder):
+    if not isinstance(source, ConvEncoder):
         return {}
     state = source.model.state_dict()
     # WavLM's embedding of relative positions stands in its first layer, and serves all.

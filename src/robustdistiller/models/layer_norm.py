@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..randomness import generator
-from .encoder import SpeechEncoder, normalize_wave
+from .encoder import ConvEncoder, normalize_wave
 from .pruning import conv_patches, evaluating, fit_projection, least_squares
 
 PATTERN = 3.0
@@ -26,7 +26,7 @@ SECONDS = 90  # of speech at most: the front end alone has a million of its fram
 
 @torch.no_grad()
 def fit_layer_norm(
-    student: SpeechEncoder, source: SpeechEncoder, speech: Sequence[Tensor], channels: Sequence[Tensor] = ()
+    student: ConvEncoder, source: ConvEncoder, speech: Sequence[Tensor], channels: Sequence[Tensor] = ()
 ) -> None:
     """Fit the front end of `student`, which has LayerNorm, to that of `source`, in place.
 
@@ -38,9 +38,7 @@ def fit_layer_norm(
         _fit_all(student, source, speech, channels)
 
 
-def _fit_all(
-    student: SpeechEncoder, source: SpeechEncoder, speech: Sequence[Tensor], channels: Sequence[Tensor]
-) -> None:
+def _fit_all(student: ConvEncoder, source: ConvEncoder, speech: Sequence[Tensor], channels: Sequence[Tensor]) -> None:
     kept = _some(speech)
     xs = ys = [wave[None, None] for wave in kept]  # what the next convolutions of student and source read, (1, C, F)
     if source.normalize:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .encoder import SpeechEncoder, normalize_wave
+from .encoder import ConvEncoder, normalize_wave
 from .initialise import FEED_FORWARD, PruningPlan, copyable_state, strongest
 
 RIDGE = 1e-4  # of the mean energy of an input: what a minute of speech hardly excites stays small
@@ -34,7 +34,7 @@ Moments = dict[int, tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def plan_pruning(
-    student: SpeechEncoder, source: SpeechEncoder, speech: Sequence[Tensor], origins: Sequence[int]
+    student: ConvEncoder, source: ConvEncoder, speech: Sequence[Tensor], origins: Sequence[int]
 ) -> tuple[PruningPlan, Moments]:
     """What a narrower `student` should keep of `source`, judged on `speech`: clips (T,) on the device of `source`.
 
@@ -62,8 +62,8 @@ def plan_pruning(
 
 @torch.no_grad()
 def fit(
-    student: SpeechEncoder,
-    source: SpeechEncoder,
+    student: ConvEncoder,
+    source: ConvEncoder,
     kept: PruningPlan,
     moments: Moments,
     speech: Sequence[Tensor],
@@ -114,7 +114,7 @@ def _moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return square / count - torch.outer(mean, mean), mean
 
 
-def _unit_moments(source: SpeechEncoder, layers: Sequence[int], speech: Sequence[Tensor]) -> Moments:
+def _unit_moments(source: ConvEncoder, layers: Sequence[int], speech: Sequence[Tensor]) -> Moments:
     """The moments of what the units of these layers say, in one pass over the speech."""
     if not layers:
         return {}
@@ -133,7 +133,7 @@ def _unit_moments(source: SpeechEncoder, layers: Sequence[int], speech: Sequence
     return {layer: _moments(parts) for layer, parts in values.items()}
 
 
-def _reader(encoder: SpeechEncoder, layer: int) -> Any:
+def _reader(encoder: ConvEncoder, layer: int) -> Any:
     """The linear map that reads the units of a layer's feed-forward part."""
     return encoder.model.get_submodule(FEED_FORWARD.format(layer, "output"))
 
@@ -152,7 +152,7 @@ def _fit_feed_forward(mine: Any, theirs: Any, units: Tensor, covariance: Tensor,
 
 
 def _fit_front_end(
-    student: SpeechEncoder, teacher: SpeechEncoder, channels: Sequence[Tensor], speech: Sequence[Tensor]
+    student: ConvEncoder, teacher: ConvEncoder, channels: Sequence[Tensor], speech: Sequence[Tensor]
 ) -> None:
     mine, theirs = (encoder.model.feature_extractor.conv_layers for encoder in (student, teacher))
     for number, kept in enumerate(channels[1:], 1):
@@ -184,7 +184,7 @@ def fit_projection(project: Any, reference: Any, cnn: Iterable[tuple[Tensor, Ten
     project.projection.bias.copy_(bias)
 
 
-def _convolved(encoder: SpeechEncoder, layers: Any, wave: Tensor) -> Tensor:
+def _convolved(encoder: ConvEncoder, layers: Any, wave: Tensor) -> Tensor:
     """(T,) → (1, C, F)"""
     x = wave[None]
     if encoder.normalize:

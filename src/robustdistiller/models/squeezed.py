@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .encoder import CAPTURE, EncoderOutput, LayerCapture, SpeechEncoder, bound
+from .encoder import CAPTURE, ConvEncoder, EncoderOutput, LayerCapture, bound
 from .frames import mask_from_lengths
 
 
-class SqueezedEncoder(SpeechEncoder):
+class SqueezedEncoder(ConvEncoder):
     """A SEWModel or SEWDModel with lengths in and lengths out."""
 
     def __init__(self, model: Any, normalize: bool = False, grad_mult: float = 1.0):
@@ -35,7 +35,7 @@ class SqueezedEncoder(SpeechEncoder):
         return self.model.feature_projection(normed) if self.model.project_features else normed
 
     def forward(self, *inputs: Any, **named: Any) -> EncoderOutput:
-        """As of `SpeechEncoder`."""
+        """As of `ConvEncoder`."""
         output = super().forward(*inputs, **named)
         frames = output.states[-1].shape[1]
         lengths = torch.div(output.lengths, self.factor, rounding_mode="floor") * self.factor

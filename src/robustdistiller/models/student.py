@@ -17,7 +17,7 @@ from ..errors import UserError, explained
 from ..files import read_json, replacing_folder, write_json, write_text
 from ..outputs import STUDENT_FILES
 from .config_limits import check_finite, check_values
-from .encoder import EncoderOutput, SpeechEncoder
+from .encoder import ConvEncoder, EncoderOutput
 from .frames import GRID, checked_batch, mask_from_lengths
 from .heads import Enhancement, EnhancementHead, PredictionHeads
 from .hub import load_encoder, quiet_transformers
@@ -59,7 +59,7 @@ class Student(nn.Module):
 
     def __init__(
         self,
-        encoder: SpeechEncoder,
+        encoder: ConvEncoder,
         heads: PredictionHeads | None = None,
         enhancer: EnhancementHead | None = None,
         layers: tuple[int, ...] = (),
@@ -240,7 +240,7 @@ def load_student(folder: str | os.PathLike[str]) -> Student:
         return student
     files = locate(folder, also=(HEADS, HEADS_CONFIG))
     encoder = load_encoder(files)
-    if not isinstance(encoder, SpeechEncoder):
+    if not isinstance(encoder, ConvEncoder):
         raise UserError(f"{folder} is a teacher (its input is log-mel): give the folder that `distill` wrote.")
     if encoder.grid != GRID:
         found, wanted = (f"every {grid.stride} samples of {grid.field}" for grid in (encoder.grid, GRID))
@@ -251,7 +251,7 @@ def load_student(folder: str | os.PathLike[str]) -> Student:
         return _with_heads(encoder, files.folder, str(folder)).eval().requires_grad_(True)
 
 
-def _with_heads(encoder: SpeechEncoder, folder: Path, name: str) -> Student:
+def _with_heads(encoder: ConvEncoder, folder: Path, name: str) -> Student:
     config = read_json(folder / HEADS_CONFIG, "heads description")
     check_values(config, str(folder / HEADS_CONFIG))
     layers, tap, sources = tuple(config["layers"]), config["tap"], config.get("sources")

@@ -15,8 +15,9 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from ..errors import UserError
+from .encoder import SpeechEncoder
 from .frames import GRID, align_frames
-from .hub import Encoder, load_encoder
+from .hub import load_encoder
 from .precision import DTYPES, autocast, pick_precision
 
 
@@ -44,7 +45,7 @@ class Teacher(nn.Module):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: SpeechEncoder,
         layers: tuple[int, ...] | None = None,
         name: str = "teacher",
         precision: str = "auto",

@@ -12,20 +12,21 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .encoder import CAPTURE, EncoderOutput, LayerCapture, bound, capture_output
+from .encoder import CAPTURE, EncoderOutput, LayerCapture, SpeechEncoder, bound, capture_output
 from .frames import FrameGrid, mask_from_lengths
-from .whisper import LogMelEncoder
 
 FLOOR = 1.192092955078125e-07
 
 
-class W2vBertEncoder(LogMelEncoder):
+class W2vBertEncoder(SpeechEncoder):
     """The encoder of a Wav2Vec2BertModel as wave → states; frame f covers samples 320 f to 320 f + 559.
 
     model: a Wav2Vec2BertModel; extractor: its SeamlessM4TFeatureExtractor, for the mel filters and the window
     """
 
     grid = FrameGrid(stride=320, offset=280, field=560)
+    mel_filters: Tensor
+    window: Tensor
 
     def __init__(self, model: Any, extractor: Any):
         super().__init__()
@@ -41,10 +42,6 @@ class W2vBertEncoder(LogMelEncoder):
             layer.register_forward_hook(capture_output)
         for name in ("mel_filters", "window"):  # (257, 80) and (400,)
             self.register_buffer(name, torch.as_tensor(getattr(extractor, name)).float(), persistent=False)
-
-    @property
-    def stack(self) -> Any:
-        return self.model.encoder
 
     def log_mel(self, wave: Tensor, lengths: Tensor) -> Tensor:
         """Waveforms (B, T) with valid `lengths` (B,) samples → (B, F, 160), F frames of 20 ms, zeros beyond the valid ones."""

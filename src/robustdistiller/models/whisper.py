@@ -11,49 +11,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ..errors import UserError
-from .encoder import EncoderOutput
+from .encoder import EncoderOutput, SpeechEncoder
 from .frames import FrameGrid, beside, mask_from_lengths
 from .streaming import layer_outputs
 
 TAIL = 50  # frames of 20 ms
 
 
-class LogMelEncoder(nn.Module):
-    """An encoder whose input is a log-mel that is made here."""
-
-    grid: FrameGrid
-    final_norm = pre_norm = False
-    normalize = False
-    source = ""  # the files that it was read from
-    mel_filters: Tensor
-    window: Tensor
-    model: Any
-
-    @property
-    def stack(self) -> Any:
-        """Where the layers are."""
-        return self.model
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.stack.layers)
-
-    @property
-    def hidden_size(self) -> int:
-        return int(self.model.config.hidden_size)
-
-    def truncate(self, layers: int) -> None:
-        """Drop the layers above `layers`, with the norm that would no longer follow its layer."""
-        if layers < self.num_layers:
-            self.stack.layers = self.stack.layers[:layers]
-            self.final_norm = False
-
-
-class WhisperEncoder(LogMelEncoder):
+class WhisperEncoder(SpeechEncoder):
     """The encoder of a `transformers` WhisperModel as wave → states; its frames are centred at sample 320 f.
 
     model: a WhisperModel (its decoder is not kept)
@@ -62,6 +31,8 @@ class WhisperEncoder(LogMelEncoder):
 
     grid = FrameGrid(stride=320, offset=0, field=1)
     final_norm = pre_norm = True
+    mel_filters: Tensor
+    window: Tensor
 
     def __init__(self, model: Any, extractor: Any):
         super().__init__()
@@ -79,6 +50,9 @@ class WhisperEncoder(LogMelEncoder):
         self.register_buffer("mel_filters", filters, persistent=False)
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         self.max_frames = int(self.model.config.max_source_positions)
+
+    def _stack(self) -> tuple[Any, str]:
+        return self.model, "layers"
 
     def log_mel(self, wave: Tensor, lengths: Tensor) -> Tensor:
         """Whisper's log-mel of waveforms (B, T) → (B, mels, T // 160); the dynamic range is that of the valid part."""

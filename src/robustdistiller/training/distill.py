@@ -22,7 +22,7 @@ from ..distributed import Distributed
 from ..errors import UserError
 from ..files import exclusive, write_json
 from ..models.building import build_student
-from ..models.encoder import SpeechEncoder
+from ..models.encoder import ConvEncoder
 from ..models.frames import beside
 from ..models.precision import autocast, pick_precision
 from ..models.teacher import Teacher, TeacherOutput, load_teacher
@@ -181,7 +181,7 @@ class Distillation:
         self.module: nn.Module = self.student.to(self.device)
         if settings.compile:
             for encoder in (self.teacher.encoder, self.student.encoder):
-                if isinstance(encoder, SpeechEncoder):
+                if isinstance(encoder, ConvEncoder):
                     encoder.compile_layers()
         self.precision = pick_precision(settings.precision, self.device, self.student.encoder)
         self.sampler = plan_batches(recipe, self.materials, context.rank, context.world)
