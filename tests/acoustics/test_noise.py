@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_every_draw_gives_its_samples_again(noises: list, talk: list, seed: int,
     draw = bank.draw(generator(seed), seconds, utterance="ann/0", speaker="ann")
     assert draw == other.draw(generator(seed), seconds, utterance="ann/0", speaker="ann")
     wave = bank.fetch([draw], count)
-    again = TypeAdapter(NoiseDraw).validate_python(json.loads(json.dumps(draw.to_dict())))
+    again = TypeAdapter(NoiseDraw).validate_python(json.loads(json.dumps(asdict(draw))))
     assert again == draw and np.array_equal(other.fetch([again], count), wave)
     assert wave.shape == (count,) and power(wave) == pytest.approx(1.0, rel=1e-4)
 
@@ -260,5 +261,5 @@ def test_a_synthetic_noise_is_its_plain_values(kind: str) -> None:
     draw = bank.draw(generator("draw", 3), 1.0)
     wave = bank.fetch([draw], RATE)
     assert draw.kind == kind and wave.dtype == np.float32
-    np.testing.assert_array_equal(bank.fetch([TypeAdapter(NoiseDraw).validate_python(draw.to_dict())], RATE), wave)
+    np.testing.assert_array_equal(bank.fetch([TypeAdapter(NoiseDraw).validate_python(asdict(draw))], RATE), wave)
     assert power(wave) == pytest.approx(1.0, rel=1e-3)

@@ -12,9 +12,10 @@ from acoustics_material import RATE, Make, synthetic_response
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustdistiller.acoustics.rooms import RoomBank, direct_path, measure_t60, prepare_rir, simulate_room
+from robustdistiller.acoustics.rooms import RoomBank
+from robustdistiller.acoustics.simulation import simulate_room
 from robustdistiller.audio.manifest import Recording
-from robustdistiller.audio.rir import LEAD
+from robustdistiller.audio.rir import LEAD, direct_path, measure_t60, prepare_rir
 from robustdistiller.errors import AudioError, UserError
 from robustdistiller.randomness import generator
 
@@ -100,12 +101,13 @@ def test_early_reflections_are_those_of_the_image_source_method() -> None:
 
 def test_simulated_rooms_are_repeatable_and_differ_between_splits_seeds_and_positions() -> None:
     banks = [
-        RoomBank.simulated(3, (0.2, 0.5), seed, split) for seed, split in ((0, "train"), (0, "valid"), (1, "train"))
+        RoomBank().add_simulated(3, (0.2, 0.5), seed, split)
+        for seed, split in ((0, "train"), (0, "valid"), (1, "train"))
     ]
     waves = [bank.load(id).samples for bank in banks for id in bank.ids]
     assert len({wave.tobytes() for wave in waves}) == len(waves) == 18
     assert not set(banks[0].ids) & set(banks[1].ids)
-    again = RoomBank.simulated(3, (0.2, 0.5), 0, "train")
+    again = RoomBank().add_simulated(3, (0.2, 0.5), 0, "train")
     for id in reversed(again.ids):
         assert np.array_equal(again.load(id).samples, banks[0].load(id).samples)
         assert again.load(id).t60 == banks[0].load(id).t60

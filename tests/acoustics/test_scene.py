@@ -297,7 +297,7 @@ def test_levels_are_those_of_the_audible_band(
     if where == "speech":
         speech = speech + np.float32(offset) + np.float32(rumble) * _rumble(6 * RATE).astype(np.float32)
     bank = NoiseBank([noise], NoiseMix(recorded=1), speech=voices)
-    room = RoomBank.simulated(1)
+    room = RoomBank().add_simulated(1)
     for snr_db in (0.0, 10.0):
         for through in (None, room.ids[0]):
             environment = Environment(EnvironmentConfig(), bank, room)

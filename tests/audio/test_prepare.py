@@ -16,10 +16,10 @@ import pytest
 import soundfile
 
 from robustdistiller.audio import prepare as module
-from robustdistiller.audio.checking import check_all
+from robustdistiller.audio.checking import check_all, write_skipped
 from robustdistiller.audio.io import read_audio, write_audio
 from robustdistiller.audio.manifest import Recording, read_manifest, write_manifest
-from robustdistiller.audio.prepare import prepare, prepare_all, write_skipped
+from robustdistiller.audio.prepare import prepare, prepare_all
 from robustdistiller.errors import UserError
 
 

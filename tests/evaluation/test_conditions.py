@@ -75,7 +75,7 @@ def test_rooms_have_the_reverberation_time_of_their_bin(stage, keywords):
 
 
 def test_every_response_is_read_once_however_many_bins_there_are(tmp_path, monkeypatch):
-    rooms = RoomBank.simulated(3)
+    rooms = RoomBank().add_simulated(3)
     files = [Recording(name, str(tmp_path / f"{name}.wav"), 1.0, split="test") for name in rooms.ids]
     for recording in files:
         write_audio(Path(recording.path), rooms.load(recording.id).samples)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..audio.manifest import Recording
+from ..audio.rir import RIR
 from ..config import EnvironmentConfig
 from ..errors import UserError
 from ..randomness import generator
@@ -22,8 +23,8 @@ from .convolution import Array
 from .curriculum import keeps_room, snr_at
 from .effects import draw_effects
 from .mixing import render
-from .noise import NoiseBank
-from .rooms import RIR, RoomBank
+from .noise import NoiseBank, choose_kind
+from .rooms import RoomBank
 from .scene import Scene
 
 SPECTRA_MB = 256
@@ -102,14 +103,14 @@ class Environment:
             UserError: There is no noise or room for a condition that is drawn.
         """
         config = self.config
-        kind_at, room_at, snr_u, count_u = self._generator(epoch, utterance, "scene").random(4)
-        kind = _condition(config, kind_at)
+        kind_at, room_at, snr_u, count_u = generator(self.seed, epoch, utterance, "scene").random(4)
+        kind = choose_kind({kind: getattr(config, kind) for kind in ("clean", "noise", "reverb", "both")}, kind_at)
         reverb = kind in ("reverb", "both") and keeps_room(config, step, room_at)
         noisy = kind in ("noise", "both")
-        effects = draw_effects(config.effects, self._generator(epoch, utterance, "effects"))
+        effects = draw_effects(config.effects, generator(self.seed, epoch, utterance, "effects"))
         scene = Scene(utterance, self.seed, epoch, effects=effects)
         if reverb:
-            rng = self._generator(epoch, utterance, "room")
+            rng = generator(self.seed, epoch, utterance, "room")
             scene = self._in_room(scene, self._room_bank().draw(rng), rng.random(), config.noise_in_room and noisy)
         if noisy:
             low, high = config.noises
@@ -167,9 +168,6 @@ class Environment:
         return render(
             clean, lengths, noise, scenes, lambda room: there.get(room) or self._room_bank().load(room), self._spectra
         )
-
-    def _generator(self, epoch: int, utterance: str, *purpose: str | int) -> np.random.Generator:
-        return generator(self.seed, epoch, utterance, *purpose)
 
     def _in_room(self, scene: Scene, room: str, uniform: float, noise_too: bool) -> Scene:
         rooms = self._room_bank()
@@ -238,13 +236,3 @@ def fixed_scene(
         wanted = [noise] if isinstance(noise, str) else list(noise)
         scene = environment._with_noise(scene, snr_db, wanted, seconds, speaker)
     return scene
-
-
-def _condition(config: EnvironmentConfig, uniform: float) -> str:
-    shares = {kind: getattr(config, kind) for kind in ("clean", "noise", "reverb", "both")}
-    threshold = uniform * sum(shares.values())
-    for kind, share in shares.items():
-        threshold -= share
-        if threshold < 0:
-            return kind
-    return max(shares, key=lambda kind: shares[kind])

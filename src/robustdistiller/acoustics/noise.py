@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any
 
 import numpy as np
 
@@ -55,9 +54,6 @@ class NoiseDraw:
     def replaced(self) -> bool:
         """Whether white noise stands for recordings that were asked for but cannot be used."""
         return self.kind == "white" and self.note is not None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class NoiseBank:
@@ -139,7 +135,7 @@ class NoiseBank:
         if noise is None:
             if not self.weights:
                 raise UserError("All noise_kinds are 0: set one of them above 0.")
-            kind = _choose(self.weights, pick)
+            kind = choose_kind(self.weights, pick)
         elif noise in KINDS and not (noise in SYNTHETIC_NOISES and self._has(noise)):
             kind = noise  # a recorded rain goes before a synthetic one
         else:
@@ -315,10 +311,11 @@ def coloured(kind: str, seed: int, num_samples: int) -> np.ndarray:
     return irfft(rfft(rng.standard_normal(size, np.float32), size) * shape, size)[:num_samples]
 
 
-def _choose(weights: dict[str, float], uniform: float) -> str:
+def choose_kind(weights: dict[str, float], uniform: float) -> str:
+    """The kind that a `uniform` number in [0, 1) stands for, each with a probability of its share of all weights."""
     threshold = uniform * sum(weights.values())
     for kind, weight in weights.items():
         threshold -= weight
         if threshold < 0:
             return kind
-    return kind
+    return max(weights, key=lambda kind: weights[kind])  # rounding left a trace

@@ -8,14 +8,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..audio.manifest import Recording
-from ..audio.rir import READ, RIR, direct_path, measure_t60, prepare_rir
+from ..audio.rir import READ, RIR, prepare_rir
 from ..errors import AudioError, UserError, closest
 from ..randomness import generator
 from .cache import ByteCache
 from .clips import Complaints, by_id
 from .simulation import TWO_POSITIONS, simulate_room
-
-__all__ = ["RIR", "RoomBank", "direct_path", "measure_t60", "prepare_rir", "simulate_room"]
 
 TRIES = 20
 CACHE_BYTES = 256 << 20  # of responses that a process keeps
@@ -40,24 +38,20 @@ class RoomBank:
         self._passed_over = Complaints("Room response")
         self._cache: ByteCache[tuple[RIR, ...]] = ByteCache(CACHE_BYTES)
 
-    @classmethod
-    def simulated(
-        cls, count: int, t60_range: tuple[float, float] = (0.2, 1.0), seed: int = 0, split: str = "train"
+    def add_simulated(
+        self, count: int, t60_range: tuple[float, float] = (0.2, 1.0), seed: int = 0, split: str = "train"
     ) -> RoomBank:
-        """A bank of simulated rooms with two source positions each.
+        """Put simulated rooms beside those of the bank; they are computed when first needed (10 ms each).
 
         Args:
-            count: How many rooms.
+            count: How many rooms, with two source positions each.
             t60_range: Lowest and highest reverberation time, seconds.
             seed: Another one gives other rooms.
             split: Another one gives other rooms.
-        """
-        bank = cls()
-        bank.add_simulated(count, t60_range, seed, split)
-        return bank
 
-    def add_simulated(self, count: int, t60_range: tuple[float, float], seed: int = 0, split: str = "train") -> None:
-        """Put `count` simulated rooms beside those of the bank. They are computed when first needed (10 ms each)."""
+        Returns:
+            The bank.
+        """
         for number in range(count):
             room = f"simulated-{split}-{seed}-{number:04d}"
             for position in range(TWO_POSITIONS):
@@ -65,6 +59,7 @@ class RoomBank:
                 self._simulated[id] = (split, seed, number, position, t60_range)
                 self._rooms.setdefault(room, []).append(id)
         self._simulated_ids = list(self._simulated)
+        return self
 
     def __len__(self) -> int:
         return len(self._recorded_ids) + len(self._simulated_ids)
@@ -81,9 +76,8 @@ class RoomBank:
             key = (split, seed, number, t60_range)
             room = self._cache.get(key, lambda: simulate_room(generator(seed, "room", split, number), t60_range))
             return room[position]
-        if id not in self._recordings:
-            raise UserError(f"The room '{id}' is not in this bank: pass the --rooms it is from.{closest(id, self.ids)}")
-        return self._cache.get(id, lambda: (self._read(self._recordings[id]),))[0]
+        recording = self._recording(id)
+        return self._cache.get(id, lambda: (self._read(recording),))[0]
 
     def t60(self, id: str) -> float | None:
         """The measured T60 of a response in seconds, None where it cannot be told: known from the scan, if there was one."""
@@ -97,6 +91,11 @@ class RoomBank:
             self.load(id)
         elif not os.path.isfile(recording.path):
             raise AudioError(f"{recording.path} does not exist any more.", "missing")
+
+    def _recording(self, id: str) -> Recording:
+        if id not in self._recordings:
+            raise UserError(f"The room '{id}' is not in this bank: pass the --rooms it is from.{closest(id, self.ids)}")
+        return self._recordings[id]
 
     def _read(self, recording: Recording) -> RIR:
         try:
@@ -131,10 +130,7 @@ class RoomBank:
         """The room to which a response belongs."""
         if id in self._simulated:
             return id.rpartition("-")[0]
-        recording = self._recordings.get(id)
-        if recording is None:
-            raise UserError(f"The room '{id}' is not in this bank: pass the --rooms it is from.{closest(id, self.ids)}")
-        return recording.group or id
+        return self._recording(id).group or id
 
     def find(self, name: str) -> list[str]:
         """The responses that `name` stands for: one by its id, or all of a room."""

@@ -81,8 +81,10 @@ class Recording:
         left = self.seconds - offset
         if left <= 0:
             raise AudioError(f"{self.id} lasts {self.seconds:g} s: no part of it starts at {offset:g} s.", "too-short")
-        wanted = left if seconds is None else min(seconds, left)
-        return read_audio(self.path, self.start + offset, wanted, channel=self.extra.get("use_channel"))
+        return self._read(offset, left if seconds is None else min(seconds, left))
+
+    def _read(self, offset: float, seconds: float) -> np.ndarray:
+        return read_audio(self.path, self.start + offset, seconds, channel=self.extra.get("use_channel"))
 
     def to_row(self) -> dict[str, Any]:
         """The manifest line of this recording, with its absolute path; `recording_from_row` is the inverse."""

@@ -13,21 +13,19 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, closest
 from ..files import StrPath, digest, read_json, write_json
 from ..progress import Progress
-from .checking import Skipped, check_all, write_skipped
+from .checking import Skipped, check_all
 from .corpora import CORPORA, Role, scan_corpus
 from .io import MEDIA, SUFFIXES, find_files, readable
 from .lhotse_adapter import is_cuts, read_cuts
 from .manifest import Recording, check_exist, read_manifest, recording_from_row, write_manifest
 from .shards import is_sharded
-from .splits import split_by_group
-
-__all__ = ["Prepared", "Skipped", "prepare", "prepare_all", "split_by_group", "write_skipped"]
 
 log = logging.getLogger(__name__)
 
@@ -129,10 +127,12 @@ def prepare_all(
 def _refuse_overlap(scans: Sequence[Prepared], sources: Sequence[StrPath]) -> None:
     """Raise `UserError` where two sources hold the same part of a recording."""
     parts: dict[str, list[tuple[float, float, int]]] = {}
-    resolve = _Resolver()
+    real_folder = lru_cache(None)(os.path.realpath)  # of many files in few folders
     for number, scan in enumerate(scans):
         for r in scan.recordings:
-            parts.setdefault(resolve(r.path), []).append((r.start, r.start + r.seconds, number))
+            folder, name = os.path.split(r.path)
+            place = os.path.join(real_folder(folder), name)
+            parts.setdefault(place, []).append((r.start, r.start + r.seconds, number))
     for path, spans in parts.items():
         end, owner = -math.inf, -1
         for start, stop, number in sorted(spans):
@@ -255,19 +255,6 @@ def _state(source: _Source) -> list[float]:
             continue
         count, size, newest = count + 1, size + stat.st_size, max(newest, stat.st_mtime, stat.st_ctime)
     return [count, size, newest]
-
-
-class _Resolver:
-    """`os.path.realpath` of many files, resolving each folder once."""
-
-    def __init__(self) -> None:
-        self.folders: dict[str, str] = {}
-
-    def __call__(self, path: str) -> str:
-        folder, name = os.path.split(path)
-        if folder not in self.folders:
-            self.folders[folder] = os.path.realpath(folder)
-        return os.path.join(self.folders[folder], name)
 
 
 def _summary(skipped: Sequence[Skipped]) -> str:

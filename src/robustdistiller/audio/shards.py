@@ -97,18 +97,15 @@ class Member(Recording):
     offset: int = 0
     size: int = 0
 
-    def load(self, offset: float = 0.0, seconds: float | None = None) -> np.ndarray:
-        """As `Recording.load`: one seek in a file that lies on a local disk, and the decoding of the part asked for."""
-        wanted = self.seconds - offset if seconds is None else min(seconds, self.seconds - offset)
-        if wanted <= 0:
-            raise AudioError(f"{self.id} lasts {self.seconds:g} s: no part of it starts at {offset:g} s.", "too-short")
+    def _read(self, offset: float, seconds: float) -> np.ndarray:
+        """One seek in a file that lies on a local disk, and the decoding of the part asked for."""
         try:
             with open(self.tar, "rb", buffering=0) as stream:
                 stream.seek(self.offset)
                 content = stream.read(self.size)
         except OSError as error:
             raise AudioError(f"{self.tar} cannot be read ({error.strerror or error}).", "missing") from error
-        return read_audio(self.path, offset, wanted, content=content)
+        return read_audio(self.path, offset, seconds, content=content)
 
 
 def histogram(seconds: Sequence[float]) -> dict[str, list[float]]:

@@ -34,9 +34,9 @@ def prepare(
     skipped = out.with_suffix(".skipped.jsonl")
     claim_file(out, "prepare", is_json_with("path", "duration"), [source], overwrite)
     claim_file(skipped, "prepare", is_json_with("path", "reason"), [source], overwrite)
+    from ..audio.checking import write_skipped
     from ..audio.manifest import write_manifest
     from ..audio.prepare import prepare as scan
-    from ..audio.prepare import write_skipped
 
     with Bars() as bars:
         prepared = scan(source, role, workers=workers, progress=bars.of(f"scanning {role}"))  # type: ignore[arg-type]

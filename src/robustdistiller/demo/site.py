@@ -224,7 +224,7 @@ def _rooms(folder: Path, seed: int, report: PartProgress) -> Iterable[dict[str, 
 
 def demo_room(t60: float, seed: int = 0) -> Any:
     """The response of the room of the slider at `t60` seconds."""
-    bank = RoomBank.simulated(1, (t60, t60), seed, "test")
+    bank = RoomBank().add_simulated(1, (t60, t60), seed, "test")
     return bank.load(bank.ids[0])
 
 
