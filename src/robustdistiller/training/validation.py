@@ -97,14 +97,11 @@ class Validator:
         self.prepare()
         was_training = student.training
         student.eval()
-        # Every rank reports the same names in the same order, also those for which it has no utterance.
-        sums = dict.fromkeys(self._names(student), 0.0)
-        counts = dict.fromkeys(sums, 0.0)
+        sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))  # of values times weights, and of weights
 
         def add(name: str, values: Tensor | np.ndarray, weights: Tensor | np.ndarray) -> None:
             values, weights = (torch.as_tensor(x, dtype=torch.float64, device="cpu") for x in (values, weights))
-            sums[name] += float((values * weights).sum())
-            counts[name] += float(weights.sum())
+            sums[name] += float((values * weights).sum()), float(weights.sum())
 
         judged = 0
         for kept in self.kept:
@@ -134,24 +131,11 @@ class Validator:
                         add(name, np.array(values), np.ones(len(values)))
                     judged += len(batch.scenes)
         student.train(was_training)
-        return self._means(sums, counts)
-
-    def _names(self, student: Student) -> list[str]:
-        names = []
-        for condition in ("clean", "contaminated"):
-            names += [f"distillation/{condition}", f"loss/{condition}"]
-            names += [f"{term}/{condition}/layer{layer}" for term in ("l1", "cosine") for layer in self.layers]
-            if student.enhancer is not None:
-                names.append(f"enhancement/{condition}")
-        if student.enhancer is not None:
-            names += [f"{measure}/{side}" for measure in ("si_sdr", "stoi", "pesq") for side in ("in", "out")]
-        return names
-
-    def _means(self, sums: dict[str, float], counts: dict[str, float]) -> dict[str, float]:
-        names = list(sums)
-        found = [[sums[n], counts[n]] for n in names]
-        totals = self.context.reduce(torch.tensor(found, dtype=torch.float64, device=self.device))
-        return {name: value / count for name, (value, count) in zip(names, totals.tolist(), strict=True) if count > 0}
+        totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
+        for part in self.context.gather(dict(sums)):  # of every rank, which may have no utterance for some names
+            for name, found in part.items():
+                totals[name] += found
+        return {name: float(value / count) for name, (value, count) in totals.items() if count > 0}
 
 
 def perceptual(clean: Tensor, noisy: Tensor, enhanced: Tensor, lengths: Tensor, most: int) -> dict[str, list[float]]:
