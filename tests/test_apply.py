@@ -86,6 +86,7 @@ def test_files_that_cannot_be_read_are_told_and_the_rest_goes_on(student, voice,
     assert {name: done[name].reason for name in ("short.wav", "bad.wav", "empty.flac")} == {
         "short.wav": "too-short", "bad.wav": "corrupt", "empty.flac": "empty",
     }  # fmt: skip
+    assert all(name in caplog.text for name in ("short.wav", "empty.flac"))
     assert len(caplog.records) == 3 and "41 files are left out (corrupt), the first: " in caplog.text
 
 

@@ -332,6 +332,12 @@ def test_mistakes_are_one_sentence_with_exit_code_2(call, tmp_path):
             "does not exist",
         ),
         (["distill", "smoke", "--out", tmp_path / "a", "--speech", tmp_path, "--teacher", "mini-hubert"], "no audio"),
+        (
+            ["contaminate", tmp_path, "--noise", "white", "--out", tmp_path / "b.wav"],
+            "is a folder: give one of its files",
+        ),
+        (["prepare", f"{tmp_path}x", "--out", tmp_path / "c.jsonl"], f"Did you mean '{tmp_path.name}'?"),
+        (["listn"], "Did you mean 'listen'? See"),
         (["enhance", tmp_path, "a.wav", "b.wav"], "no config.json"),
         (["contaminate", tmp_path / "none.wav", "--noise", "white", "--out", tmp_path / "b.wav"], "does not exist"),
     ]

@@ -54,6 +54,9 @@ def test_a_recipe_cannot_be_changed():
     ("override", "message"),
     [
         ("training.stps=1", "Unknown field 'training.stps' in smoke. Did you mean 'steps'?"),
+        ("crop_seconds=2", "Did you mean 'data.crop_seconds'?"),
+        ("data.steps=2", "Did you mean 'training.steps'?"),
+        ("environment.snr_db=5", "valid list (got 5)."),
         ("trainin.steps=1", "Unknown field 'trainin' in smoke. Did you mean 'training'?"),
         ("objectives.enhancement.tapp=last", "Did you mean 'tap'?"),
         ("training.steps=0", "'training.steps' in smoke is wrong: input should be greater than or equal to 1"),

@@ -133,12 +133,12 @@ def enhanced(student: Student, wave: Tensor) -> Tensor:
 
 def _check_length(wave: Tensor) -> None:
     if len(wave) < GRID.field:
-        raise AudioError("The audio is shorter than one frame (25 ms).", "too-short")
+        raise AudioError("The audio is shorter than one frame (25 ms): give more of it.", "too-short")
 
 
 def _each(targets: dict[Path, Path], work: Callable[[Tensor, Path], None], progress: Progress | None) -> list[Applied]:
     done, lost = [], Counter[str]()
-    first: dict[str, AudioError] = {}
+    first: dict[str, str] = {}
     for number, (target, source) in enumerate(targets.items(), 1):
         try:
             wave = read_audio(source, seconds=LONGEST_SECONDS)
@@ -148,7 +148,7 @@ def _each(targets: dict[Path, Path], work: Callable[[Tensor, Path], None], progr
             done.append(Applied(source, target, len(wave) / SAMPLE_RATE))
         except AudioError as error:
             lost[error.reason] += 1
-            first.setdefault(error.reason, error)
+            first.setdefault(error.reason, str(error) if str(source) in str(error) else f"{source}: {error}")
             done.append(Applied(source, None, 0.0, error.reason))
         if progress is not None:
             progress(number, len(targets))

@@ -7,7 +7,7 @@ recipe is evaluated. ``--set section.field=value`` on the command line overrides
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -411,17 +411,31 @@ def _sentence(error: ValidationError, model: type[BaseModel], where: str) -> str
     first = error.errors()[0]
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        *trail, unknown = first["loc"]
+        whole, (*trail, unknown) = model, first["loc"]
         for part in trail:
             model = _section(model.model_fields[part].annotation) or model if part in model.model_fields else model
         known = list(model.model_fields)
-        return f"Unknown field '{name}' in {where}.{closest(str(unknown), known)} Known here: {', '.join(known)}."
+        elsewhere = [field for field in _fields(whole) if field.rpartition(".")[2] == unknown]
+        nearest = min(elsewhere, key=lambda field: field.count("."), default="")
+        meant = f" Did you mean '{nearest}'?" if nearest else closest(str(unknown), known)
+        return f"Unknown field '{name}' in {where}.{meant} Known here: {', '.join(known)}."
     if first["type"] == "missing":
         return f"The field '{name}' is missing in {where}: add it."
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace("tuple", "list").replace("Tuple", "list").rstrip(".")
+    if first["type"] == "string_pattern_mismatch":
+        message = "it may hold letters, digits, _, . and - alone"
     at = f"The field '{name}' in {where} is wrong" if name else f"A choice in {where} is wrong"
     got = f" (got {reprlib.repr(first['input']):.80})" if name else ""
-    return f"{at}: {message[:1].lower()}{message[1:]}{got}."
+    text = f"{at}: {message[:1].lower()}{message[1:]}{got}"
+    return text if text.endswith("?") else f"{text}."
+
+
+def _fields(model: type[BaseModel]) -> Iterator[str]:
+    """The names of all fields of a section and of the sections in it, with dots."""
+    for name, field in model.model_fields.items():
+        yield name
+        if (inner := _section(field.annotation)) is not None:
+            yield from (f"{name}.{field}" for field in _fields(inner))
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

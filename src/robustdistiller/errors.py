@@ -56,12 +56,16 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def optional(module: str, extra: str, purpose: str) -> Any:
-    """A package of ``robustdistiller[extra]``, imported; raises `UserError` where it, or what it needs, is not installed."""
+    """A package of ``robustdistiller[extra]``, imported; raises `UserError` where it, or what it needs, is not installed.
+
+    Without an extra the package itself is to be installed, as where the runtime is all there is.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        wanted = f"'robustdistiller[{extra}]'" if extra else module
         package = f"needs the package '{error.name or module}'"
-        raise UserError(f"{purpose} {package}: run  pip install 'robustdistiller[{extra}]'.") from error
+        raise UserError(f"{purpose} {package}: run  pip install {wanted}.") from error
 
 
 def first_line(error: BaseException, most: int = 140) -> str:

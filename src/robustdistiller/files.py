@@ -19,7 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, closest
 
 logger = logging.getLogger(__name__)
 
@@ -285,6 +285,14 @@ def parse_json(text: str) -> Any:
     if "\\ud" in text or "\\uD" in text:  # an escaped half of a character pair
         json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+def neighbour(path: StrPath) -> str:
+    """`` Did you mean 'x'?`` for the nearest name in the folder of a path that does not exist, or an empty string."""
+    try:
+        return closest(Path(path).name, os.listdir(Path(path).parent))
+    except OSError:
+        return ""
 
 
 GENERIC = ("student", "best", "model", "encoder")

@@ -162,7 +162,9 @@ def _spare(path: StrPath, inputs: Iterable[StrPath], said: StrPath | None = None
     for text in inputs:
         for source in source_paths(text):
             if place == source or place in source.parents or os.path.samefile(place, source):
-                raise UserError(f"The output {said or path} would replace the input {text}: choose another --out.")
+                raise UserError(
+                    f"The output {said or path} would replace the input {text}: choose another place for it."
+                )
 
 
 def _require(overwrite: bool, path: StrPath) -> None:

@@ -97,6 +97,8 @@ def test_mistakes_are_named_before_anything_is_written(folders: Path) -> None:
         (dict(speech=speech, rooms=["simulated"], snr_db=3), "--noise"),
         (dict(speech=long, noise=["white"]), "hour"),
         (dict(speech=speech, noise=["babble"]), "Babble is mixed"),
+        (dict(speech=speech, noise=["rian"]), "Did you mean 'rain'?"),
+        (dict(speech=speech, rooms=["simulatd"]), "Did you mean 'simulated'?"),
         (dict(speech=folders / "missing.wav", noise=["white"]), "missing"),
         (dict(speech=speech, noise=[str(folders / "nowhere")]), "nowhere"),
     ):

@@ -237,3 +237,5 @@ def test_the_page_fits_and_every_control_has_a_name(browser, site, served, width
 def test_a_head_of_another_model_is_refused(head_file, tmp_path):
     with pytest.raises(UserError, match="None of the heads was trained on mini-edge"):
         build_site(["mini-edge"], [head_file], tmp_path / "site")
+    with pytest.raises(UserError, match="not a stream: evaluate mini-stream alone"):
+        build_site(["mini-stream@160+160"], [head_file], tmp_path / "site")

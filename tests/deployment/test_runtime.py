@@ -86,6 +86,13 @@ def test_a_file_of_another_kind_is_named(exported):
         Classifier(exported[0] / "encoder.onnx")
 
 
+def test_a_device_without_soundfile_is_told_to_install_it_alone(tmp_path, monkeypatch):
+    (tmp_path / "a.wav").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(UserError, match="run  pip install soundfile"):
+        read_wave(tmp_path / "a.wav")
+
+
 def test_a_file_cut_anywhere_is_refused(exported, tmp_path):
     whole = (exported[0] / "encoder.int8.onnx").read_bytes()
     file = tmp_path / "cut.onnx"

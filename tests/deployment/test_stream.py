@@ -16,7 +16,7 @@ from robustdistiller.deployment.export import ExportOptions, export_student
 from robustdistiller.deployment.parity import voice_like
 from robustdistiller.deployment.stream_export import StreamJob, open_detector, open_stream, streamed
 from robustdistiller.deployment.stream_graph import DetectorGraph, LayerNormBlock, StreamGraph
-from robustdistiller.deployment.task_head import TaskHead
+from robustdistiller.deployment.task_head import TaskHead, find_head
 from robustdistiller.errors import AudioError, UserError
 from robustdistiller.evaluation.evaluated import open_models
 from robustdistiller.evaluation.false_alarms import DetectionHead, part_means
@@ -302,10 +302,51 @@ def test_the_exported_detector_tells_what_pytorch_tells(folder, head_file, tmp_p
     assert [d.time for d in told[0]] == [d.time for d in told[1]]
     # A refractory time of 0.5 s, told at the ends of chunks of 0.08 s.
     assert all(b.time - a.time >= 0.5 - 0.08 for a, b in zip(told[0], told[0][1:], strict=False))
-    with pytest.raises(UserError, match="operating point"):
-        open_detector(str(folder), str(head_file), 0.3, 0.2, 0.5)
-    with pytest.raises(UserError, match="another model"):
-        open_detector(f"{folder}@80+0", str(head_file), 0.3, 0.2, 0.5)
+
+
+def test_a_folder_of_heads_gives_that_of_the_operating_point(folder, head_file, tmp_path):
+    heads = tmp_path / "heads"
+    for name, kind in (("a", DetectionHead), ("b", UtteranceHead)):  # of two points
+        point = "@80+0" if name == "a" else "@80+40"
+        write_head(
+            f"{folder}{point}", "detection" if name == "a" else "classification", kind, heads / f"{name}.safetensors"
+        )
+    assert isinstance(find_head(heads, f"{folder}@80+40", load_student(f"{folder}@80+40")).head, UtteranceHead)
+    assert open_detector(f"{folder}@80+0", str(heads), 0.3, 0.2, 0.5).latency == 0.085
+    for student, where, told in (
+        (str(folder), head_file, "operating point"),
+        (f"{folder}@80+20", head_file, "was trained on"),
+        (f"{folder}@80+20", heads, "None of the heads"),
+        (f"{folder}@80+40", tmp_path, "holds no heads"),
+        ("mini-edge", heads, "not trained to stream: give a streaming student"),
+    ):
+        with pytest.raises(UserError, match=told):
+            open_detector(student, str(where), 0.3, 0.2, 0.5)
+    (heads / "c.safetensors").write_bytes((heads / "b.safetensors").read_bytes())
+    with pytest.raises(UserError, match="several heads"):
+        open_detector(f"{folder}@80+40", str(heads), 0.3, 0.2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("point", "told"),
+    [
+        ("80", "such as mini-stream@160\\+160"),
+        ("chunks", "such as mini-stream@160\\+160"),
+        ("170+0", "multiples of a frame"),
+        ("0+0", "multiples of a frame"),
+        ("99980+0", "up to 60000"),
+    ],
+)
+def test_what_is_no_operating_point_is_told_how_to_write_one(point, told):
+    with pytest.raises(UserError, match=told):
+        load_student(f"mini-stream@{point}")
+
+
+def test_chunks_that_training_never_had_are_remarked(folder, caplog):
+    load_student(f"{folder}@80+0")
+    assert not caplog.records
+    load_student(f"{folder}@20+0")
+    assert "shorter than any in the student's training (80 ms)" in caplog.text
 
 
 def test_listen_tells_the_keywords_of_a_file(folder, head_file, tmp_path):

@@ -124,5 +124,5 @@ def test_what_is_no_audio_stops_a_stream():
     with pytest.raises(AudioError):
         stream.push(np.zeros(3, np.int16))
     assert stream.close() == []
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(AudioError, match="closed"):
         stream.push(np.zeros(1, np.float32))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from robustdistiller.audio.manifest import read_manifest, write_manifest
+from robustdistiller.config import validated
 from robustdistiller.errors import UserError
 from robustdistiller.evaluation.tasks import PARTS, TaskConfig, build_task, load_folds, load_task
 
@@ -21,7 +22,7 @@ def rewritten(words, tmp_path, change):
 
 def task(source, **fields):
     return build_task(
-        TaskConfig.model_validate({"name": "t", "kind": "classification", "source": str(source), **fields})
+        validated(TaskConfig, {"name": "t", "kind": "classification", "source": str(source), **fields}, "the task")
     )
 
 
@@ -122,6 +123,8 @@ def test_another_field_may_say_who_speaks(words):
         (lambda r: {**r, "label": "new" if r["split"] == "test" else r["label"]}, {}, "that training never had"),
         (lambda r: {**r, "label": "same"}, {}, "only one class"),
         (lambda r: r if r["split"] != "valid" else None, {}, "valid split of the task t has no utterances"),
+        (lambda r: r, {"train": {"where": {"split": "trian"}}}, "has split: test, train, valid. Correct its 'where'"),
+        (lambda r: r, {"name": "my task"}, "letters, digits, _, . and - alone"),
         (lambda r: {k: v for k, v in r.items() if k != "label"}, {}, "has no field 'label'"),
         (lambda r: r, {"test": {"where": {"part": "b"}}}, "has the field 'part'"),
         (lambda r: r, {"kind": "verification", "test": {"where": {"speaker": "s10"}}}, "two test speakers"),

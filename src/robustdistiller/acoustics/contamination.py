@@ -12,7 +12,7 @@ import torch
 from ..audio.io import SAMPLE_RATE, probe, read_audio, write_audio
 from ..audio.prepare import prepare_all
 from ..config import EnvironmentConfig, NoiseMix
-from ..errors import AudioError, UserError
+from ..errors import AudioError, UserError, closest
 from ..files import write_json
 from ..outputs import claim_file, is_audio_of, is_json_with, software
 from ..progress import Progress
@@ -119,13 +119,13 @@ def contaminate_file(
     wave = read_audio(speech)
     utterance = os.fsencode(Path(speech).name).decode(errors="replace")  # a name may be no text, the scene is
 
-    synthetic = [name for name in noise if name in SYNTHETIC_KINDS and not Path(name).exists()]
+    synthetic = [name for name in noise if _is_word(name, SYNTHETIC_KINDS)]
     folders = [name for name in noise if name not in synthetic]
     if "babble" in folders and not Path("babble").exists():
         raise UserError("Babble is mixed from the training speech, and here is none: pass a folder of talk as --noise.")
     recordings = prepare_all(folders, "noise", progress=progress).recordings if folders else ()
     bank = NoiseBank(recordings, NoiseMix(recorded=float(bool(folders)), white=1.0))
-    room_folders = [name for name in rooms if name != SIMULATED]
+    room_folders = [name for name in rooms if not _is_word(name, [SIMULATED])]
     responses = prepare_all(room_folders, "rooms", progress=progress).recordings if room_folders else ()
     room_bank = RoomBank(responses, 0.5 if SIMULATED in rooms else 0.0)
     if SIMULATED in rooms:
@@ -142,3 +142,12 @@ def contaminate_file(
     write_audio(out, contaminated, comment=software("contaminate"))
     write_json(scene_file, scene.to_dict())
     return scene
+
+
+def _is_word(source: str, words: Sequence[str]) -> bool:
+    """Whether a source is one of `words` and no file. Raises `UserError` for a slip of one."""
+    if os.path.exists(source):
+        return False
+    if source not in words and source.isalpha() and (meant := closest(source, words)):
+        raise UserError(f"There is no file or folder {source}.{meant}")
+    return source in words

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, closest
-from ..files import StrPath, digest, read_json, write_json
+from ..files import StrPath, digest, neighbour, read_json, write_json
 from ..progress import Progress
 from .checking import Skipped, check_all
 from .corpora import CORPORA, Role, scan_corpus
@@ -176,7 +176,7 @@ def _parsed(text: str) -> _Source:
         if name not in CORPORA:
             raise UserError(f"There is no corpus '{name}'.{closest(name, CORPORA)} Known: {', '.join(CORPORA)}.")
         return _Source(text, os.path.abspath(folder), corpus=name)
-    raise UserError(f"The source {text} does not exist: check the path.")
+    raise UserError(f"The source {text} does not exist: check the path.{neighbour(whole)}")
 
 
 def _announced(source: _Source, role: Role) -> tuple[list[Recording], list[Skipped]]:

@@ -120,7 +120,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own errors: a wrong option or value
             place = getattr(getattr(error, "ctx", None), "command_path", "robustdistiller")
-            complain(f"{error.format_message().rstrip('.')}. See {place} --help.")
+            sentence = error.format_message().rstrip(".")
+            complain(f"{sentence}{'' if sentence.endswith('?') else '.'} See {place} --help.")
             return int(getattr(error, "exit_code", 2))
         if signals.ended_by or type(error).__name__ == "Abort":  # what typer makes of Ctrl-C
             return _ended()

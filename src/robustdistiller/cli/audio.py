@@ -84,7 +84,9 @@ def features(
 def listen(
     model: Annotated[str, argument("A streaming student and its chunks, `FOLDER@160+160`, or a `TASK.stream.onnx`.")],
     wav: Annotated[Path | None, argument("A file to listen to; the microphone when left out.")] = None,
-    head: Annotated[Path | None, option("Its head: `RESULTS/heads/TASK/MODEL.safetensors` of `evaluate`.")] = None,
+    head: Annotated[
+        Path | None, option("Its head: the folder `RESULTS/heads/TASK` of `evaluate`, or a file in it.")
+    ] = None,
     threshold: Annotated[float, number("The smoothed probability that tells a keyword.", 0.01, 1, "P")] = 0.8,
     smoothing: Annotated[float, number("Seconds that probabilities are averaged over.", 0, 10, "S")] = 0.2,
     refractory: Annotated[float, number("Seconds without another keyword after one.", 0, 60, "S")] = 1.0,
@@ -93,7 +95,7 @@ def listen(
     """Tell keywords in a file or at the microphone as they are spoken: label, score, time.
 
     The microphone needs the package `sounddevice`: `pip install "robustdistiller[microphone]"`.
-    Example: `robustdistiller listen runs/mini-stream/student@160+160 speech.wav --head results/heads/keywords/s.safetensors`
+    Example: `robustdistiller listen runs/mini-stream/student@160+160 speech.wav --head results/heads/keywords`
     """
     import time
 

@@ -22,7 +22,7 @@ def export(
     out: Annotated[Path, option("The folder to write; it is replaced as a whole.")],
     int8: Annotated[bool, option("Also write int8 files, calibrated on noisy speech.", "--int8")] = False,
     enhance: Annotated[bool, option("Also export the enhancement head.", "--enhance")] = False,
-    task: Annotated[str | None, option("Also this head: `RESULTS/heads/TASK/M.safetensors`.", metavar="HEAD")] = None,
+    task: Annotated[str | None, option("Also its head: `RESULTS/heads/TASK`, or a file in it.", metavar="HEAD")] = None,
     task_file: Annotated[str | None, option("Its task, to measure its accuracy in int8.", metavar="FILE")] = None,
     last: Annotated[bool, option("Export only the last state, not all.", "--last")] = False,
     predictions: Annotated[bool, option("Also export the predicted teacher layers.", "--predictions")] = False,

@@ -29,6 +29,7 @@ from ..acoustics.noise import SYNTHETIC_KINDS, NoiseBank
 from ..acoustics.rooms import RoomBank
 from ..audio.io import SAMPLE_RATE, write_audio
 from ..audio.manifest import Recording
+from ..config import NoiseMix
 from ..deployment.export import Exported, ExportOptions, export_student
 from ..deployment.task_head import TaskHead, read_head
 from ..errors import UserError
@@ -137,6 +138,10 @@ def _matched(
     if not paths:
         raise UserError("There is no head to show: give --task RESULTS/heads/TASK of a folder that `evaluate` wrote.")
     subjects = open_models(models)
+    for subject in subjects:
+        if getattr(subject.network, "chunking", None) is not None:
+            base = subject.source.rpartition("@")[0]
+            raise UserError(f"The page takes whole recordings, not a stream: evaluate {base} alone and give its heads.")
     read = {path: read_head(path) for path in paths}
     shown = []
     for subject in subjects:
@@ -203,7 +208,7 @@ def _spoken(heads: list[tuple[Path, TaskHead]], seed: int) -> Iterable[tuple[str
 
 
 def _noises(seed: int) -> Iterable[tuple[str, np.ndarray]]:
-    bank = NoiseBank()
+    bank = NoiseBank(kinds=NoiseMix(recorded=0, white=1))
     for kind in SYNTHETIC_KINDS:
         draw = bank.draw(generator(seed, "demo", kind), NOISE_SECONDS, kind)
         wave = bank.fetch([draw], round(NOISE_SECONDS * SAMPLE_RATE))

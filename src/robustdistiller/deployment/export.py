@@ -27,7 +27,6 @@ from torch import Tensor
 from .. import __version__
 from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, optional
-from ..evaluation.evaluated import open_models
 from ..evaluation.false_alarms import DetectionHead
 from ..files import replacing_folder, telling_name, write_json
 from ..models.frames import GRID
@@ -44,7 +43,7 @@ from .parity import AGREEMENT, COSINE, TOLERANCE, Measured, Reference, answers, 
 from .quantise import FRONT_END, Ranges, feeds, quantise
 from .stream_export import StreamJob, StreamSession, trace_stream
 from .stream_graph import DetectorGraph, StreamGraph
-from .task_head import TaskHead, labelled_audio, read_head
+from .task_head import TaskHead, find_head, labelled_audio
 
 logger = logging.getLogger(__name__)
 
@@ -155,15 +154,16 @@ def export_student(
     _check_target(out)
     _require_packages()
     report = progress or (lambda what, done, total: None)
-    files = locate(split_operating_point(os.fspath(student))[0], also=("README.md",))
-    loaded = load_student(student).double()  # the reference: float32 has errors of its own
-    head = _matching_head(options, str(student), loaded) if options.task else None
+    name = os.fspath(student)
+    files = locate(split_operating_point(name)[0], also=("README.md",))
+    loaded = load_student(name).double()  # the reference: float32 has errors of its own
+    head = find_head(options.task, name, loaded) if options.task else None
     predictions = options.predictions or (head is not None and len(head.states) > len(loaded.states_names))
     report("tracing", 0, 1)
     if loaded.chunking is None:
-        jobs = _trace(str(student), loaded, options, predictions, head)
+        jobs = _trace(name, loaded, options, predictions, head)
     else:
-        jobs = _trace_stream(str(student), loaded, options, predictions, head)
+        jobs = _trace_stream(name, loaded, options, predictions, head)
     report("tracing", 1, 1)
     real, told = _audio(files.folder, options)
     labelled = labelled_audio(options.task_file, head) if options.task_file and head else None
@@ -352,16 +352,6 @@ def _trace_stream(
                  stream.description.states, stream)
         )  # fmt: skip
     return jobs
-
-
-def _matching_head(options: ExportOptions, folder: str, student: Student) -> TaskHead:
-    """The head, if it was trained on exactly this student."""
-    head = read_head(str(options.task))
-    predictions = len(head.states) > len(student.states_names)
-    (subject,) = open_models([folder], predictions, "cpu")
-    if subject.digest != head.model:
-        raise UserError(f"The head {options.task} was trained on another model than {folder}: give this student's.")
-    return head
 
 
 def _audio(folder: Path, options: ExportOptions) -> tuple[list[NDArray[np.float32]], str]:

@@ -200,6 +200,11 @@ def _candidates(text: str, formats: Sequence[str], scratch: Path) -> list[Candid
     if (path / REPORT).is_file():
         exported = [path / "encoder.onnx", path / "encoder.int8.onnx"]
         found = [_exported(name, file) for file in exported if file.is_file()]
+        if not found:
+            raise UserError(
+                f"{path} holds no encoder.onnx, and only encoders of whole recordings are measured here: export the student "
+                "without an operating point (@160+160)."
+            )
         found += _in_engines(found, formats)
         return [candidate for candidate in found if candidate.format in formats] or found
     files = locate(model)
@@ -230,7 +235,7 @@ def _in_engines(graphs: Sequence[Candidate], formats: Sequence[str]) -> list[Can
 def _exported(name: str, file: Path) -> Candidate:
     d = describe(file)
     if d.kind != "encoder":
-        raise UserError(f"{file} holds a {d.kind}: only encoders are measured here.")
+        raise UserError(f"{file} holds {d.named}: only encoders of whole recordings are measured here.")
     form = "int8" if d.precision == "int8" else "onnx"
     return Candidate(name, form, str(file), d.parameters, d.macs_per_second, file.stat().st_size)
 

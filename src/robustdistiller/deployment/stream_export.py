@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import UserError
-from ..evaluation.evaluated import open_models
 from ..evaluation.false_alarms import frame_scores
 from ..models.frames import GRID
 from ..models.streaming import ENDLESS
@@ -27,7 +26,7 @@ from ..runtime.container import Description
 from ..runtime.detection import BACKGROUND, Detector
 from ..runtime.stream import Stream
 from .stream_graph import DetectorGraph, StreamGraph
-from .task_head import TaskHead, read_head
+from .task_head import TaskHead, find_head
 from .tracing import trace
 
 Waves = Sequence[NDArray[np.float32]]
@@ -86,11 +85,12 @@ def open_detector(student: str, head_file: str, threshold: float, smoothing: flo
 
     Raises `UserError` for a student without an operating point, or a head that was trained on another model.
     """
-    loaded, head = load_student(student), read_head(head_file)
+    loaded = load_student(student)
+    if loaded.streaming is None:
+        raise UserError(f"{student} was not trained to stream: give a streaming student, such as mini-stream@160+160.")
     if loaded.chunking is None:
         raise UserError(f"Name the operating point as well: {student}@160+160 for chunks and a look-ahead of 160 ms.")
-    if open_models([student], len(head.states) > len(loaded.states_names))[0].digest != head.model:
-        raise UserError(f"The head {head_file} was trained on another model than {student}: give one of this student.")
+    head = find_head(head_file, student, loaded)
     network = DetectorGraph(loaded, loaded.chunking, head).eval()
     detector = Detector.__new__(Detector)
     detector._open(replace(StreamJob(network, loaded, head).description, labels=head.labels), SessionEngine(network))

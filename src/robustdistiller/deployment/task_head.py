@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AudioError, UserError, explained
+from ..evaluation.evaluated import open_models
 from ..evaluation.false_alarms import DetectionHead
 from ..evaluation.probes import read_heads
 from ..evaluation.rendering import load_wave
 from ..evaluation.task_heads import UtteranceHead
 from ..evaluation.tasks import load_task
 from ..files import StrPath
+from ..models.student import Student
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def read_head(path: StrPath) -> TaskHead:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"There is no head {path}: give RESULTS/heads/TASK/MODEL.safetensors of `evaluate`.")
+        raise UserError(f"There is no head {path}: give RESULTS/heads/TASK of `evaluate`, or a file in it.")
     with explained(f"{path} is no head of this version", "run `evaluate` again and give its heads/ file."):
         told, heads = read_heads(path)
         about, state = told["about"], heads[int(np.argmax(told["validation"]))]
@@ -62,6 +65,35 @@ def read_head(path: StrPath) -> TaskHead:
         head.load_state_dict(state)
         told_states = tuple(about["states"])
         return TaskHead(head.eval(), about["task"], labels, about["level_dbfs"], told_states, about["model"])
+
+
+def find_head(path: StrPath, name: str, student: Student) -> TaskHead:
+    """The head that was trained on a student, from its file or from a folder of heads (``RESULTS/heads/TASK``).
+
+    Args:
+        path: The file or folder.
+        name: What the student is opened by.
+        student: The same, opened.
+
+    Raises:
+        UserError: As `read_head`, and where no head, or more than one, is of this student.
+    """
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
+    if not files:
+        raise UserError(f"The folder {path} holds no heads: give RESULTS/heads/TASK of `evaluate`, or a file in it.")
+
+    @functools.cache
+    def digest(predictions: bool) -> str:
+        return open_models([name], predictions)[0].digest
+
+    heads = {file: read_head(file) for file in files}
+    mine = [file for file, head in heads.items() if head.model == digest(len(head.states) > len(student.states_names))]
+    if not mine:
+        some = f"The head {path} was" if files == [Path(path)] else f"None of the heads in {path} was"
+        raise UserError(f"{some} trained on {name}: evaluate {name} on the task and give RESULTS/heads/TASK.")
+    if len(mine) > 1:
+        raise UserError(f"{path} holds several heads of {name}: give one of {', '.join(map(str, mine))}.")
+    return heads[mine[0]]
 
 
 def labelled_audio(task_file: str, head: TaskHead) -> tuple[list[NDArray[np.float32]], list[tuple[str, ...]]]:

@@ -81,7 +81,9 @@ def remark_speakers(task: Task) -> list[str]:
         notes.append(f"{what}: no overlap can be checked for them, and statistics resample each alone.")
     clusters = len({e.cluster for e in task.test})
     if clusters < 10:
-        notes.append(f"Only {clusters} test speakers: intervals over so few are rough, and rather too narrow.")
+        notes.append(
+            f"Only {clusters} test speaker{'s' * (clusters > 1)}: intervals over so few are rough, and rather too narrow."
+        )
     return notes
 
 

@@ -191,6 +191,12 @@ def _select(config: TaskConfig, name: str, read: Callable[[str, str | None], lis
             what = f"the field '{field_name}' that the {name} split of the task {config.name} filters by"
             raise UserError(f"No utterance of {source} has {what}: correct 'where'.")
     kept = [r for r in recordings if matches(r, where) and r.seconds >= config.min_seconds]
+    if where and recordings and not kept:
+        found = {key: sorted({str(value_of(r, key)) for r in recordings}) for key in where}
+        there = "; ".join(f"{key}: {', '.join(values[:8])}{', …' * (len(values) > 8)}" for key, values in found.items())
+        raise UserError(
+            f"The {name} split of the task {config.name} has no utterances: {source} has {there}. Correct its 'where'."
+        )
     return kept if name == "negatives" else [_shaped(r, config) for r in kept]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..assets import located, shipped
 from ..errors import UserError, closest, first_line
-from ..files import StrPath, read_json
+from ..files import StrPath, neighbour, read_json
 
 FORMATS = ("model.safetensors", "pytorch_model.bin")
 """The weight files that are read, best first; each may instead be in shards that an index lists."""
@@ -58,7 +58,7 @@ def locate(name: StrPath, also: Collection[str] = ()) -> ModelFiles:
         raise UserError(f"{given} is a file: give the folder that holds it and its config.json.")
     hub_name, _, revision = given.partition("@")
     if given.startswith((".", "/", "~", "\\")) or hub_name.count("/") > 1:
-        where = _neighbour(folder) + " check the path, or give a hub name such as facebook/hubert-base-ls960"
+        where = neighbour(folder) + " check the path, or give a hub name such as facebook/hubert-base-ls960"
         raise UserError(f"There is no model folder {given}:{where}.")
     if "/" not in hub_name:
         raise UserError(
@@ -70,11 +70,6 @@ def locate(name: StrPath, also: Collection[str] = ()) -> ModelFiles:
 
 def _models() -> list[str]:
     return [name for name in shipped() if (Path(located(name)) / "config.json").is_file()]
-
-
-def _neighbour(folder: Path) -> str:
-    beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if os.path.isdir(folder.parent) else []
-    return closest(folder.name, beside)
 
 
 def _in_folder(name: str, folder: Path) -> ModelFiles:
@@ -174,7 +169,7 @@ def _refusal(name: str, revision: str, error: Exception) -> str:
         return f"{name.partition('@')[0]} has no revision '{revision}': write a branch, tag or commit after the @, or none."
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
         return (
-            f"The hub has no model {name}, or does not show it to you:{_neighbour(Path(name))} check the name, and log in with "
+            f"The hub has no model {name}, or does not show it to you:{neighbour(Path(name))} check the name, and log in with "
             "`hf auth login` (or set HF_TOKEN) if it is private."
         )
     if status == 429:

@@ -12,6 +12,8 @@ the waveform is taken as it is. Shapes: B utterances, F frames, D hidden, S stat
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,11 +23,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..assets import located
 from ..config import StreamingConfig
 from ..errors import UserError
 from .frames import GRID
 
+logger = logging.getLogger(__name__)
+
 FRAME_MS = 20
+LONGEST_MS = 60_000
 MASKED = -3e4  # added to attention scores: a number in every precision, and nothing after a softmax
 ENDLESS = 1 << 62  # the number of frames of a stream that has not ended
 
@@ -68,15 +74,33 @@ def draw_chunking(config: StreamingConfig) -> Chunking | None:
 
 
 def split_operating_point(name: str) -> tuple[str, tuple[int, int] | None]:
-    """``folder@160+80`` → the folder, and chunk and look-ahead in ms; None without such an ending."""
+    """``folder@160+80`` → the folder, and chunk and look-ahead in ms; None without such an ending.
+
+    Raises `UserError` for another ending of a model on this machine: only those of the hub have revisions.
+    """
     found = re.fullmatch(r"(.+)@(\d+)\+(\d+)", name)
-    return (found[1], (int(found[2]), int(found[3]))) if found else (name, None)
+    if found is not None:
+        return found[1], (int(found[2]), int(found[3]))
+    base, at, _ = name.rpartition("@")
+    if at and os.path.isdir(located(base)) and not os.path.exists(name):
+        raise UserError(f"{name} ends in no operating point: write chunk and look-ahead in ms, such as {base}@160+160.")
+    return name, None
 
 
 def operating_point(config: StreamingConfig, chunk_ms: int, look_ahead_ms: int) -> Chunking:
-    """An operating point of a student. Raises `UserError` for times that are no frames or beyond what it was trained with."""
-    if chunk_ms % FRAME_MS or look_ahead_ms % FRAME_MS or chunk_ms < FRAME_MS:
-        raise UserError(f"A chunk of {chunk_ms} ms + {look_ahead_ms} ms is impossible: frames have {FRAME_MS} ms.")
+    """An operating point of a student. Raises `UserError` for times that are no whole frames, or longer than a minute."""
+    if (
+        chunk_ms % FRAME_MS
+        or look_ahead_ms % FRAME_MS
+        or chunk_ms < FRAME_MS
+        or max(chunk_ms, look_ahead_ms) > LONGEST_MS
+    ):
+        raise UserError(
+            f"@{chunk_ms}+{look_ahead_ms} is no operating point: chunk and look-ahead are multiples of a frame of "
+            f"{FRAME_MS} ms up to {LONGEST_MS}, the chunk at least one, as in @160+160."
+        )
+    if chunk_ms < (shortest := min(config.chunk_ms)):
+        logger.warning("chunks of %d ms are shorter than any in the student's training (%d ms)", chunk_ms, shortest)
     return Chunking(chunk_ms // FRAME_MS, look_ahead_ms // FRAME_MS, config.left_ms // FRAME_MS)
 
 

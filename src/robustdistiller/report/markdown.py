@@ -23,7 +23,7 @@ def render_summary(result: BenchmarkResult) -> str:
     lines = [
         "# Robustness benchmark",
         "",
-        f"Heads trained on {settings['train_on']} speech, {settings['seeds']} seeds each; 95 % intervals from "
+        f"Heads trained on {settings['train_on']} speech, {settings['seeds']} head seed(s) each; 95 % intervals from "
         f"{settings['replicates']} bootstrap replicates over test speakers, trainings and heads. "
         f"In parentheses: the difference to {markdown(result.reference)}; * marks p < 0.05 after Holm's correction.",
         "",

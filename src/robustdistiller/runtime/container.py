@@ -35,7 +35,7 @@ class Description:
     kind: encoder, enhancer or classifier; precision: fp32 or int8; states: what the encoder shows, in order; hidden: D
     sampling_rate in Hz; stride and field of a frame in samples (frame f is centred at sample stride·f + field/2)
     normalize: whether the graph brings its input to zero mean and unit variance (nothing is left to the caller)
-    labels: the answers of a classifier by slot; weights: SHA-256 of the student's model.safetensors
+    labels: the answers of a classifier by slot; weights: SHA-256 of the student's weight files
     parameters: of the whole graph; macs_per_second: of the encoder, for a second of audio out of five
     measured: what the export measured, see docs/deployment.md; stream: of a streaming step, see deployment/stream_export.py
     """
@@ -58,6 +58,11 @@ class Description:
     version: str = ""
     measured: dict[str, Any] = dataclasses.field(default_factory=dict)
     stream: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def named(self) -> str:
+        """Its kind with an article: "an encoder", "a stream"."""
+        return f"{'an' if self.kind[0] == 'e' else 'a'} {self.kind}"
 
     def to_json(self, digest: str) -> str:
         """The metadata entry of a file whose other bytes have the SHA-256 `digest`."""

@@ -26,7 +26,7 @@ class OnnxRuntime:
     """The ordinary engine: the processor provider of ONNX Runtime."""
 
     def __init__(self, path: Path, threads: int | None):
-        onnxruntime = optional("onnxruntime", "export", "Running an exported model")
+        onnxruntime = optional("onnxruntime", "", "Running an exported model")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.inter_op_num_threads = 1
@@ -44,7 +44,7 @@ class OpenVino:
     """The same file in OpenVINO, in the precision of the file: its default on some processors is bfloat16."""
 
     def __init__(self, path: Path, threads: int | None):
-        openvino = optional("openvino", "openvino", "The OpenVINO engine")
+        openvino = optional("openvino", "", "The OpenVINO engine")
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
@@ -78,7 +78,8 @@ def open_graph(
     description = describe(path, verify)
     if description.kind != kind:
         right = f"{KINDS[description.kind]}, not {KINDS[kind]}"
-        raise UserError(f"{path} holds an {description.kind}: open it with {right}.")
+        other = f", or export the student with --task HEAD for a {kind}" if kind in ("classifier", "detector") else ""
+        raise UserError(f"{path} holds {description.named}: open it with {right}{other}.")
     if engine == "openvino" and description.precision == "int8":
         # OpenVINO 2026.4 computes 8-bit grouped convolutions, such as the position convolution, wrongly.
         raise UserError(f"OpenVINO gives wrong numbers for {path} (int8): give the fp32 file, or use onnxruntime.")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..channels import downmix
-from ..errors import AudioError
+from ..errors import AudioError, optional
 
 SAMPLE_RATE = 16_000
 
@@ -25,11 +25,11 @@ def read_wave(path: str | os.PathLike[str], sampling_rate: int = SAMPLE_RATE) ->
     Raises `AudioError` for a file that is missing, no audio, cut short, empty, at another rate, or holds samples that are
     not numbers.
     """
-    import soundfile
-
+    soundfile = optional("soundfile", "", "Reading audio files")
     path = Path(path)
     if not path.is_file():
-        raise AudioError(f"There is no audio file {path}: check the path.", "missing")
+        raise AudioError(f"{path} is a folder: give one of its files." if path.is_dir() else
+                         f"There is no audio file {path}: check the path.", "missing")  # fmt: skip
     try:
         with soundfile.SoundFile(path) as file:
             if file.samplerate != sampling_rate:
@@ -61,7 +61,9 @@ def check_wave(wave: Any, shortest: int = 1, what: str = "The audio") -> Wave:
         raise AudioError(f"{what} holds {wave.dtype}: give floats in ±1 (16-bit samples divided by 32768).", "type")
     wave = np.ascontiguousarray(wave, dtype=np.float32)
     if len(wave) < shortest:
-        raise AudioError(f"{what} has {len(wave)} samples, and the model needs at least {shortest}.", "too-short")
+        raise AudioError(
+            f"{what} has {len(wave)} samples, and the model needs at least {shortest}: give more audio.", "too-short"
+        )
     if not np.isfinite(wave).all():
         raise AudioError(f"{what} holds samples that are not numbers: repair it or leave it out.", "nan")
     return wave

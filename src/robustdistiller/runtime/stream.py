@@ -36,7 +36,7 @@ class Stream:
     """A stream of one microphone. `push` takes the next samples, `close` ends it; the state changes only where they succeed.
 
     Args:
-        path: A file ``*.stream.onnx`` of `robustdistiller export --stream`.
+        path: A file ``*.stream.onnx`` of `robustdistiller export STUDENT@160+160`.
         threads: None for as many as there are cores.
         rate: What the source delivers, in samples a second.
         state: Go on from this state, as `state` of another stream of the same file gave it.

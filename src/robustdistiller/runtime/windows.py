@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from ..errors import AudioError
 from .sound import Wave, check_wave
 
 T = TypeVar("T")
@@ -146,14 +147,18 @@ class WindowedStream(Generic[T]):
 
     def push(self, chunk: Any) -> list[T]:
         """Hear the next samples (any number) and give what they complete. Raises `AudioError` for what is no audio."""
-        if self._closed:
-            raise ValueError("this stream is closed: open another one")
+        self._check_open()
         return [self._work(window) for window in self._cutter.push(check_wave(chunk, 0, "The chunk"))]
 
     def close(self) -> list[T]:
         """Say that the audio ends here, and give what is left."""
+        self._check_open()
         self._closed = True
         return [self._work(window) for window in self._cutter.close()]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise AudioError("This stream is closed: open another one.", "closed")
 
     def run(self, chunks: Iterable[Any]) -> Iterator[T]:
         """All of `chunks`, then the end."""
