@@ -55,7 +55,7 @@ class Plan:
         return [index for batch in self.batches for index in batch]
 
 
-def make_plan(seconds: Sequence[float], batch_seconds: float = 48.0, shard_seconds: float = 240.0) -> Plan:
+def make_plan(seconds: Sequence[float], batch_seconds: float, shard_seconds: float = 240.0) -> Plan:
     """Batches of similar length with at most `batch_seconds` of audio, padding included."""
     order = sorted(range(len(seconds)), key=lambda i: (-seconds[i], i))
     shards: list[tuple[tuple[int, ...], ...]] = []

@@ -19,5 +19,5 @@ class Settings:
     replicates: int = 10_000
     similarity: int = 48  # utterances per task behind the label-free score; 0: leave it out
     save_audio: int = 1  # utterances per task that are written out under every condition
-    batch_seconds: float = 48.0
+    batch_seconds: float = 16.0  # of longer ones, what a layer hands to the next leaves a processor's cache
     heads: HeadConfig = field(default_factory=HeadConfig)

