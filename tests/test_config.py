@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from robustdistiller.config import Recipe, load_recipe, validated
+from robustdistiller.config import Recipe, load_recipe
 from robustdistiller.errors import UserError
 from robustdistiller.evaluation.conditions import ConditionsConfig
 from robustdistiller.evaluation.task_file import TaskConfig
 from robustdistiller.presets import shipped_names
+from robustdistiller.schema import validated
 
 
 @pytest.mark.parametrize("name", shipped_names("recipes"))
@@ -60,7 +61,10 @@ def test_a_recipe_cannot_be_changed():
         ("trainin.steps=1", "Unknown field 'trainin' in smoke. Did you mean 'training'?"),
         ("objectives.enhancement.tapp=last", "Did you mean 'tap'?"),
         ("training.steps=0", "'training.steps' in smoke is wrong: input should be greater than or equal to 1"),
-        ("environment.snr_db=[20, 0]", "snr_db must be [lowest, highest]"),
+        (
+            "environment.snr_db=[20, 0]",
+            "'environment.snr_db' in smoke is wrong: it must be [lowest, highest] (got [20, 0]).",
+        ),
         (
             "environment.t60_seconds=[0, 1]",
             "input should be greater than or equal to 0.1",

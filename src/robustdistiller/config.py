@@ -6,16 +6,16 @@ recipe is evaluated. ``--set section.field=value`` on the command line overrides
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from .errors import UserError, closest
+from .errors import UserError
 from .files import parse_yaml, read_mapping, write_text
+from .schema import Section, validated
 
 
 def _no_switch(value: Any) -> Any:
@@ -23,6 +23,12 @@ def _no_switch(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"it must be a number, not {str(value).lower()}")
     return value
+
+
+def _rising(limits: tuple[Any, Any]) -> tuple[Any, Any]:
+    if limits[0] > limits[1]:
+        raise ValueError("it must be [lowest, highest]")
+    return limits
 
 
 # Bounds that keep every value computable: what lies beyond is a slip of the pen, and would end in a crash or without an end.
@@ -43,18 +49,9 @@ Hertz = Annotated[Number, Field(ge=1, le=1e5)]
 Percent = Annotated[Number, Field(gt=0, le=50)]
 Rate = Annotated[Positive, Field(le=1e3)]  # of learning
 Decay = Annotated[NonNegative, Field(le=1e3)]  # of weights
+Bound = TypeVar("Bound")
+Range = Annotated[tuple[Bound, Bound], AfterValidator(_rising)]  # lowest and highest
 Milliseconds = Annotated[Whole, Field(le=60_000, multiple_of=20)]  # whole frames
-
-
-class Section(BaseModel):
-    """A part of a recipe, or of another file of choices: immutable, and strict about unknown names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _ordered(name: str, limits: tuple[float, float]) -> None:
-    if limits[0] > limits[1]:
-        raise ValueError(f"{name} must be [lowest, highest], not {list(limits)}")
 
 
 class TeacherConfig(Section):
@@ -160,19 +157,13 @@ class EffectsConfig(Section):
     """Beyond the paper, all off by default: the probability of each device effect and its range."""
 
     gain: Probability = 0.0  # probability of another level
-    gain_db: tuple[Decibels, Decibels] = (-12.0, 6.0)  # lowest and highest, dB
+    gain_db: Range[Decibels] = (-12.0, 6.0)  # lowest and highest, dB
     clipping: Probability = 0.0  # probability of clipping
-    clipping_percent: tuple[Percent, Percent] = (0.1, 2.0)  # of samples pushed past the limit
+    clipping_percent: Range[Percent] = (0.1, 2.0)  # of samples pushed past the limit
     band_limit: Probability = 0.0  # telephone or small-microphone band pass
-    low_hz: tuple[Hertz, Hertz] = (50.0, 400.0)  # lower edge of the band, lowest and highest, Hz
-    high_hz: tuple[Hertz, Hertz] = (3000.0, 7000.0)  # upper edge of the band, lowest and highest, Hz
+    low_hz: Range[Hertz] = (50.0, 400.0)  # lower edge of the band, lowest and highest, Hz
+    high_hz: Range[Hertz] = (3000.0, 7000.0)  # upper edge of the band, lowest and highest, Hz
     codec: Probability = 0.0  # 8-bit mu-law (G.711)
-
-    @model_validator(mode="after")
-    def _check(self) -> EffectsConfig:
-        for name in ("gain_db", "clipping_percent", "low_hz", "high_hz"):
-            _ordered(name, getattr(self, name))
-        return self
 
 
 class CurriculumConfig(Section):
@@ -195,22 +186,20 @@ class EnvironmentConfig(Section):
     noise: NonNegative = 0.25  # share with noise alone
     reverb: NonNegative = 0.25  # share in a room alone
     both: NonNegative = 0.25  # share with noise in a room
-    snr_db: tuple[Decibels, Decibels] = (0.0, 20.0)  # lowest and highest, dB, against the reverberant speech
+    snr_db: Range[Decibels] = (0.0, 20.0)  # lowest and highest, dB, against the reverberant speech
     snr_step_db: NonNegative = 1.0  # the paper draws whole decibels; 0 draws any value
-    noises: tuple[Few, Few] = (1, 1)  # how many noises sound at once, lowest and highest
+    noises: Range[Few] = (1, 1)  # how many noises sound at once, lowest and highest
     noise_kinds: NoiseMix = NoiseMix()
     noise_in_room: bool = False  # let the noise reach the microphone through a response of the same room
-    babble_voices: tuple[Few, Few] = (3, 7)  # talkers in a babble, fewest and most
+    babble_voices: Range[Few] = (3, 7)  # talkers in a babble, fewest and most
     simulated_rooms: Annotated[Whole, Field(le=10**6)] = 64  # built when there are no recorded ones, or beside them
     simulated_share: Probability = 0.0  # probability of a simulated room where recorded ones exist
-    t60_seconds: tuple[Seconds, Seconds] = (0.2, 1.0)  # of simulated rooms, shortest and longest
+    t60_seconds: Range[Seconds] = (0.2, 1.0)  # of simulated rooms, shortest and longest
     effects: EffectsConfig = EffectsConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
 
     @model_validator(mode="after")
     def _check(self) -> EnvironmentConfig:
-        for name in ("snr_db", "noises", "babble_voices", "t60_seconds"):
-            _ordered(name, getattr(self, name))
         if not self.clean + self.noise + self.reverb + self.both > 0:
             raise ValueError("one of clean, noise, reverb and both must be above 0")
         if self.noise + self.both > 0 and not sum(self.noise_kinds.model_dump().values()) > 0:
@@ -390,56 +379,3 @@ def _assign(values: dict[str, Any], name: str, value: Any) -> None:
             raise UserError(f"'{name}' names a field inside '{section}', which holds a plain value: check the name.")
         values = inner
     values[field] = value
-
-
-T = TypeVar("T", bound=Section)
-
-
-def validated(model: type[T], values: dict[str, Any], where: str) -> T:
-    """Plain values that were read from `where` as a `model`.
-
-    Raises:
-        UserError: An unknown field (with the closest known one) or a wrong value, in one sentence about the first fault.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_sentence(error, model, where)) from error
-
-
-def _sentence(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    first = error.errors()[0]
-    name = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        whole, (*trail, unknown) = model, first["loc"]
-        for part in trail:
-            model = _section(model.model_fields[part].annotation) or model if part in model.model_fields else model
-        known = list(model.model_fields)
-        elsewhere = [field for field in _fields(whole) if field.rpartition(".")[2] == unknown]
-        nearest = min(elsewhere, key=lambda field: field.count("."), default="")
-        meant = f" Did you mean '{nearest}'?" if nearest else closest(str(unknown), known)
-        return f"Unknown field '{name}' in {where}.{meant} Known here: {', '.join(known)}."
-    if first["type"] == "missing":
-        return f"The field '{name}' is missing in {where}: add it."
-    message = first["msg"].removeprefix("Value error, ").replace("tuple", "list").replace("Tuple", "list").rstrip(".")
-    if first["type"] == "string_pattern_mismatch":
-        message = "it may hold letters, digits, _, . and - alone"
-    at = f"The field '{name}' in {where} is wrong" if name else f"A choice in {where} is wrong"
-    got = f" (got {reprlib.repr(first['input']):.80})" if name else ""
-    text = f"{at}: {message[:1].lower()}{message[1:]}{got}"
-    return text if text.endswith("?") else f"{text}."
-
-
-def _fields(model: type[BaseModel]) -> Iterator[str]:
-    """The names of all fields of a section and of the sections in it, with dots."""
-    for name, field in model.model_fields.items():
-        yield name
-        if (inner := _section(field.annotation)) is not None:
-            yield from (f"{name}.{field}" for field in _fields(inner))
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field of this type holds, itself or in a list, if it holds one."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section(part))), None)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from robustdistiller.audio.manifest import read_manifest, write_manifest
-from robustdistiller.config import validated
 from robustdistiller.errors import UserError
 from robustdistiller.evaluation.tasks import PARTS, TaskConfig, build_task, load_folds, load_task
+from robustdistiller.schema import validated
 
 
 def rewritten(words, tmp_path, change):
@@ -191,8 +191,8 @@ def test_the_fingerprint_changes_with_the_audio(words, tmp_path):
 
 
 def test_shipped_task_examples_are_valid():
-    from robustdistiller.config import validated
     from robustdistiller.files import read_mapping
+    from robustdistiller.schema import validated
 
     examples = sorted((Path(__file__).parents[2] / "tasks").glob("*.yaml"))
     assert examples

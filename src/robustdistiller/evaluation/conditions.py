@@ -29,10 +29,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ..acoustics.noise import KINDS
-from ..config import Count, EnvironmentConfig, Number, Section, Seed, validated
+from ..config import Count, EnvironmentConfig, Number, Seed
 from ..errors import closest
 from ..files import read_mapping
 from ..presets import find_shipped
+from ..schema import Section, validated
 
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 Decibels = Annotated[Number, Field(ge=-30, le=60)]

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..audio.manifest import Recording
-from ..config import Count, Number, Section
+from ..config import Count, Number
 from ..errors import printable
 from ..files import digest
 from ..runtime.detection import BACKGROUND
+from ..schema import Section
 from .phones import FOLDINGS
 from .scenes import Montage
 from .sources import fingerprint

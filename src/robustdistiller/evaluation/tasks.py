@@ -26,11 +26,11 @@ from typing import Any
 
 from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import Recording
-from ..config import validated
 from ..errors import UserError, closest
 from ..files import read_mapping, unique_name
 from ..models.frames import GRID
 from ..randomness import fraction
+from ..schema import validated
 from .fairness import check_answers, check_overlap, remark_speakers
 from .phones import FOLDINGS
 from .scenes import STRETCH_SECONDS, UNKNOWN, deal, keyword_scenes, stretches

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..audio.io import SAMPLE_RATE
-from ..config import Depth, Section, Whole, Width
+from ..config import Depth, Whole, Width
 from ..models.building import NO_MASKING
 from ..models.frames import GRID
+from ..schema import Section
 
 
 class MiniConfig(Section):

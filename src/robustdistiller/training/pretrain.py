@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ..audio.io import SAMPLE_RATE
-from ..config import Count, Decay, NonNegative, Positive, Probability, Rate, Section, Seed, TrainingConfig, validated
+from ..config import Count, Decay, NonNegative, Positive, Probability, Rate, Seed, TrainingConfig
 from ..distributed import Distributed
 from ..errors import UserError
 from ..files import exclusive, read_json, read_mapping, replacing_folder, write_json
@@ -29,6 +29,7 @@ from ..models.repository import locate
 from ..models.teacher import Teacher, load_teacher
 from ..presets import shipped_folder
 from ..randomness import integer
+from ..schema import Section, validated
 from . import checkpoint
 from .checkpoint import TrainingProgress
 from .mini import Mini, MiniConfig, loss_terms

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from ..audio.io import SAMPLE_RATE
 from ..audio.manifest import read_manifest
-from ..config import Number, Positive, Seconds, Section
+from ..config import Number, Positive, Seconds
 from ..errors import UserError
 from ..progress import Progress
 from ..randomness import generator
+from ..schema import Section
 
 log = logging.getLogger(__name__)
 

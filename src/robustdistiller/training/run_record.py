@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import Recipe, validated
+from ..config import Recipe
 from ..errors import UserError
 from ..files import read_json, read_mapping, write_json
 from ..models.teacher import Teacher
+from ..schema import validated
 from .materials import Materials
 
 logger = logging.getLogger(__name__)
