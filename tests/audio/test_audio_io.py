@@ -256,8 +256,8 @@ def test_truncated_nan_and_short_files_have_their_reasons(tmp_path):
             read_audio(tmp_path / name, start)
         assert caught.value.reason == reason
     assert read_audio(tmp_path / "one.wav").shape == (1,)
-    with pytest.raises(AudioError, match="does not exist"):
-        read_audio(tmp_path)  # a folder
+    with pytest.raises(AudioError, match="is a folder"):
+        read_audio(tmp_path)
 
 
 def test_what_is_written_is_read_back(tmp_path):
