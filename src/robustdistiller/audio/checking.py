@@ -22,8 +22,9 @@ from ..errors import AudioError, UserError
 from ..files import StrPath, write_jsonl
 from ..process import usable_cores
 from .corpora import Role
-from .io import SAMPLE_RATE, UNKNOWN, mono_blocks, opened
+from .io import SAMPLE_RATE, mono_blocks, opened
 from .manifest import Recording
+from .media import UNKNOWN
 from .rir import READ, prepare_rir
 
 MIN_SECONDS: dict[Role, float] = {"speech": 0.1, "noise": 0.1, "rooms": 0.01}

@@ -24,8 +24,9 @@ import soundfile
 import soxr
 
 from ..channels import Downmix
-from ..errors import AudioError, UserError, optional
+from ..errors import AudioError, UserError
 from ..files import StrPath, replacing
+from .media import MEDIA, UNKNOWN, MediaFile
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +37,7 @@ SUFFIXES |= {".snd", ".sph", ".nist", ".w64", ".rf64", ".caf"}
 UNREAD = frozenset(
     {".wv", ".ape", ".tta", ".mpc", ".ra", ".dsf", ".dff", ".mkv", ".mov", ".avi", ".shn", ".spx", ".voc"}
 )
-MEDIA = frozenset({".m4a", ".mp4", ".aac", ".webm", ".mka", ".wma", ".amr", ".3gp"})  # read with PyAV where it is there
 
-UNKNOWN = (1 << 63) - 1  # the frame count of a file that was written as a stream and does not tell its length
 _BLOCK = 1 << 20  # values decoded at a time, over all channels: the memory that a lying header can cost
 _CONTEXT = 1024  # samples (at the lower rate) read around a resampled segment: several times soxr's filter
 
@@ -134,7 +133,7 @@ def read_audio(
 
 
 def mono_blocks(
-    file: soundfile.SoundFile | _Media,
+    file: soundfile.SoundFile | MediaFile,
     path: StrPath,
     start: int = 0,
     frames: int | None = None,
@@ -263,7 +262,7 @@ def find_files(folder: StrPath, suffixes: Collection[str], failed: list[OSError]
 
 
 @contextlib.contextmanager
-def opened(path: StrPath, content: bytes | None = None) -> Iterator[soundfile.SoundFile | _Media]:
+def opened(path: StrPath, content: bytes | None = None) -> Iterator[soundfile.SoundFile | MediaFile]:
     """Open a file (or its `content`) for decoding, with every failure as an `AudioError` (missing, corrupt, empty)."""
     path = Path(path)
     if content is None and not os.path.isfile(path):
@@ -273,7 +272,7 @@ def opened(path: StrPath, content: bytes | None = None) -> Iterator[soundfile.So
         size = path.stat().st_size if content is None else len(content)
         with _muted(path):
             if path.suffix.lower() in MEDIA and content is None:
-                file: Any = _Media(path)
+                file: Any = MediaFile(path)
             else:
                 name = os.fsencode(path) if os.name == "posix" else path  # which need not be text
                 file = soundfile.SoundFile(name if content is None else io.BytesIO(content))
@@ -286,56 +285,6 @@ def opened(path: StrPath, content: bytes | None = None) -> Iterator[soundfile.So
         raise AudioError(f"{path} cannot be read as audio ({_reason(error)}): remove it or convert it.") from error
     with file:
         yield file
-
-
-class _Media:
-    """A file that PyAV decodes, with as much of the interface of `soundfile.SoundFile` as is needed: read in one go."""
-
-    frames = UNKNOWN  # headers are wrong by the padding of the codec
-
-    def __init__(self, path: Path) -> None:
-        av = optional("av", "media", f"Reading {path.suffix} files")
-        try:
-            self._container = av.open(str(path), metadata_errors="replace")
-        except av.FFmpegError as error:
-            raise ValueError(str(error)) from error
-        stream = next(iter(self._container.streams.audio), None)
-        # A stream whose codec is unknown has neither attribute.
-        self.samplerate, self.channels = getattr(stream, "rate", 0), getattr(stream, "channels", 0)
-        if not self.samplerate or not self.channels:
-            raise ValueError("it holds no sound")
-        self._frames = self._decoded(stream)
-        self._rest = np.zeros((0, self.channels), np.float32)
-
-    def _decoded(self, stream: Any) -> Iterator[np.ndarray]:
-        import av
-
-        resampler = av.AudioResampler(format="flt")
-        try:
-            for frame in self._container.decode(stream):
-                for part in resampler.resample(frame):
-                    yield part.to_ndarray().reshape(-1, self.channels)
-        except av.FFmpegError as error:
-            raise ValueError(str(error)) from error
-
-    def read(self, frames: int, dtype: str = "float32", always_2d: bool = True) -> np.ndarray:
-        parts, count = [self._rest], len(self._rest)
-        while count < frames and (frame := next(self._frames, None)) is not None:
-            parts.append(frame)
-            count += len(frame)
-        block = np.concatenate(parts)
-        self._rest = block[frames:]
-        return block[:frames]
-
-    def seek(self, frame: int) -> None:
-        while frame > 0 and len(block := self.read(min(frame, _BLOCK))):
-            frame -= len(block)
-
-    def __enter__(self) -> _Media:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._container.close()
 
 
 @contextlib.contextmanager

@@ -22,9 +22,10 @@ from ..files import StrPath, digest, neighbour, read_json, write_json
 from ..progress import Progress
 from .checking import Skipped, check_all
 from .corpora import CORPORA, Role, scan_corpus
-from .io import MEDIA, SUFFIXES, find_files, readable
+from .io import SUFFIXES, find_files, readable
 from .lhotse_adapter import is_cuts, read_cuts
 from .manifest import Recording, check_exist, read_manifest, recording_from_row, write_manifest
+from .media import MEDIA
 from .shards import is_sharded
 
 log = logging.getLogger(__name__)
