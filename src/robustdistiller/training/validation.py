@@ -64,23 +64,23 @@ class Validator:
         self.layers = teacher.layers
         mine = sorted(recordings, key=lambda r: (-r.seconds, r.id))[context.rank :: context.world]
         self.kept: list[Kept] = []
-        self._items = items = list[Any]()
+        self._speech = list[tuple[Recording, Any]]()
         for index, recording in enumerate(mine):
             seconds = min(recording.seconds, recipe.data.crop_seconds)
             crop = Crop(index, 0, 0, int(seconds * SAMPLE_RATE + 1e-3))
             try:
-                wave = load_crop(recording, crop)
+                self._speech.append((recording, load_crop(recording, crop)))
             except AudioError as error:
                 logger.warning("validation leaves out %s: %s", recording.id, error)
-                continue
-            scene = environment.draw(recording.id, len(wave) / SAMPLE_RATE, epoch=0, speaker=recording.speaker)
-            items.append((wave, scene, environment.fetch(scene, len(wave)), environment.responses(scene), []))
-        if not items and context.world == 1:
+        if not self._speech and context.world == 1:
             raise UserError("No validation recording can be read: check the files of the valid split.")
 
     def prepare(self) -> None:
-        """Make the batches, over which the teacher takes a while; the first validation does where nobody has."""
-        start, items = 0, self._items
+        """Make the batches, over which rooms and teacher take a while; the first validation does where nobody has."""
+        start, items, environment = 0, list[Any](), self.environment
+        for recording, wave in self._speech:
+            scene = environment.draw(recording.id, len(wave) / SAMPLE_RATE, epoch=0, speaker=recording.speaker)
+            items.append((wave, scene, environment.fetch(scene, len(wave)), environment.responses(scene), []))
         while start < len(items):
             size = len(items[start][0])  # the longest comes first, so it bounds the batch
             count = max(1, int(BATCH_SECONDS * SAMPLE_RATE / size))
@@ -89,7 +89,7 @@ class Validator:
             targets = self.teacher(batch.clean, batch.lengths)
             self.kept.append(Kept(batch, noisy, TeacherOutput(targets.hidden.half(), targets.lengths)))
             start += count
-        self._items = []
+        self._speech = []
 
     @torch.no_grad()
     def __call__(self, student: Student, precision: str) -> dict[str, float]:
