@@ -10,24 +10,20 @@ OUT/export.json           what was measured
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from .. import __version__
 from ..audio.io import SAMPLE_RATE
 from ..errors import UserError, optional
-from ..evaluation.false_alarms import DetectionHead
 from ..files import replacing_folder, telling_name, write_json
 from ..models.frames import GRID
 from ..models.repository import ModelFiles, locate
@@ -37,12 +33,11 @@ from ..progress import PartProgress
 from ..runtime.container import Description
 from .calibration import calibration_waves
 from .cost import licence_of, macs_per_second
-from .graph import ClassifierGraph, EncoderGraph, EnhancerGraph, at_level, trace_waves
+from .jobs import ExportOptions, Job, trace_jobs, trace_stream_jobs
 from .onnx_file import write_model
-from .parity import AGREEMENT, COSINE, TOLERANCE, Measured, Reference, answers, compare, fidelity, varied_audio
+from .parity import AGREEMENT, COSINE, TOLERANCE, Measured, answers, compare, fidelity, varied_audio
 from .quantise import FRONT_END, Ranges, feeds, quantise
-from .stream_export import StreamJob, StreamSession, trace_stream
-from .stream_graph import DetectorGraph, StreamGraph
+from .stream_export import StreamJob, StreamSession
 from .task_head import TaskHead, find_head, labelled_audio
 
 logger = logging.getLogger(__name__)
@@ -59,41 +54,6 @@ SPARED = {
 }
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """What to export.
-
-    Attributes:
-        int8: Also in 8 bits.
-        enhance: Also the enhancement head.
-        task: A head of the benchmark.
-        task_file: The task to measure its accuracy on.
-        last: Only the last state.
-        predictions: Also the predicted teacher layers.
-        licence: Written into the files; None: the one in the model card.
-        force: Write files that fell short of a limit, with everything in 8 bits.
-        speech: Sources to calibrate with, as are `noise` and `rooms`.
-        noise: See `speech`.
-        rooms: See `speech`.
-        clips: How many utterances of it.
-        seed: Of the calibration.
-    """
-
-    int8: bool = False
-    enhance: bool = False
-    task: str | None = None
-    task_file: str | None = None
-    last: bool = False
-    predictions: bool = False
-    licence: str | None = None
-    force: bool = False
-    speech: tuple[str, ...] = ()
-    noise: tuple[str, ...] = ()
-    rooms: tuple[str, ...] = ()
-    clips: int = 48
-    seed: int = 0
-
-
 @dataclass
 class Exported:
     """One file: where it is, what it says of itself, and what was measured."""
@@ -103,21 +63,6 @@ class Exported:
     measured: Measured
     bytes: int = 0
     short: str | None = None  # the limit that it fell short of, when forced
-
-
-@dataclass
-class _Job:
-    """A graph on its way: its model, and what PyTorch says to the same audio in float64 and in float32."""
-
-    name: str
-    kind: str
-    model: Any
-    reference: Reference
-    single: Reference | None
-    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    task: str = ""
-    states: tuple[str, ...] = ()
-    stream: StreamJob | None = None
 
 
 def export_student(
@@ -161,9 +106,9 @@ def export_student(
     predictions = options.predictions or (head is not None and len(head.states) > len(loaded.states_names))
     report("tracing", 0, 1)
     if loaded.chunking is None:
-        jobs = _trace(name, loaded, options, predictions, head)
+        jobs = trace_jobs(name, loaded, options, predictions, head)
     else:
-        jobs = _trace_stream(name, loaded, options, predictions, head)
+        jobs = trace_stream_jobs(name, loaded, options, predictions, head)
     report("tracing", 1, 1)
     real, told = _audio(files.folder, options)
     labelled = labelled_audio(options.task_file, head) if options.task_file and head else None
@@ -190,7 +135,7 @@ def export_student(
 
 
 def _write(
-    job: _Job,
+    job: Job,
     folder: Path,
     out: Path,
     about: Description,
@@ -252,7 +197,7 @@ def _write(
     return [*done, Exported(out / path.name, description, measured, path.stat().st_size, short)]
 
 
-def _shortfall(job: _Job, measured: Measured) -> str | None:
+def _shortfall(job: Job, measured: Measured) -> str | None:
     """What an int8 graph fell short of, as the first half of a sentence."""
     if measured.agreement is not None and measured.agreement < AGREEMENT:
         return (
@@ -265,7 +210,7 @@ def _shortfall(job: _Job, measured: Measured) -> str | None:
     return None
 
 
-def _accuracy(job: _Job, int8: Any, labelled: Any, head: TaskHead, measured: Measured) -> str | None:
+def _accuracy(job: Job, int8: Any, labelled: Any, head: TaskHead, measured: Measured) -> str | None:
     """Accuracy on labelled audio, in PyTorch and int8, into `measured`; the shortfall as half a sentence."""
     right, (waves, labels) = {"fp32": 0, "int8": 0}, labelled
     for wave, answer in zip(waves, labels, strict=True):
@@ -289,69 +234,6 @@ def _judge(short: str | None, precision: str, options: ExportOptions) -> None:
         raise UserError(f"{short}: {way} pass --force to keep the file.")
     if short:
         logger.warning("%s; it is kept because of --force", short)
-
-
-def _trace(
-    folder: str, loaded: Student, options: ExportOptions, predictions: bool, head: TaskHead | None
-) -> list[_Job]:
-    """All graphs that are wanted. The student is loaded afresh, because tracing changes it."""
-    single = functools.cache(lambda: load_student(folder))  # rarely asked
-
-    def in_both(compute: Callable[[Student, Tensor, Tensor], Sequence[Tensor]]) -> tuple[Reference, Reference]:
-        return functools.partial(compute, loaded), lambda wave, lengths: compute(single(), wave, lengths)
-
-    def features(student: Student, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return student.states(wave, lengths, predictions)
-
-    def last(student: Student, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        states, frames = student.states(wave, lengths)
-        return states[:, -1:], frames
-
-    fresh = load_student(folder)
-    network = EncoderGraph(fresh, predictions and not options.last, options.last)
-    model = trace_waves(network, ["states", "frames"])
-    jobs = [_Job("encoder", "encoder", model, *in_both(last if options.last else features), states=network.names)]
-    if options.enhance:
-        both = in_both(lambda student, wave, lengths: [student.enhance(wave, lengths)])
-        jobs.append(_Job("enhancer", "enhancer", trace_waves(EnhancerGraph(fresh), ["enhanced"]), *both))
-    if isinstance(head and head.head, DetectionHead):
-        raise UserError(
-            f"The head {options.task} listens to a stream: name the operating point, as in {folder}@160+160."
-        )
-    if head is not None:
-        names = [f"probabilities_{slot}" for slot in head.labels]
-        if not all(name.isidentifier() for name in names):
-            names = [f"probabilities_{number}" for number in range(len(names))]
-        classifier = ClassifierGraph(fresh, head.head, head.level, predictions)
-
-        def probabilities(student: Student, wave: Tensor, lengths: Tensor) -> Sequence[Tensor]:
-            levelled = at_level(wave, lengths, head.level) if head.level is not None else wave
-            return classifier.classify(*features(student, levelled, lengths))
-
-        both = in_both(probabilities)
-        jobs.append(_Job(head.task, "classifier", trace_waves(classifier, names), *both, head.labels, head.task))
-    return jobs
-
-
-def _trace_stream(
-    folder: str, loaded: Student, options: ExportOptions, predictions: bool, head: TaskHead | None
-) -> list[_Job]:
-    """The step of a streaming student, and that of its head if there is one."""
-    if options.enhance or options.last:
-        raise UserError("A stream has all states and no enhancement head: leave --enhance and --last out.")
-    chunking = loaded.chunking
-    assert chunking is not None
-    jobs = []
-    for part in (None, head)[: 1 if head is None else 2]:
-        fresh = load_student(folder)
-        network = StreamGraph(fresh, chunking, predictions) if part is None else DetectorGraph(fresh, chunking, part)
-        stream = StreamJob(network, loaded, part)
-        name, labels, task = ("encoder", {}, "") if part is None else (part.task, part.labels, part.task)
-        jobs.append(
-            _Job(f"{name}.stream", stream.description.kind, trace_stream(network), stream.references, None, labels, task,
-                 stream.description.states, stream)
-        )  # fmt: skip
-    return jobs
 
 
 def _audio(folder: Path, options: ExportOptions) -> tuple[list[NDArray[np.float32]], str]:
