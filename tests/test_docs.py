@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -55,6 +57,21 @@ def test_no_line_of_prose_is_longer_than_120_characters():
         if len(line) > 120 and not line.startswith(("|", "!["))  # rows of tables and pictures have no place to break
     ]
     assert not long
+
+
+def test_what_the_pages_name_exists():
+    wanted = {recipe.stem for recipe in (ROOT / "recipes").glob("*.yaml")}
+    assert wanted <= set(re.findall(r"`([a-z0-9-]+)`", (DOCS / "recipes.md").read_text(encoding="utf-8")))
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`([\w/]+\.py)`", text):
+            places = (ROOT / name, Path(robustdistiller.__file__).parent / name, ROOT / "tests" / name)
+            assert any(place.is_file() for place in places), f"{page.name}: {name}"
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and str(node.module).startswith("robustdistiller"):
+                    module = importlib.import_module(str(node.module).replace("_runtime", ".runtime"))
+                    assert all(hasattr(module, name.name) for name in node.names), f"{page.name}: {node.module}"
 
 
 def test_every_key_of_a_file_has_a_meaning_in_the_reference():

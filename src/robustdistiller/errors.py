@@ -51,7 +51,7 @@ def code(text: str) -> str:
 
 def closest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the nearest known name, or an empty string: made to be appended to a sentence."""
-    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
