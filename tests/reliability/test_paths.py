@@ -16,12 +16,15 @@ from robustdistiller.audio.io import SAMPLE_RATE, write_audio
 from robustdistiller.audio.manifest import read_manifest, write_manifest
 from robustdistiller.audio.prepare import prepare
 from robustdistiller.config import EnhancementConfig, StudentConfig, load_recipe
+from robustdistiller.deployment.task_head import read_head
 from robustdistiller.errors import UserError, printable
 from robustdistiller.evaluation.conditions import load_conditions
 from robustdistiller.evaluation.tasks import load_task
 from robustdistiller.models.building import build_student
 from robustdistiller.models.student import load_student
 from robustdistiller.models.teacher import load_teacher
+from robustdistiller.runtime import describe
+from robustdistiller.runtime.sound import read_wave
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="names that only Linux allows")
 WAVE = shared().speech_like(0.3, 0)
@@ -94,7 +97,8 @@ def test_a_strange_name_is_one_sentence_wherever_it_is_given(name, student, tmp_
         lambda: load_recipe(name), lambda: load_student(name), lambda: load_teacher(name), lambda: prepare(name, "speech"),
         lambda: read_manifest(name), lambda: load_task(name), lambda: load_conditions(name),
         lambda: contaminate_file(name, tmp_path / "o.wav", ["white"]),
-        lambda: extract_features(student, [name], tmp_path / "out"),
+        lambda: extract_features(student, [name], tmp_path / "out"), lambda: read_head(name), lambda: describe(name),
+        lambda: read_wave(name),
     ]  # fmt: skip
     for number, attempt in enumerate(attempts):
         with pytest.raises(UserError) as caught:

@@ -266,7 +266,7 @@ def opened(path: StrPath, content: bytes | None = None) -> Iterator[soundfile.So
     """Open a file (or its `content`) for decoding, with every failure as an `AudioError` (missing, corrupt, empty)."""
     path = Path(path)
     if content is None and not os.path.isfile(path):
-        what = "is a folder: give one of its files" if path.is_dir() else "does not exist: check the path"
+        what = "is a folder: give one of its files" if os.path.isdir(path) else "does not exist: check the path"
         raise AudioError(f"{path} {what}.", "missing")
     try:
         size = path.stat().st_size if content is None else len(content)

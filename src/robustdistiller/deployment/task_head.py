@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def read_head(path: StrPath) -> TaskHead:
     Raises `UserError` for a file that is none, a damaged one, or a head that does not classify utterances.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"There is no head {path}: give RESULTS/heads/TASK of `evaluate`, or a file in it.")
     with explained(f"{path} is no head of this version", "run `evaluate` again and give its heads/ file."):
         told, heads = read_heads(path)
@@ -78,7 +79,7 @@ def find_head(path: StrPath, name: str, student: Student) -> TaskHead:
     Raises:
         UserError: As `read_head`, and where no head, or more than one, is of this student.
     """
-    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
+    files = sorted(Path(path).glob("*.safetensors")) if os.path.isdir(path) else [Path(path)]
     if not files:
         raise UserError(f"The folder {path} holds no heads: give RESULTS/heads/TASK of `evaluate`, or a file in it.")
 

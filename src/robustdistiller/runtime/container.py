@@ -88,14 +88,14 @@ def describe(path: str | os.PathLike[str], verify: bool = True) -> Description:
     missing, no ONNX file, not made by RobustDistiller, of a newer format, truncated or damaged.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         names = sorted(file.name for file in path.glob("*.onnx"))
         raise UserError(
             f"{path} is a folder: give one of its files ({', '.join(names)})."
             if names
             else f"{path} is a folder without an .onnx file: give a file that `robustdistiller export` wrote."
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"There is no file {path}: check the path, or export a student first.")
     try:
         with path.open("rb") as stream:

@@ -27,8 +27,8 @@ def read_wave(path: str | os.PathLike[str], sampling_rate: int = SAMPLE_RATE) ->
     """
     soundfile = optional("soundfile", "", "Reading audio files")
     path = Path(path)
-    if not path.is_file():
-        raise AudioError(f"{path} is a folder: give one of its files." if path.is_dir() else
+    if not os.path.isfile(path):
+        raise AudioError(f"{path} is a folder: give one of its files." if os.path.isdir(path) else
                          f"There is no audio file {path}: check the path.", "missing")  # fmt: skip
     try:
         with soundfile.SoundFile(path) as file:
