@@ -19,6 +19,8 @@ from robustdistiller.config import EnhancementConfig, StudentConfig, load_recipe
 from robustdistiller.deployment.task_head import read_head
 from robustdistiller.errors import UserError, printable
 from robustdistiller.evaluation.conditions import load_conditions
+from robustdistiller.evaluation.evaluated import open_models
+from robustdistiller.evaluation.sources import read_source
 from robustdistiller.evaluation.tasks import load_task
 from robustdistiller.models.building import build_student
 from robustdistiller.models.student import load_student
@@ -98,7 +100,7 @@ def test_a_strange_name_is_one_sentence_wherever_it_is_given(name, student, tmp_
         lambda: read_manifest(name), lambda: load_task(name), lambda: load_conditions(name),
         lambda: contaminate_file(name, tmp_path / "o.wav", ["white"]),
         lambda: extract_features(student, [name], tmp_path / "out"), lambda: read_head(name), lambda: describe(name),
-        lambda: read_wave(name),
+        lambda: read_wave(name), lambda: open_models([name], False), lambda: read_source(name, "speech"),
     ]  # fmt: skip
     for number, attempt in enumerate(attempts):
         with pytest.raises(UserError) as caught:

@@ -189,14 +189,14 @@ def _open(name: str, source: str, predictions: bool, device: torch.device | str)
     if source in BASELINES:
         network = BASELINES[source]()
         kind, state_names, size = "baseline", (f"{source} with differences",), 0
-    elif (folder / HEADS_CONFIG).is_file():
+    elif os.path.isfile(folder / HEADS_CONFIG):
         network = load_student(source)
         kind, size, exposure = "student", network.num_parameters, read_provenance(folder)
         state_names = network.states_names
         if predictions and network.heads is not None:
             state_names = (*state_names, *(f"prediction of layer {layer}" for layer in network.layers))
     else:
-        if not folder.exists() and "/" not in source and source not in shipped():
+        if not os.path.exists(folder) and "/" not in source and source not in shipped():
             known = [*BASELINES, *shipped()]
             given = "a student folder, a model folder or hub name, or one of"
             raise UserError(f"There is no model {source}.{closest(source, known)} Give {given} {', '.join(known)}.")

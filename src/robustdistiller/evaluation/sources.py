@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,11 +34,11 @@ def read_source(
     named = bool(colon) and re.fullmatch(r"[a-z0-9_]+", corpus) is not None and not rest.startswith(":")
     place = rest if named else source
     place, _, inline_root = place.partition("::")
-    path = next((p for p in (folder / place, Path(place)) if p.exists()), None)
+    path = next((p for p in (folder / place, Path(place)) if os.path.exists(p)), None)
     if path is None:
         raise UserError(f"There is no {role} at {place}: correct the source in the task or conditions file.")
     root = root or inline_root or None
-    base = next((p for p in (folder / root, Path(root)) if p.is_dir()), None) if root else None
+    base = next((p for p in (folder / root, Path(root)) if os.path.isdir(p)), None) if root else None
     if root and base is None:
         raise UserError(f"There is no folder {root}, named as root of {place}: correct it.")
     from ..audio.prepare import listed, prepare_all
