@@ -48,6 +48,7 @@ from .store import Row, Store, read_rows, write_rows
 from .tables import write_tables
 from .task_heads import Trained
 from .tasks import Example, Task, TaskConfig, build_task, families, load_folds
+from .workload import Workload
 
 __all__ = ["Settings", "evaluate"]
 
@@ -138,7 +139,7 @@ def _unlabelled(source: str, taken: Sequence[str], scans: Path) -> Task:
 
 
 class _Benchmark:
-    """One run. `work` counts shards and heads for the progress callback."""
+    """One run."""
 
     def __init__(
         self, models: list[EvaluatedModel], reported: list[ReportedModel], tasks: list[list[Task]], store: Store,
@@ -146,8 +147,8 @@ class _Benchmark:
     ):  # fmt: skip
         self.models, self.reported, self.tasks, self.store, self.device = models, reported, tasks, store, device
         self.stage, self.settings, self.out = store.stage, store.settings, store.out
-        self.reference, self.notes, self.progress = reference, notes, progress
-        self.done = self.total = self.begun = 0
+        self.reference, self.notes = reference, notes
+        self.workload = Workload(tasks, len(models), self.stage.conditions, self.settings, self._plan, progress)
         self.label_free = LabelFree(store, self._plan, device)
 
     def run(self, ranks: Distributed) -> dict[str, Any]:
@@ -157,7 +158,6 @@ class _Benchmark:
 
     def _run(self, ranks: Distributed) -> dict[str, Any]:
         self._require_space()
-        self.total = self._work()
         if ranks.world > 1:
             self._do_part(ranks)
         if not ranks.rank:
@@ -185,7 +185,8 @@ class _Benchmark:
         for number, folds in enumerate(self.tasks):
             self._similarity(folds[0], ranks.share(self.models, number))
         ranks.wait()
-        self.notes, self.begun = notes, 0
+        self.notes = notes
+        self.workload.restart()
 
     # One task
 
@@ -209,7 +210,7 @@ class _Benchmark:
                         for model in self.reported:
                             if name in model.names:
                                 confusions.add(model.name, condition, rows)
-                    self._phase(len(self._plan(fold.test).shards))
+                    self.workload.phase(len(self._plan(fold.test).shards))
                 told["heads"] = told["heads"] or [_head_summary(m, heads[m.names[0]][0]) for m in self.reported]
             told["confusion"] = confusions.to_list()
         told |= task_figures(folds, scored, self.reported, self.stage.conditions, self.settings, self.reference)
@@ -250,7 +251,7 @@ class _Benchmark:
         examples = [task.part(part)[k] for k in numbers]
         extract(
             models, streams, self._plan(examples), self.stage.render(condition, task, part, examples), pooled,
-            self.device, self._tick, {name: partial(one.add, numbers) for name, one in compared.items()},
+            self.device, self.workload.tick, {name: partial(one.add, numbers) for name, one in compared.items()},
         )  # fmt: skip
         self.label_free.write(lacking, task, condition, compared)
 
@@ -279,7 +280,7 @@ class _Benchmark:
                  for part in ("train", "valid")}  # fmt: skip
         for model in missing:
             logger.info("heads of %s for %s", model.name, task.name)
-            heads[model.name] = probe.fit(parts["train"][model.name], parts["valid"][model.name], self._tick)
+            heads[model.name] = probe.fit(parts["train"][model.name], parts["valid"][model.name], self.workload.tick)
             about = {
                 "task": task.name,
                 "kind": task.config.kind,
@@ -290,7 +291,7 @@ class _Benchmark:
                 "model": model.digest,
             }  # what an export of the head needs to know
             save_heads(self.store.heads_file(task, model), heads[model.name], keys[model.name], about)
-        self._phase(self._head_work(task))
+        self.workload.phase(self.workload.heads(task))
         return heads
 
     def _predictions(self, task: Task, heads: dict[str, list[Trained]], condition: Condition) -> dict[str, list[Row]]:
@@ -330,11 +331,13 @@ class _Benchmark:
             plan = self._plan(task.test)
             todo = [model for model in able if rows[model.name] is None]
             if todo or rows[UNPROCESSED] is None:
-                new = enhance_and_score(todo, task, self.stage, condition, plan, wanted, self.device, self._tick)
+                new = enhance_and_score(
+                    todo, task, self.stage, condition, plan, wanted, self.device, self.workload.tick
+                )
                 for name, values in new.items():
                     write_rows(self.store.rows_file(task, name, condition), values, keys[name])
                     rows[name] = values
-            self._phase(len(plan.shards))
+            self.workload.phase(len(plan.shards))
             for name in candidates:
                 scored[name][condition.name] = score_enhancement(rows[name] or [], wanted)
         return scored
@@ -354,7 +357,7 @@ class _Benchmark:
                 self._compute(lacking, [], lacking, task, "test", condition, True, numbers)
             for model in models:
                 found[model.name] += self.label_free.rows(model, task, condition) or []
-            self._phase(len(models))
+            self.workload.phase(len(models))
         return found
 
     def _audio(self, task: Task) -> list[dict[str, Any]]:
@@ -370,35 +373,6 @@ class _Benchmark:
                 about = {"utterance": example.id, "condition": condition.name}
                 clips.append({**about, "file": place.as_posix(), "answer": answer})
         return clips
-
-    # Progress and space
-
-    def _tick(self, units: int = 1) -> None:
-        self.done = min(self.done + units, self.total)
-        if self.progress:
-            self.progress(self.done, self.total)
-
-    def _phase(self, units: int) -> None:
-        """The end of a phase that was announced as `units`, however much of it was there already."""
-        self.begun += units
-        self._tick(max(0, self.begun - self.done))
-
-    def _head_work(self, task: Task) -> int:
-        tried = len(self.settings.heads.learning_rates) * len(self.settings.heads.weight_decays)
-        shards = sum(len(self._plan(task.part(part)).shards) for part in ("train", "valid"))
-        return shards + len(self.models) * (tried + self.settings.seeds - 1)
-
-    def _work(self) -> int:
-        total = 0
-        for task in (task for folds in self.tasks for task in folds):
-            if task.config.kind != "unlabelled":
-                total += len(self._plan(task.test).shards) * len(self.stage.conditions)
-            if task.config.has_heads:
-                total += self._head_work(task)
-        if self.settings.similarity:
-            contaminated = sum(c.kind != "clean" for c in self.stage.conditions)
-            total += len(self.tasks) * len(self.models) * contaminated
-        return max(1, total)
 
     def _require_space(self) -> None:
         needed = 0.0
