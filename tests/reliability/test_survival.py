@@ -7,6 +7,7 @@ import pickle
 import select
 import shutil
 import signal
+import threading
 from multiprocessing.reduction import ForkingPickler
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from robustdistiller.training import distill as task
 from robustdistiller.training.distill import distill
 from robustdistiller.training.metrics_log import validation_at
 from robustdistiller.training.step_guard import FiniteGuard
+from robustdistiller.training.worker_activity import WorkerActivity, name_dead_worker
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,25 @@ def test_a_loader_worker_that_dies_is_named_with_its_file_and_nothing_is_lost(re
     distill(recipe("data.workers=2", more), tmp_path / "run", resume=True)
     distill(recipe(more), tmp_path / "long")
     assert_same(tensors(tmp_path / "run"), tensors(tmp_path / "long"))
+
+
+@pytest.mark.parametrize("lost", [ConnectionResetError, EOFError])
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_told_as_dead(lost):
+    def told(number, frame):  # as PyTorch does, a little later
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    before = signal.signal(signal.SIGUSR1, told)
+    timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    try:
+        with (
+            pytest.raises(UserError, match=r"A process that reads the speech died .killed.*go on"),
+            name_dead_worker(WorkerActivity(), str, "go on"),
+        ):
+            timer.start()
+            raise lost
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_what_a_worker_refuses_is_one_sentence(recipe, tmp_path, monkeypatch):

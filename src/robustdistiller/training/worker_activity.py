@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from torch.utils.data import get_worker_info
 from ..errors import UserError
 
 MOST = 64  # workers whose activity is known
+TOLD_SECONDS = 5.0  # until a signal tells of a worker's death
 
 
 class WorkerActivity:
@@ -75,7 +77,14 @@ def name_dead_worker(activity: WorkerActivity, name: Callable[[int], str], advic
     The system may tell of the death at any moment, so the whole loop runs inside.
     """
     try:
-        yield
+        try:
+            yield
+        except (
+            ConnectionError,
+            EOFError,
+        ):  # a worker died while it handed over a batch: the system is about to tell which
+            time.sleep(TOLD_SECONDS)
+            raise
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
